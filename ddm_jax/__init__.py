@@ -1,0 +1,1 @@
+"""Discrete diffusion language models in JAX."""

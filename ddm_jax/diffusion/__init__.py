@@ -1,0 +1,1 @@
+"""Noise schedules, forward processes and exact sampling: pure jnp, no networks."""

@@ -1,0 +1,1 @@
+"""Likelihood bounds and sample quality."""

@@ -1,0 +1,1 @@
+"""The transformer and its functional boundary; Flax NNX stays inside this folder."""

@@ -1,0 +1,1 @@
+"""Meshes, sharding layouts, multi-process set-up."""

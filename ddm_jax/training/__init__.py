@@ -1,0 +1,1 @@
+"""Train state, step, loop, optimizer, checkpoints and metric writers."""
