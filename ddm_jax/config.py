@@ -1,0 +1,287 @@
+"""Every setting of a run on one page, with its default and what it may be.
+
+A recipe (configs/*.py) starts from `defaults()` and sets fields; ml_collections lets the command
+line override any of them; `resolve` turns the result into these frozen records, or says in one
+sentence what is wrong.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ml_collections import config_dict
+
+from ddm_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def choice(default: str, *others: str) -> Any:
+    """A field that takes one of a few words; the first is the default."""
+    return field(default=default, metadata={"allowed": (default, *others)})
+
+
+def number(default: float | None, low: float = float("-inf"), high: float = float("inf")) -> Any:
+    """A number within [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; the defaults are RADD-small's."""
+
+    width: int = number(768, low=2)
+    depth: int = number(12, low=1)
+    heads: int = number(12, low=1)
+    mlp_ratio: int = number(4, low=1)
+    time: str = choice(
+        "none", "adaln"
+    )  # none: RADD; adaln: SEDD's and MDLM's conditioning on sigma
+    cond_width: int = number(128, low=1)  # of the time embedding; only with time=adaln
+    norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
+    causal: bool = False
+    tied_head: bool = False
+    dropout: float = number(0.0, low=0, high=0.99)
+    compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
+    attention: str = choice("auto", "xla", "cudnn")  # jax.nn.dot_product_attention
+    remat: str = choice("none", "dots", "full")  # what the backward pass recomputes
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """The forward process."""
+
+    name: str = "absorbing"
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule; an option left empty takes the default of its source."""
+
+    name: str = "log_linear"
+    eps: float | None = number(None, low=0, high=0.5)
+    sigma_min: float | None = number(None, low=0)
+    sigma_max: float | None = number(None, low=0)
+    k: float | None = number(None, low=0)  # exponent of the polynomial schedule
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The training objective."""
+
+    name: str = "radd_t_dce"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, how it is cut into tokens and blocks, and where prepared sets are kept."""
+
+    source: str = "embedded"
+    tokenizer: str = "sentencepiece:2048"
+    length: int = number(1024, low=2)
+    pack: str = choice("wrap", "pad")
+    root: str = "~/.cache/ddm_jax"
+    validation_fraction: float = number(0.04, low=0, high=0.5)
+    test_fraction: float = number(0.04, low=0, high=0.5)
+    workers: int = number(0, low=0)  # loader processes; 0 loads in a thread
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up, clipping and an exponential moving average."""
+
+    lr: float = number(3e-4, low=0)
+    warmup_steps: int = number(2_500, low=0)
+    decay: str = choice("constant", "cosine", "linear")  # after the warm-up, to 0 at train.steps
+    b1: float = number(0.9, low=0, high=1)
+    b2: float = number(0.999, low=0, high=1)
+    eps: float = number(1e-8, low=0)
+    weight_decay: float = number(0.0, low=0)  # of matrices and embeddings only
+    clip: float = number(1.0, low=0)  # global gradient norm
+    ema_decay: float = number(0.9999, low=0, high=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and what is written on the way."""
+
+    steps: int = number(400_000, low=1)
+    batch_size: int = number(512, low=1)  # sequences, over all devices and processes
+    microbatches: int = number(1, low=1)
+    log_every: int = number(100, low=1)
+    checkpoint_every: int = number(2_500, low=1)
+    keep_last: int = number(2, low=1)
+    keep_every: int = number(50_000, low=1)  # checkpoints at its multiples stay for good
+    max_bad_steps: int = number(20, low=1)  # non-finite updates in a row before the run stops
+    wandb_project: str = ""  # empty: no wandb
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Validation while training."""
+
+    every: int = number(5_000, low=1)
+    estimator: str = "radd_ao"
+    batch_size: int = number(64, low=1)
+    sequences: int = number(512, low=2)  # held-out blocks used
+    draws: int = number(4, low=1)  # corruptions of each block
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Text samples while training."""
+
+    name: str = "ancestral"
+    steps: int = number(128, low=1)
+    num: int = number(3, low=1)
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """How a run is spread over devices."""
+
+    name: str = "dp"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    seed: int = number(0, low=0, high=2**31 - 1)
+    model: ModelConfig = ModelConfig()
+    process: ProcessConfig = ProcessConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    layout: LayoutConfig = LayoutConfig()
+
+
+def defaults() -> config_dict.ConfigDict:
+    """Every field with its default, as an ml_collections record that recipes fill in."""
+    return _to_config_dict(Config)
+
+
+def resolve(config: config_dict.ConfigDict) -> Config:
+    """Checks a recipe and freezes it.
+
+    Raises:
+      UserError: an unknown field, a wrong type, a value out of range, or fields that contradict
+        each other.
+    """
+    resolved = _from_mapping(Config, config, "config")
+    _check_together(resolved)
+    return resolved
+
+
+def variants(arg: str | None, **allowed: tuple[str, ...]) -> dict[str, str]:
+    """Reads a config argument such as `loss=lambda_dce`; the first allowed word is the default.
+
+    Args:
+      arg: what follows the colon in `--config=configs/recipe.py:key=word,key=word`.
+      **allowed: for each key, its words.
+
+    Raises:
+      UserError: an unknown key or word.
+    """
+    chosen = {key: words[0] for key, words in allowed.items()}
+    for part in filter(None, (arg or "").split(",")):
+        key, _, word = part.partition("=")
+        if word not in allowed.get(key, ()):
+            options = "; ".join(f"{k}={'|'.join(v)}" for k, v in allowed.items())
+            raise UserError(f"config argument {part!r} is unknown: use {options}.")
+        chosen[key] = word
+    return chosen
+
+
+def lookup(table: Mapping[str, T], value: str, where: str) -> T:
+    """The table's entry for a config value.
+
+    Raises:
+      UserError: there is none; the message lists what there is.
+    """
+    if value not in table:
+        raise UserError(f"{where}={value!r} is unknown: choose one of {', '.join(sorted(table))}.")
+    return table[value]
+
+
+def _to_config_dict(record: type) -> config_dict.ConfigDict:
+    out = config_dict.ConfigDict()
+    for f, hint in _fields(record):
+        if dataclasses.is_dataclass(hint):
+            out[f.name] = _to_config_dict(hint)
+        else:
+            out[f.name] = config_dict.placeholder(_plain(hint)) if f.default is None else f.default
+    return out.lock()
+
+
+def _from_mapping(record: type, values: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a section of fields, not {values!r}.")
+    names = [f.name for f in dataclasses.fields(record)]
+    for key in values:
+        if key not in names:
+            raise UserError(f"{where}.{key} is unknown: {where} has the fields {', '.join(names)}.")
+    read = {}
+    for f, hint in _fields(record):
+        if f.name in values:
+            child, value = f"{where}.{f.name}", values[f.name]
+            if dataclasses.is_dataclass(hint):
+                read[f.name] = _from_mapping(hint, value, child)
+            else:
+                read[f.name] = _checked(value, f, hint, child)
+    return record(**read)
+
+
+def _checked(value: Any, f: dataclasses.Field, hint: Any, where: str) -> Any:
+    if value is None and f.default is None:
+        return None
+    wanted = _plain(hint)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not wanted:
+        raise UserError(f"{where}={value!r} has the wrong type: give a {wanted.__name__}.")
+    allowed = f.metadata.get("allowed", (value,))
+    if value not in allowed:
+        raise UserError(f"{where}={value!r} is unknown: choose one of {', '.join(allowed)}.")
+    low, high = f.metadata.get("low", float("-inf")), f.metadata.get("high", float("inf"))
+    if wanted in (int, float) and not low <= value <= high:
+        raise UserError(f"{where}={value!r} is out of range: give a number in [{low}, {high}].")
+    return value
+
+
+def _check_together(c: Config) -> None:
+    if c.model.width % c.model.heads or (c.model.width // c.model.heads) % 2:
+        raise UserError(
+            f"config.model.width={c.model.width} does not split into config.model.heads="
+            f"{c.model.heads} heads of an even width: make it a multiple of {2 * c.model.heads}."
+        )
+    if c.train.batch_size % c.train.microbatches:
+        raise UserError(
+            f"config.train.batch_size={c.train.batch_size} is not divisible by "
+            f"config.train.microbatches={c.train.microbatches}: choose a divisor."
+        )
+    if c.data.validation_fraction + c.data.test_fraction >= 1:
+        raise UserError(
+            f"config.data.validation_fraction={c.data.validation_fraction} and "
+            f"config.data.test_fraction={c.data.test_fraction} leave no text to train on: "
+            "make their sum smaller than 1."
+        )
+
+
+def _fields(record: type) -> list[tuple[dataclasses.Field, Any]]:
+    hints = typing.get_type_hints(record)
+    return [(f, hints[f.name]) for f in dataclasses.fields(record)]
+
+
+def _plain(hint: Any) -> type:
+    """`float | None` -> float."""
+    if isinstance(hint, types.UnionType):
+        return next(t for t in typing.get_args(hint) if t is not types.NoneType)
+    return hint

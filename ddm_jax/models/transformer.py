@@ -1,0 +1,206 @@
+"""The transformer: rotary positions, pre-LayerNorm blocks, GELU MLP, stacked and scanned layers.
+
+With `time="none"` it is the network of RADD (Ou et al. 2024, arXiv:2406.03736); with `time="adaln"`
+the DiT of SEDD (Lou et al. 2023, arXiv:2310.16834) and MDLM (Sahoo et al. 2024, arXiv:2406.07524),
+whose layers are shifted, scaled and gated by an embedding of sigma (Peebles & Xie 2022).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from ddm_jax.config import ModelConfig
+
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+ATTENTION = {"auto": None, "xla": "xla", "cudnn": "cudnn"}
+SIGMA_FREQUENCIES = 128  # cosines and as many sines; SEDD's frequency_embedding_size is 256
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what a PyTorch Linear starts from, as in the published code.
+INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+EMBED_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+Constrain = Callable[[Array, str], Array]
+
+
+class Transformer(nnx.Module):
+    """Token ids in, final hidden states out; the head is read outside (models/network.py)."""
+
+    def __init__(self, config: ModelConfig, padded_vocab: int, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.compute_dtype)
+        self.embed = nnx.Embed(
+            padded_vocab, config.width, embedding_init=EMBED_INIT, dtype=dtype, rngs=rngs
+        )
+        if config.time == "adaln":
+            self.time = SigmaEmbedding(config.cond_width, dtype, rngs)
+            self.final_adaln = _modulation(config, 2, rngs)
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs)
+
+        self.blocks = stack(rngs)
+        self.final_norm = _norm(config, rngs)
+        self.head = Head(config, padded_vocab)
+
+    def __call__(
+        self,
+        tokens: Array,
+        sigma: Array | None,
+        dropout_keys: Array | None,
+        constrain: Constrain,
+    ) -> Array:
+        """Hidden states [B, L, D] in the compute dtype of tokens int32[B, L]; see Network.apply."""
+        config = self.config
+        cond = self.time(sigma) if config.time == "adaln" else None
+        x = constrain(self.embed(tokens), "hidden")
+
+        def layer(x: Array, block: Block, index: Array) -> Array:
+            keys = None
+            if dropout_keys is not None:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, index)
+            return constrain(block(x, cond, keys), "hidden")
+
+        if config.remat != "none":
+            layer = nnx.remat(layer, policy=REMAT_POLICIES[config.remat])
+        scan = nnx.scan(layer, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
+        x = scan(x, self.blocks, jnp.arange(config.depth))
+        x = self.final_norm(x)
+        if cond is not None:
+            shift, scale = _chunks(self.final_adaln(cond), 2)
+            x = x * (1 + scale) + shift
+        return x
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each on a normalised input, added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.compute_dtype)
+        width, heads = config.width, config.heads
+        common = {"kernel_init": INIT, "dtype": dtype, "rngs": rngs}
+        self.norm1 = _norm(config, rngs)
+        self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), use_bias=False, **common)
+        self.out = nnx.LinearGeneral(
+            (heads, width // heads), width, axis=(-2, -1), use_bias=False, **common
+        )
+        self.norm2 = _norm(config, rngs)
+        self.mlp_in = nnx.Linear(width, config.mlp_ratio * width, **common)
+        self.mlp_out = nnx.Linear(config.mlp_ratio * width, width, **common)
+        if config.time == "adaln":
+            self.adaln = _modulation(config, 6, rngs)
+
+    def __call__(self, x: Array, cond: Array | None, keys: Array | None) -> Array:
+        """x [B, L, D], cond [B, C] and dropout keys [B] (or None) -> [B, L, D]."""
+        if cond is None:
+            x = x + self.dropout(self.attention(self.norm1(x)), keys, 0)
+            return x + self.dropout(self.mlp(self.norm2(x)), keys, 1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = _chunks(self.adaln(cond), 6)
+        h = self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        x = x + gate1 * self.dropout(h, keys, 0)
+        h = self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return x + gate2 * self.dropout(h, keys, 1)
+
+    def attention(self, x: Array) -> Array:
+        """Self-attention over positions, [B, L, D] -> [B, L, D]."""
+        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        q, k = rotary(q), rotary(k)
+        mixed = jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            is_causal=self.config.causal,
+            implementation=ATTENTION[self.config.attention],
+        )
+        return self.out(mixed)
+
+    def mlp(self, x: Array) -> Array:
+        """Position-wise network, [B, L, D] -> [B, L, D]."""
+        return self.mlp_out(nnx.gelu(self.mlp_in(x), approximate=True))
+
+    def dropout(self, x: Array, keys: Array | None, site: int) -> Array:
+        """Drops entries of x [B, L, D]; each example has its own key, so no layout changes it."""
+        rate = self.config.dropout
+        if keys is None or rate == 0:
+            return x
+        # 16 random bits an entry are enough to hold the rate to 1e-5 and halve the cost.
+        threshold = round(rate * 2**16)
+        site_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, site)
+        bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(site_keys)
+        keep = 1 - threshold / 2**16
+        return jnp.where(bits >= threshold, x / keep, 0).astype(x.dtype)
+
+
+class SigmaEmbedding(nnx.Module):
+    """sigma float[B] -> conditioning vector [B, C]: sines and cosines, then a two-layer MLP."""
+
+    def __init__(self, width: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        common = {"kernel_init": INIT, "dtype": dtype, "rngs": rngs}
+        self.mlp_in = nnx.Linear(2 * SIGMA_FREQUENCIES, width, **common)
+        self.mlp_out = nnx.Linear(width, width, **common)
+
+    def __call__(self, sigma: Array) -> Array:
+        """silu(MLP([cos(sigma f), sin(sigma f)])) with f from 1 down to 1/10,000."""
+        f = jnp.exp(-jnp.log(10_000.0) * jnp.arange(SIGMA_FREQUENCIES) / SIGMA_FREQUENCIES)
+        angle = sigma[:, None] * f.astype(sigma.dtype)
+        waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        return nnx.silu(self.mlp_out(nnx.silu(self.mlp_in(waves))))
+
+
+class Head(nnx.Module):
+    """Parameters of the read-out; a zero start gives every token the same probability."""
+
+    def __init__(self, config: ModelConfig, padded_vocab: int):
+        if not config.tied_head:
+            self.kernel = nnx.Param(jnp.zeros((config.width, padded_vocab)))
+        self.bias = nnx.Param(jnp.zeros((padded_vocab,)))
+
+
+def rotary(x: Array, base: float = 10_000.0) -> Array:
+    """Rotates [B, L, H, D] by position (Su et al. 2021, arXiv:2104.09864), halves paired.
+
+    The angle of pair i at position l is l base^(-2i/D); computed in float32 or wider.
+    """
+    length, dim = x.shape[1], x.shape[3]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    frequency = base ** (-jnp.arange(0, dim, 2, dtype=wide) / dim)
+    angle = jnp.arange(length, dtype=wide)[:, None, None] * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x.astype(wide), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+        config.width,
+        epsilon=1e-5,
+        use_bias=config.norm_bias,
+        use_fast_variance=False,
+        dtype=jnp.dtype(config.compute_dtype),
+        rngs=rngs,
+    )
+
+
+def _modulation(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """Starts at zero, so that each block starts as the identity (adaLN-zero)."""
+    return nnx.Linear(
+        config.cond_width,
+        parts * config.width,
+        kernel_init=nnx.initializers.zeros,
+        dtype=jnp.dtype(config.compute_dtype),
+        rngs=rngs,
+    )
+
+
+def _chunks(x: Array, parts: int) -> list[Array]:
+    return jnp.split(x[:, None, :], parts, axis=-1)

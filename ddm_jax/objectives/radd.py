@@ -1,0 +1,123 @@
+"""RADD's four losses (Ou et al. 2024, arXiv:2406.03736): one network of no time input, four bounds.
+
+All four weigh the cross entropy of the masked tokens; they differ in how the number of masks is
+drawn. In expectation they are equal, up to the truncation of t at SAMPLING_EPS (sections 3.2, 3.3):
+
+    t-DSE   t ~ U(eps, 1), score entropy of s_y = p(y) / (e^sigma_bar - 1)
+    t-DCE   t ~ U(eps, 1), weight sigma / (e^sigma_bar - 1)
+    lambda-DCE   lambda ~ U(0, 1), each token masked with probability lambda, weight 1 / lambda
+    AO      k ~ U{1..n}, k tokens masked, weight n / k: any-order autoregression
+
+Each comes as the objective, which draws the corruption, and as `*_at`, which is given it.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly, mask_independently
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise
+
+SAMPLING_EPS = 1e-3  # the published code draws t from [1e-3, 1]: the weight diverges at 0
+
+
+def t_dse(
+    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+) -> LossOutput:
+    """Denoising score entropy over time (RADD eq. 3.4). Optimises a bound on -log p(x0)."""
+    t = _time(noise)
+    xt = process.corrupt(noise.keys, batch["tokens"], t, batch["valid"])
+    return t_dse_at(apply, params, batch, xt, t, process)
+
+
+def t_dse_at(
+    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Absorbing
+) -> LossOutput:
+    """sigma(t) sum_masked [sum_y s_y - r log s_x0 + r (log r - 1)], r = 1/(e^sigma_bar - 1).
+
+    The score s_y = r p(y) of a normalised p sums to r, so that this is the loss of `t_dce_at` for
+    every p (SEDD theorem 3.6 with RADD theorem 1). xt int32[b, L] at times t float[b].
+    """
+    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
+    r = 1 / jnp.expm1(process.schedule.sigma_bar(t))[:, None]
+    log_score = jnp.log(r) - ce
+    entropy = r - r * log_score + r * (jnp.log(r) - 1)
+    return _output(process.schedule.rate(t), jnp.where(masked, entropy, 0), masked, batch)
+
+
+def t_dce(
+    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+) -> LossOutput:
+    """Denoising cross entropy over time (RADD eq. 3.5). Optimises a bound on -log p(x0)."""
+    t = _time(noise)
+    xt = process.corrupt(noise.keys, batch["tokens"], t, batch["valid"])
+    return t_dce_at(apply, params, batch, xt, t, process)
+
+
+def t_dce_at(
+    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Absorbing
+) -> LossOutput:
+    """sigma(t) / (e^sigma_bar(t) - 1) sum_masked -log p(x0_i given x_t), t float[b].
+
+    The published code adds sigma log(e^sigma_bar - 1) / (e^sigma_bar - 1) for each masked token,
+    which no parameter changes.
+    """
+    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
+    return _output(process.schedule.weight(t), ce, masked, batch)
+
+
+def lambda_dce(
+    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+) -> LossOutput:
+    """Cross entropy over the mask ratio lambda (RADD eq. 3.6). Optimises a bound on -log p(x0)."""
+    lam = noise.u
+    x0, valid = batch["tokens"], batch["valid"]
+    xt = mask_independently(noise.keys, x0, lam, process.mask_id, movable=valid)
+    return lambda_dce_at(apply, params, batch, xt, lam, process)
+
+
+def lambda_dce_at(
+    apply: Callable, params: dict, batch: Batch, xt: Array, lam: Array, process: Absorbing
+) -> LossOutput:
+    """(1 / lambda) sum_masked -log p(x0_i given x_lambda), lambda float[b]."""
+    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
+    return _output(1 / lam, ce, masked, batch)
+
+
+def any_order(
+    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+) -> LossOutput:
+    """Any-order autoregression (RADD eq. 3.7). Optimises a bound on -log p(x0)."""
+    n = batch["valid"].sum(axis=1)
+    k = jnp.minimum(1 + jnp.floor(noise.u * n).astype(jnp.int32), n)
+    xt = mask_exactly(noise.keys, batch["tokens"], k, process.mask_id, movable=batch["valid"])
+    return any_order_at(apply, params, batch, xt, k, process)
+
+
+def any_order_at(
+    apply: Callable, params: dict, batch: Batch, xt: Array, k: Array, process: Absorbing
+) -> LossOutput:
+    """(n / k) sum_masked -log p(x0_i given the n - k others), k int32[b] in 1..n."""
+    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
+    n = batch["valid"].sum(axis=1)
+    return _output(n / jnp.maximum(k, 1), ce, masked, batch)
+
+
+def _time(noise: Noise) -> Array:
+    return (1 - SAMPLING_EPS) * noise.u + SAMPLING_EPS
+
+
+def _masked_cross_entropy(
+    apply: Callable, params: dict, batch: Batch, xt: Array, mask_id: int
+) -> tuple[Array, Array]:
+    """(which positions are masked, -log p(x0_i given xt) there and 0 elsewhere), each [b, L]."""
+    masked = xt == mask_id
+    logit, lse = apply(params, xt).target(batch["tokens"])
+    return masked, jnp.where(masked, lse - logit, 0)
+
+
+def _output(weight: Array, per_position: Array, masked: Array, batch: Batch) -> LossOutput:
+    loss = weight * per_position.sum(axis=1)
+    fraction = masked.sum(axis=1) / jnp.maximum(batch["valid"].sum(axis=1), 1)
+    return LossOutput(loss, loss, {"masked": fraction})

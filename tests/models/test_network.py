@@ -1,0 +1,133 @@
+"""Properties of the network that hold for any weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax.config import ModelConfig
+from ddm_jax.models import network as network_module
+from ddm_jax.models.network import make_network
+
+SMALL = {"width": 32, "depth": 3, "heads": 4}
+VOCAB = 50
+
+
+def random_params(network, seed=0):
+    """Random everywhere, zero-initialised heads and gates included."""
+    params = network.init(jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noise = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, noise)
+
+
+def tokens(batch=2, length=12, seed=3):
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, VOCAB)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_causal_network_sees_no_later_token(causal):
+    network = make_network(ModelConfig(**SMALL, causal=causal), VOCAB)
+    params, x = random_params(network), tokens()
+    changed = x.at[:, 7].set((x[:, 7] + 1) % VOCAB)
+    apply = jax.jit(network.apply)
+    difference = jnp.abs(apply(params, x).hidden - apply(params, changed).hidden)
+    before, after = difference[:, :7].max(), difference[:, 7:].min(axis=(0, 2)).max()
+    assert (before == 0) == causal
+    assert after > 0
+
+
+def test_mask_and_padding_ids_have_no_probability():
+    network = make_network(ModelConfig(**SMALL), VOCAB)
+    params, x = random_params(network), tokens()
+    params["head"]["bias"] = params["head"]["bias"].at[VOCAB:].set(1e4)
+    out = network.apply(params, x)
+    assert out.logits().shape[-1] == VOCAB
+    _, lse = out.target(x)
+    np.testing.assert_allclose(lse, jax.nn.logsumexp(out.logits(), -1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_target_in_chunks_equals_full_logits(monkeypatch, tied):
+    network = make_network(ModelConfig(**SMALL, tied_head=tied), VOCAB)
+    params, x = random_params(network), tokens(3, 11)
+
+    def loss(params):
+        logit, lse = network.apply(params, x).target(x)
+        return jnp.sum((lse - logit) * jnp.arange(11))
+
+    def plain(params):
+        log_p = jax.nn.log_softmax(network.apply(params, x).logits())
+        return -jnp.sum(jnp.take_along_axis(log_p, x[..., None], -1)[..., 0] * jnp.arange(11))
+
+    want, want_grad = jax.jit(jax.value_and_grad(plain))(params)
+    for room in (2**28, 4 * 128 * 4):  # at once; four positions at a time, the last chunk padded
+        monkeypatch.setattr(network_module, "LOGIT_BYTES", room)
+        got, got_grad = jax.jit(jax.value_and_grad(loss))(params)
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got_grad, want_grad
+        )
+
+
+def test_new_network_is_uniform_over_the_vocabulary():
+    network = make_network(ModelConfig(**SMALL), VOCAB)
+    logit, lse = network.apply(network.init(jax.random.key(0)), tokens()).target(tokens())
+    np.testing.assert_allclose(lse - logit, np.log(VOCAB), rtol=1e-6)
+
+
+def test_dropout_depends_on_the_example_and_not_on_its_batch():
+    network = make_network(ModelConfig(**SMALL, dropout=0.3), VOCAB)
+    params, x = random_params(network), tokens(4)
+    keys = jax.random.split(jax.random.key(9), 4)
+    apply = jax.jit(network.apply)
+    whole = apply(params, x, None, keys).hidden
+    part = apply(params, x[2:], None, keys[2:]).hidden
+    np.testing.assert_allclose(whole[2:], part, rtol=2e-5, atol=2e-5)
+    assert not np.allclose(whole, apply(params, x).hidden, atol=1e-2)
+
+
+def test_dropout_keeps_the_mean_and_drops_at_its_rate():
+    rate, count = 0.02, 4 * 500 * 32
+    block = network_module.Transformer(
+        ModelConfig(width=32, depth=1, heads=4, dropout=rate),
+        128,
+        rngs=network_module.nnx.Rngs(0),
+    ).blocks
+    x = jnp.ones((4, 500, 32))
+    out = block.dropout(x, jax.random.split(jax.random.key(0), 4), 0)
+    dropped = float((out == 0).mean())
+    assert abs(dropped - rate) < 4 * np.sqrt(rate * (1 - rate) / count)  # 4 sigma: 6e-5
+    np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(remat):
+    grads = []
+    for policy in ("none", remat):
+        network = make_network(ModelConfig(**SMALL, remat=policy), VOCAB)
+        params = random_params(network)
+        loss = jax.jit(jax.grad(lambda p, n=network: n.apply(p, tokens()).hidden.sum()))
+        grads.append(loss(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *grads)
+
+
+def test_program_does_not_grow_with_depth():
+    def size(depth):
+        network = make_network(ModelConfig(width=32, depth=depth, heads=4), VOCAB)
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        return len(jax.jit(network.apply).lower(params, tokens()).as_text())
+
+    assert size(24) < 1.05 * size(2)
+
+
+def test_bfloat16_computes_in_bfloat16_and_reads_in_float32():
+    network = make_network(ModelConfig(**SMALL, compute_dtype="bfloat16"), VOCAB)
+    params = random_params(network)
+    out = network.apply(params, tokens())
+    assert out.hidden.dtype == jnp.bfloat16
+    assert out.logits().dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    exact = make_network(ModelConfig(**SMALL), VOCAB).apply(params, tokens()).logits()
+    np.testing.assert_allclose(out.logits(), exact, atol=0.1)
