@@ -1,0 +1,116 @@
+"""The absorbing process: a token turns into the mask and stays one (RADD, MDLM, MD4).
+
+q(x_t | x_0) = alpha(t) x_0 + (1 - alpha(t)) m, per token. Each masking rule comes twice: from keys,
+and as the deterministic rule under it, which takes the uniforms or the ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ddm_jax.diffusion.randomness import uniforms
+from ddm_jax.diffusion.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Absorbing:
+    """Masking along a schedule; s <= t are times of any shapes that broadcast."""
+
+    schedule: Schedule
+    mask_id: int
+
+    def corrupt(
+        self, keys: jax.Array, x0: jax.Array, t: jax.Array, movable: jax.Array | None = None
+    ) -> jax.Array:
+        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] -> int32[B, L].
+
+        Positions where `movable` (bool[B, L]) is False keep their token (prompts, padding).
+        """
+        return mask_independently(
+            keys, x0, self.schedule.one_minus_alpha(t), self.mask_id, movable=movable
+        )
+
+    def stay_masked(self, s: ArrayLike, t: ArrayLike) -> jax.Array:
+        """q(x_s = m | x_t = m) = (1 - alpha_s) / (1 - alpha_t)."""
+        return self.schedule.one_minus_alpha(s) / self.schedule.one_minus_alpha(t)
+
+    def reveal(self, s: ArrayLike, t: ArrayLike) -> jax.Array:
+        """q(x_s = x_0 | x_t = m, x_0) = (alpha_s - alpha_t) / (1 - alpha_t)."""
+        return self.schedule.drop(s, t) / self.schedule.one_minus_alpha(t)
+
+    def prior(self, shape: Sequence[int]) -> jax.Array:
+        """x_1: int32[shape], masks only."""
+        return jnp.full(shape, self.mask_id, jnp.int32)
+
+
+def mask_independently(
+    keys: jax.Array,
+    x0: jax.Array,
+    probability: jax.Array,
+    mask_id: int,
+    movable: jax.Array | None = None,
+) -> jax.Array:
+    """Mask each movable position with its example's probability: key[B], int32[B, L], float[B]."""
+    u = uniforms(keys, x0.shape[1:])
+    return mask_below(u, x0, probability, mask_id, movable=movable)
+
+
+def mask_below(
+    u: jax.Array,
+    x0: jax.Array,
+    probability: jax.Array,
+    mask_id: int,
+    movable: jax.Array | None = None,
+) -> jax.Array:
+    """Mask where u < probability and movable: float[B, L], int32[B, L], float[B] -> int32[B, L]."""
+    return _masked(u < probability[:, None], x0, mask_id, movable)
+
+
+def mask_exactly(
+    keys: jax.Array,
+    x0: jax.Array,
+    k: jax.Array,
+    mask_id: int,
+    movable: jax.Array | None = None,
+) -> jax.Array:
+    """Mask k movable positions per example, all k-subsets alike: key[B], int32[B, L], int32[B].
+
+    Exactly k are masked; all movable ones where there are fewer than k.
+    """
+    return mask_first(random_ranks(keys, x0.shape[1], movable), x0, k, mask_id, movable=movable)
+
+
+def mask_first(
+    ranks: jax.Array,
+    x0: jax.Array,
+    k: jax.Array,
+    mask_id: int,
+    movable: jax.Array | None = None,
+) -> jax.Array:
+    """Mask where rank < k and movable: int32[B, L], int32[B, L], int32[B] -> int32[B, L]."""
+    return _masked(ranks < k[:, None], x0, mask_id, movable)
+
+
+def random_ranks(keys: jax.Array, length: int, movable: jax.Array | None = None) -> jax.Array:
+    """A random order of the positions, the movable ones first: key[B], bool[B, L] -> int32[B, L].
+
+    Each row is a permutation of 0..L-1, uniform among those that rank movable positions before the
+    others.
+    """
+    fixed = jnp.zeros((*keys.shape, length), bool) if movable is None else ~movable
+
+    def rank(key: jax.Array, fixed: jax.Array) -> jax.Array:
+        # 64 random bits each: 32 tie once in some thousand sequences, and ties favour the left
+        high, low = jax.random.bits(key, (2, length), jnp.uint32)
+        positions = jnp.arange(length, dtype=jnp.int32)
+        *_, order = jax.lax.sort((fixed, high, low, positions), num_keys=3)
+        return jnp.zeros_like(order).at[order].set(positions, unique_indices=True)
+
+    return jax.vmap(rank)(keys, fixed)
+
+
+def _masked(chosen: jax.Array, x0: jax.Array, mask_id: int, movable: jax.Array | None) -> jax.Array:
+    return jnp.where(chosen if movable is None else chosen & movable, mask_id, x0)

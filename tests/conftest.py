@@ -1,0 +1,33 @@
+"""What every test shares: eight CPU devices, the oracle loader, and a float64 switch."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# before jax is imported: it reads both only once
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable:
+    """`oracle(ref, case) -> (arrays, record)`; skips the test where there is no such file."""
+    # by path: with --import-mode=importlib the tests are not on sys.path
+    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Runs the test with 64-bit types in jax."""
+    with jax.enable_x64(True):
+        yield
