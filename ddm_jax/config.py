@@ -175,7 +175,7 @@ def resolve(config: config_dict.ConfigDict) -> Config:
       UserError: an unknown field, a wrong type, a value out of range, or fields that contradict
         each other.
     """
-    resolved = _from_mapping(Config, config, "config")
+    resolved = _from_mapping(Config, config.to_dict(), "config")
     _check_together(resolved)
     return resolved
 

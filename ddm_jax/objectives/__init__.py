@@ -4,10 +4,10 @@ from ddm_jax.objectives import radd
 from ddm_jax.objectives.signature import Batch, Loss, LossOutput, Noise, Objective
 
 OBJECTIVES = {
-    "radd_t_dse": Objective(radd.t_dse, uses_time=False),
-    "radd_t_dce": Objective(radd.t_dce, uses_time=False),
-    "radd_lambda_dce": Objective(radd.lambda_dce, uses_time=False),
-    "radd_ao": Objective(radd.any_order, uses_time=False),
+    "radd_t_dse": Objective(radd.t_dse, ("masked",), uses_time=False),
+    "radd_t_dce": Objective(radd.t_dce, ("masked",), uses_time=False),
+    "radd_lambda_dce": Objective(radd.lambda_dce, ("masked",), uses_time=False),
+    "radd_ao": Objective(radd.any_order, ("masked",), uses_time=False),
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Loss", "LossOutput", "Noise", "Objective"]

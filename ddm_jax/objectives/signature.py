@@ -49,7 +49,12 @@ Loss = Callable[[Callable[..., Any], Any, Batch, Noise, Any], LossOutput]
 
 @dataclass(frozen=True)
 class Objective:
-    """One row of the table: the loss, and whether its network is given the time."""
+    """One row of the table.
+
+    loss: the function. metrics: the names that its LossOutput has. uses_time: whether it gives its
+    network the time.
+    """
 
     loss: Loss
+    metrics: tuple[str, ...]
     uses_time: bool

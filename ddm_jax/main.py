@@ -1,0 +1,60 @@
+"""Trains a recipe: python -m ddm_jax.main --config=configs/radd_tiny.py --workdir=/tmp/radd."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ddm_jax import cli
+from ddm_jax.experiment import build
+from ddm_jax.training.curve import draw_curve
+from ddm_jax.training.loop import Outcome, train
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "folder of the run; the same folder goes on (default: work/RECIPE)"
+)
+_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, draws the curve and says how it went."""
+    del argv
+    config = cli.read_config(_CONFIG.value)
+    recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
+    workdir = Path(_WORKDIR.value or f"work/{recipe}").expanduser()
+    experiment = build(config)
+    outcome = train(experiment, workdir)
+    unigram = experiment.data.unigram_entropy("validation")
+    curve = draw_curve(workdir, unigram)
+    print(report(outcome, workdir, unigram, curve))
+    if _JSON.value:
+        result = {"step": outcome.step, "finished": outcome.finished, "workdir": str(workdir)}
+        if outcome.bound:
+            result |= outcome.bound.metrics() | {"unigram_nll": unigram}
+        print(json.dumps(result))
+
+
+def report(outcome: Outcome, workdir: Path, unigram: float, curve: Path | None) -> str:
+    """What a person wants to know at the end of a run."""
+    lines = []
+    for i, text in enumerate(outcome.samples):
+        lines += [f"--- sample {i + 1} ---", text.strip(), ""]
+    if outcome.bound:
+        b = outcome.bound
+        lines += [
+            f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token (an upper bound), "
+            f"perplexity at most {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte,",
+            f"  over {b.sequences} held-out blocks of {b.tokens} tokens, {b.draws} draws each, "
+            f"averaged weights. A unigram model has {unigram:.4f} nats per token.",
+        ]
+    if not outcome.finished:
+        lines.append(f"Stopped and saved at step {outcome.step}: the same command goes on.")
+    written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", "tensorboard/"]
+    lines.append(f"Wrote {workdir}/: {', '.join(written)}" + (f", {curve.name}" if curve else ""))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

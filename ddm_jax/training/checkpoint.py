@@ -1,0 +1,90 @@
+"""Checkpoints through Orbax: asynchronous, atomic, with the position of the loader."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from ddm_jax.errors import UserError
+from ddm_jax.parallel.layouts import Layout
+
+
+class Checkpoints:
+    """`folder`/STEP/{state,loader}: the last few and every so many-th are kept."""
+
+    def __init__(self, folder: Path, keep_last: int, keep_every: int):
+        self._folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: Any, loader: Mapping[str, Any]) -> None:
+        """Starts to save; the arrays are copied first, so that `state` may be donated at once."""
+        # on the CPU Orbax would read the very buffers that the next step writes to
+        state = jax.tree.map(lambda x: x.copy(), state)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), loader=ocp.args.JsonSave(dict(loader))
+        )
+        self._manager.save(step, args=args)
+
+    def restore(self, abstract: Any, layout: Layout) -> tuple[Any, dict[str, Any]] | None:
+        """The newest readable checkpoint as (state, loader), or None where there is none.
+
+        Checkpoints newer than it, which cannot be read, are moved to `checkpoints-damaged/`, with a
+        warning.
+
+        Raises:
+          UserError: there are checkpoints, and none can be read; nothing is moved.
+        """
+        abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            abstract,
+            layout.state_shardings(abstract),
+        )
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), loader=ocp.args.JsonRestore()
+        )
+        damaged: dict[int, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                read = self._manager.restore(step, args=args)
+            except Exception as error:  # whatever a torn file makes Orbax raise
+                damaged[step] = error
+                continue
+            for broken, error in damaged.items():
+                self._set_aside(broken, error)
+            return read["state"], read["loader"]
+        if damaged:
+            newest, error = next(iter(damaged.items()))
+            raise UserError(
+                f"None of the checkpoints in {self._folder} can be read (step {newest}: "
+                f"{_first_line(error)}): restore them from a copy, or start again with another "
+                "--workdir."
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        folder = self._folder.with_name(self._folder.name + "-damaged")
+        folder.mkdir(exist_ok=True)
+        target = folder / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "_")
+        (self._folder / str(step)).rename(target)
+        self._manager.reload()
+        logging.warning(
+            "Checkpoint %d cannot be read (%s): moved to %s, going on from the one before it.",
+            step,
+            _first_line(error),
+            target,
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,141 @@
+"""The loop around the step: data in, numbers, checkpoints, validation and samples out."""
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+
+import jax
+from jax import Array
+
+from ddm_jax.data.loader import train_iterator
+from ddm_jax.errors import UserError
+from ddm_jax.evaluation.likelihood import Bound
+from ddm_jax.experiment import Experiment
+from ddm_jax.training.checkpoint import Checkpoints
+from ddm_jax.training.interrupt import Interrupt
+from ddm_jax.training.optimizer import make_optimizer
+from ddm_jax.training.progress import Progress
+from ddm_jax.training.record import write_record
+from ddm_jax.training.state import init_state
+from ddm_jax.training.step import MEANS, make_train_step
+from ddm_jax.training.validation import describe, make_validation
+from ddm_jax.training.writers import Writers
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the last step, the last bound and samples (None and [] if never made)."""
+
+    step: int
+    bound: Bound | None
+    samples: list[str]
+    finished: bool
+
+
+def train(experiment: Experiment, workdir: Path) -> Outcome:
+    """Trains from the newest checkpoint in `workdir`, or from the start, up to train.steps.
+
+    SIGTERM and Ctrl-C save a checkpoint and return; the same call then goes on.
+
+    Raises:
+      UserError: the folder holds another run, its checkpoints cannot be read, or the loss was not
+        finite for train.max_bad_steps steps in a row.
+    """
+    config, layout = experiment.config, experiment.layout
+    write_record(workdir, config, experiment.data)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    init = functools.partial(
+        init_state,
+        experiment.network,
+        optimizer,
+        metrics=(*MEANS, *experiment.objective.metrics),
+    )
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(init, key)
+    shardings = layout.state_shardings(abstract)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", config.train.keep_last, config.train.keep_every
+    )
+    loader = train_iterator(
+        experiment.data,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+    restored = checkpoints.restore(abstract, layout)
+    if restored:
+        state, position = restored
+        loader.set_state(position)
+    else:
+        state = jax.jit(init, out_shardings=shardings)(key)
+    start = step = int(state.step)
+    progress = Progress(start, config.train.steps, config.train.batch_size * config.data.length)
+    progress.say(f"{'Going on from' if restored else 'Starting at'} step {start} in {workdir}")
+    writers = Writers(workdir, start, config.train.wandb_project, dataclasses.asdict(config))
+
+    bound, samples, pending = None, [], None
+    validate = make_validation(experiment, workdir)
+    step_fn = make_train_step(
+        config, experiment.network, experiment.objective, experiment.process, optimizer
+    )
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, layout.replicated))
+
+    def read(step: int, metrics: dict[str, Array]) -> None:
+        """Waits for a step that has been started, and logs it where a log is due."""
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        progress.tick(step)
+        if values["bad_in_a_row"] >= config.train.max_bad_steps:
+            raise UserError(
+                f"The loss or its gradient was not finite for {config.train.max_bad_steps} steps "
+                f"in a row (config.train.max_bad_steps) up to step {step}: lower "
+                f"config.optim.lr={config.optim.lr} or look at the data; the last good checkpoint "
+                f"is in {workdir / 'checkpoints'}."
+            )
+        if step % config.train.log_every == 0:
+            values |= progress.timing(step)
+            del values["bad_in_a_row"]
+            writers.write(step, values)
+            progress.show(step, values)
+
+    try:
+        with Interrupt() as interrupt:
+            if step < config.train.steps:
+                batch = layout.put_batch(next(loader))
+                begin = time.perf_counter()
+                step_fn = step_fn.lower(state, batch).compile()
+                progress.say(f"Compiled the step in {time.perf_counter() - begin:.1f} s")
+                progress.restart(step)
+            while step < config.train.steps and not interrupt.received:
+                state, metrics = step_fn(state, batch)
+                step += 1
+                last = step == config.train.steps or interrupt.received
+                save = last or step % config.train.checkpoint_every == 0
+                evaluate = step % config.eval.every == 0 or step == config.train.steps
+                position = loader.get_state() if save else None
+                if not last:
+                    batch = layout.put_batch(next(loader))
+                if pending:
+                    read(*pending)
+                pending = step, metrics
+                if not (save or evaluate):
+                    continue
+                read(*pending)
+                pending = None
+                if save:
+                    checkpoints.save(step, state, position)
+                if evaluate and not (last and interrupt.received):
+                    bound, samples = validate(state.ema, step)
+                    writers.write(step, bound.metrics())
+                    progress.say(describe(bound, step))
+                progress.restart(step)
+                if last:
+                    break
+    finally:
+        checkpoints.close()
+        writers.close()
+        loader.close()
+        progress.close()
+    return Outcome(step, bound, samples, finished=step >= config.train.steps)

@@ -1,0 +1,55 @@
+"""What a person sees while a run goes on: a bar in a terminal, a line per log elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Loss, tokens/s, step time and time left; `pause` keeps evaluation out of the step time."""
+
+    def __init__(self, start: int, steps: int, tokens_per_step: int):
+        self._steps = steps
+        self._tokens_per_step = tokens_per_step
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            disable=not sys.stderr.isatty(),
+            unit="step",
+            dynamic_ncols=True,
+        )
+        self.restart(start)
+
+    def restart(self, step: int) -> None:
+        """Starts a new interval of timing at `step`."""
+        self._since, self._begin = step, time.perf_counter()
+
+    def timing(self, step: int) -> dict[str, float]:
+        """`step_s` and `tokens_per_s` since the interval began, and begins a new one."""
+        step_s = (time.perf_counter() - self._begin) / (step - self._since)
+        self.restart(step)
+        return {"step_s": step_s, "tokens_per_s": self._tokens_per_step / step_s}
+
+    def tick(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(step - self._bar.n)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows the numbers of a log."""
+        loss, rate = f"{values['loss']:.4f}", f"{values['tokens_per_s']:,.0f}"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"loss {loss}, {rate} tokens/s")
+            return
+        left = tqdm.format_interval((self._steps - step) * values["step_s"])
+        step_ms = f"{1e3 * values['step_s']:.0f} ms/step"
+        self.say(f"step {step}/{self._steps}  loss {loss}  {rate} tokens/s  {step_ms}  {left} left")
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()

@@ -1,0 +1,98 @@
+"""The record of a run: config, data, versions and revision, written before the first step."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ddm_jax.config import Config
+from ddm_jax.data.prepared import PreparedSet
+from ddm_jax.errors import UserError
+from ddm_jax.training.writers import write_atomically
+
+PACKAGES = ("ddm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# what may change when a run goes on: nothing that its numbers depend on
+FREE = ("train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every")
+FREE += ("train.max_bad_steps", "train.wandb_project", "eval", "sampler", "layout")
+FREE += ("data.workers", "data.root")
+
+
+def write_record(workdir: Path, config: Config, data: PreparedSet) -> None:
+    """Writes workdir/config.json, or checks the one that is there.
+
+    Raises:
+      UserError: the folder holds another run; the message names the first difference.
+    """
+    path = workdir / "config.json"
+    settings = dataclasses.asdict(config)
+    if path.exists():
+        _check_same(path, settings, config, data)
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = {
+        "config": settings,
+        "data": data.description() | {"folder": str(data.folder)},
+        "versions": {"python": platform.python_version()} | _versions(),
+        "git_revision": _git_revision(),
+        "devices": [d.device_kind for d in jax.devices()],
+    }
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def _check_same(path: Path, settings: dict, config: Config, data: PreparedSet) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        then, tokenizer = before["config"], before["data"]["tokenizer"]["fingerprint"]
+        source = before["data"]["source_fingerprint"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a record of a run ({error}): use another --workdir."
+        ) from error
+    # a constant learning rate does not depend on the number of steps
+    free = (*FREE, "train.steps") if config.optim.decay == "constant" else FREE
+    now, then = _flatten(settings), _flatten(then)
+    for name in sorted(now.keys() | then.keys()):
+        is_free = any(name == f or name.startswith(f + ".") for f in free)
+        if not is_free and now.get(name) != then.get(name):
+            raise UserError(
+                f"{path.parent} holds a run with config.{name}={then.get(name)!r}, not "
+                f"{now.get(name)!r}: use another --workdir, or the old value."
+            )
+    if tokenizer != data.tokenizer.fingerprint or source != data.source_fingerprint:
+        raise UserError(
+            f"{path.parent} holds a run on other text or another tokenizer than {data.folder}: use "
+            "another --workdir, or the old data."
+        )
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git_revision() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,112 @@
+"""One training step: corrupt, differentiate, update; a pure function to be jitted under a layout.
+
+Everything random in it belongs to an example of the global batch, so that layouts and micro-batches
+change no number beyond rounding.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from ddm_jax.config import Config
+from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
+from ddm_jax.models.network import Network
+from ddm_jax.objectives import Batch, Noise, Objective
+from ddm_jax.training.optimizer import ema_update, learning_rate
+from ddm_jax.training.state import TrainState
+
+Metrics = dict[str, Array]
+MEANS = ("loss", "grad_norm")  # and the objective's own metrics
+# dropout draws from a stream of its own, not from the one that corrupts
+_DROPOUT = 1
+
+
+def make_train_step(
+    config: Config,
+    network: Network,
+    objective: Objective,
+    process: Any,
+    optimizer: optax.GradientTransformation,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds step(state, batch) -> (state, metrics).
+
+    batch: {"tokens": int32[B, L], "valid": bool[B, L]}, the whole global batch. metrics: float32[]
+    means over the steps since the last multiple of train.log_every (loss in nats per token), and
+    `lr`, `bad_in_a_row`, `skipped` of this step. A step whose loss or gradient is not finite
+    changes the counters only.
+    """
+    size, parts = config.train.batch_size, config.train.microbatches
+    rate = learning_rate(config.optim, config.train.steps)
+
+    def gradients(params: Any, batch: Batch, noise: Noise, dropout: Array) -> tuple[Any, Metrics]:
+        tokens = jnp.maximum(batch["valid"].sum(), 1)
+
+        def part_loss(params: Any, part: tuple[Batch, Noise, Array]) -> tuple[Array, Metrics]:
+            part_batch, part_noise, dropout_keys = part
+            apply = functools.partial(network.apply, dropout_keys=dropout_keys)
+            out = objective.loss(apply, params, part_batch, part_noise, process)
+            sums = {"loss": out.loss.sum() / tokens}
+            sums |= {name: x.sum() / size for name, x in out.metrics.items()}
+            return sums["loss"], sums
+
+        grad = jax.grad(part_loss, has_aux=True)
+        if parts == 1:
+            return grad(params, (batch, noise, dropout))
+
+        def add(total: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
+            return jax.tree.map(jnp.add, total, grad(params, part)), None
+
+        # strided, so that every device keeps rows of each part
+        split = jax.tree.map(
+            lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, noise, dropout)
+        )
+        shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], split))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, split)[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key, index = step_key(config.seed, state.step), jnp.arange(size)
+        noise = Noise(stratified(key, index, size), example_keys(key, index))
+        dropout = jax.vmap(jax.random.fold_in, (0, None))(noise.keys, _DROPOUT)
+        grads, metrics = gradients(state.params, batch, noise, dropout)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+
+        change, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, change)
+        updates = state.updates + 1
+        ema = ema_update(state.ema, params, updates, config.optim.ema_decay)
+        new = (params, ema, opt_state, updates)
+        old = (state.params, state.ema, state.opt_state, state.updates)
+        params, ema, opt_state, updates = jax.tree.map(functools.partial(jnp.where, good), new, old)
+        fresh = state.step % config.train.log_every == 0
+        seen = {**metrics, "good_steps": jnp.ones(())}
+        window = {
+            name: jnp.where(fresh, 0, state.window[name]) + jnp.where(good, seen[name], 0)
+            for name in state.window
+        }
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            updates=updates,
+            bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
+            params=params,
+            ema=ema,
+            opt_state=opt_state,
+            window=window,
+        )
+        means = {name: window[name] / window["good_steps"] for name in (*MEANS, *objective.metrics)}
+        return state, {
+            **means,
+            "lr": rate(updates - 1),
+            "skipped": state.step - state.updates,
+            "bad_in_a_row": state.bad_in_a_row,
+        }
+
+    return step

@@ -1,0 +1,77 @@
+"""Where numbers go: metrics.jsonl always, TensorBoard always, wandb when asked."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+from ddm_jax.errors import UserError
+
+
+class Writers:
+    """Writes one record to every place; after a restart, records past `step` are written anew."""
+
+    def __init__(self, workdir: Path, step: int, wandb_project: str, config: Mapping[str, Any]):
+        path = workdir / "metrics.jsonl"
+        _keep_until(path, step)
+        self._jsonl = path.open("a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=step + 1
+        )
+        self._wandb = _start_wandb(workdir, wandb_project, config) if wandb_project else None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line {"step": ..., name: value, ...}; values that are not finite are left out."""
+        values = {name: float(v) for name, v in values.items() if math.isfinite(v)}
+        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        self._jsonl.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb(values, step=step)
+
+    def close(self) -> None:
+        """Flushes all of it."""
+        self._jsonl.close()
+        self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The records of a metrics.jsonl; a last line torn by a kill is skipped."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a text file whole: a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops the records that the run is about to write again, and the line that a kill tore."""
+    if path.exists():
+        kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step]
+        write_atomically(path, "".join(kept))
+
+
+def _start_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Callable[..., None]:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            f"config.train.wandb_project={project!r} needs wandb: pip install 'ddm_jax[wandb]', or "
+            "leave the field empty."
+        ) from error
+    run = wandb.init(project=project, dir=str(workdir), config=dict(config), resume="allow")
+    return run.log
