@@ -7,10 +7,11 @@ from pathlib import Path
 
 # before jax is imported: it reads both only once
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    )
+# a test compiles far longer than it computes; subprocesses that a test starts compile as users do
+FLAGS = {"xla_force_host_platform_device_count": 8, "xla_backend_optimization_level": 0}
+for _flag, _value in FLAGS.items():
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_flag}={_value}"
 
 import jax
 import pytest

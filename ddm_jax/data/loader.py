@@ -1,0 +1,199 @@
+"""Prepared set -> batches, with Grain.
+
+The order is global and a function of the seed: example p of training is entry p of the shuffled
+blocks, shuffled anew each epoch, without end. Global batch s is examples [s B, (s + 1) B), and
+process k of n reads rows [k B/n, (k + 1) B/n) of it. So the batches do not depend on the number of
+processes or workers, and the position of an iterator is one number, the step.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from ddm_jax.data.prepared import PreparedSet
+from ddm_jax.data.records import Blocks
+from ddm_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class TrainIterator(Iterator[Batch]):
+    """Endless batches {"tokens": int32[b, L], "valid": bool[b, L]}; the state is the step."""
+
+    def __init__(self, batches: "_TrainBatches", workers: int, prefetch: int) -> None:
+        self._batches = batches
+        self._workers = workers
+        self._prefetch = prefetch
+        self._start(0)
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """{"step": number of batches given}; good for any number of processes and workers."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on after `state["step"]` batches; what was read ahead is thrown away."""
+        self.close()
+        self._start(int(state["step"]))
+
+    def close(self) -> None:
+        """Ends the worker processes and threads."""
+        self._iterator.close()
+
+    def _start(self, step: int) -> None:
+        self._step = step
+        dataset = grain.MapDataset.source(dataclasses.replace(self._batches, first=step))
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._prefetch)
+        iterable = dataset.to_iter_dataset(reading)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain asks for flags of its own, also in a notebook or a test.
+                flags.FLAGS.mark_as_parsed()
+            iterable = iterable.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self._workers, per_worker_buffer_size=self._prefetch
+                ),
+                worker_init_fn=_keep_off_accelerators,
+            )
+        self._iterator = iter(iterable)
+
+
+def train_iterator(
+    prepared: PreparedSet,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 4,
+) -> TrainIterator:
+    """Endless shuffled batches of the train split.
+
+    Args:
+        prepared: the set to read.
+        batch_size: B, over all processes.
+        seed: decides the order.
+        process_index: k, which rows of the global batch to read.
+        process_count: n, of b = B/n rows each.
+        workers: processes that read ahead; 0 reads ahead in a thread.
+        prefetch: batches read ahead, by each worker.
+
+    Raises:
+        UserError: B is not a multiple of n, or the split has no block.
+    """
+    rows = _share(batch_size, process_index, process_count)
+    blocks = prepared.blocks("train")
+    return TrainIterator(_TrainBatches(blocks, seed, batch_size, rows), workers, prefetch)
+
+
+def eval_batches(
+    prepared: PreparedSet,
+    split: str,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every block of a split once, in order: {"tokens": int32[b, L], "valid": bool[b, L]}.
+
+    All batches have the full shape; rows after the last block hold EOS and are nowhere valid.
+
+    Args:
+        prepared: the set to read.
+        split: "train", "validation" or "test".
+        batch_size: B, over all processes.
+        limit: read this many blocks at most.
+        process_index: k; process k reads the same rows of a batch as in training.
+        process_count: n.
+
+    Raises:
+        UserError: B is not a multiple of n, or the split has no block.
+    """
+    rows = _share(batch_size, process_index, process_count)
+    blocks = prepared.blocks(split)
+    count = len(blocks) if limit is None else min(limit, len(blocks))
+    batches = _EvalBatches(blocks, batch_size, rows, count, prepared.tokenizer.eos_id)
+    return iter(grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(num_threads=1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatches:
+    """Batch `first` + i at index i, for one process."""
+
+    blocks: Blocks
+    seed: int
+    batch_size: int
+    rows: range
+    first: int = 0
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Batch:
+        begin = (self.first + index) * self.batch_size
+        return _read(self.blocks, [self._order[begin + row] for row in self.rows])
+
+    @functools.cached_property
+    def _order(self) -> grain.MapDataset[int]:
+        # Grain shuffles epoch e with seed + e: hashed, neighbouring seeds share no epoch.
+        digest = hashlib.sha256(str(self.seed).encode()).digest()
+        shuffle_seed = int.from_bytes(digest[:4], "big")
+        return grain.MapDataset.range(len(self.blocks)).shuffle(seed=shuffle_seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalBatches:
+    """Batch i at index i, for one process."""
+
+    blocks: Blocks
+    batch_size: int
+    rows: range
+    count: int
+    filler: int
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        wanted = [index * self.batch_size + row for row in self.rows]
+        batch = _read(self.blocks, [i for i in wanted if i < self.count])
+        missing = ((0, len(wanted) - len(batch["tokens"])), (0, 0))
+        return {
+            "tokens": np.pad(batch["tokens"], missing, constant_values=self.filler),
+            "valid": np.pad(batch["valid"], missing, constant_values=False),
+        }
+
+
+def _read(blocks: Blocks, indices: Sequence[int]) -> Batch:
+    tokens, valid = blocks.read(indices)
+    return {"tokens": tokens, "valid": valid}
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> range:
+    """The rows of a global batch that a process reads."""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size={batch_size} cannot be shared by {process_count} processes: make it a "
+            f"positive multiple of {process_count}."
+        )
+    each = batch_size // process_count
+    return range(process_index * each, (process_index + 1) * each)
+
+
+def _keep_off_accelerators(worker: int, count: int) -> None:
+    """Grain imports JAX in its workers, which must not take the accelerator from their parent."""
+    del worker, count
+    jax.config.update("jax_platforms", "cpu")

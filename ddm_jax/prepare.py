@@ -1,0 +1,79 @@
+"""Command line: text -> a prepared set of packed tokens. See docs/data.md.
+
+python -m ddm_jax.prepare --source=embedded --tokenizer=gpt2 --length=1024 --out=/data/sotu
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ddm_jax import cli
+from ddm_jax.data import sources, tokenizers
+from ddm_jax.data.builder import BeamSpec
+from ddm_jax.data.packing import PACKS
+from ddm_jax.data.prepare import prepare
+from ddm_jax.data.prepared import PreparedSet, PrepareSpec, default_folder
+
+DEFAULTS = PrepareSpec()
+
+_SOURCE = flags.DEFINE_string("source", DEFAULTS.source, f"One of {', '.join(sources.KINDS)}.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", DEFAULTS.tokenizer, f"One of {', '.join(tokenizers.KINDS)}."
+)
+_LENGTH = flags.DEFINE_integer("length", DEFAULTS.length, "Tokens a block.")
+_PACK = flags.DEFINE_enum("pack", DEFAULTS.pack, list(PACKS), "How documents become blocks.")
+_VALIDATION = flags.DEFINE_float(
+    "validation_fraction",
+    DEFAULTS.validation_fraction,
+    "Of the documents, where the source has no such split.",
+)
+_TEST = flags.DEFINE_float("test_fraction", DEFAULTS.test_fraction, "Likewise.")
+_ROOT = flags.DEFINE_string("root", "~/.cache/ddm_jax", "Prepared sets lie here by default.")
+_OUT = flags.DEFINE_string("out", None, "Folder to make; a name under --root by default.")
+_WORKERS = flags.DEFINE_integer("workers", None, "Threads that tokenise; all cores by default.")
+_BEAM_RUNNER = flags.DEFINE_string("beam_runner", None, "Prepare with Apache Beam on this runner.")
+_BEAM_OPTIONS = flags.DEFINE_multi_string(
+    "beam_options", [], "A pipeline option in Beam's own spelling; may be repeated."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+
+
+def summary(prepared: PreparedSet) -> str:
+    """A few lines for a reader."""
+    lines = [f"{prepared.folder}: {prepared.tokenizer.name}, blocks of {prepared.length}"]
+    for split, info in prepared.splits.items():
+        lines.append(
+            f"  {split:<10} {info.documents:>9,} documents {info.tokens:>13,} tokens "
+            f"{info.blocks:>9,} blocks  {info.bytes_per_token:.3f} bytes/token"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line.
+
+    Raises:
+        UserError: see `ddm_jax.data.prepare.prepare`.
+    """
+    del argv
+    spec = PrepareSpec(
+        **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(PrepareSpec)}
+    )
+    beam = BeamSpec(_BEAM_RUNNER.value, tuple(_BEAM_OPTIONS.value)) if _BEAM_RUNNER.value else None
+    out = Path(_OUT.value) if _OUT.value else default_folder(_ROOT.value, spec)
+    try:
+        prepared = prepare(spec, out, workers=_WORKERS.value, beam=beam)
+    except KeyboardInterrupt:
+        print("Interrupted: nothing is left behind.", file=sys.stderr)
+        sys.exit(130)
+    print(summary(prepared))
+    if _JSON.value:
+        print(json.dumps({"folder": str(prepared.folder), **prepared.description()}))
+
+
+if __name__ == "__main__":
+    cli.run(main)

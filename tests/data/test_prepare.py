@@ -1,0 +1,425 @@
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from ddm_jax.data import builder, characters, sources, tokenizers
+from ddm_jax.data import prepare as prepare_module
+from ddm_jax.data.builder import BeamSpec
+from ddm_jax.data.opening import command, open_or_prepare
+from ddm_jax.data.prepared import PreparedSet, PrepareSpec, default_folder, open_prepared
+from ddm_jax.data.splits import SPLITS
+from ddm_jax.data.tokenizers import Tokenizer
+from ddm_jax.errors import UserError
+from tests.data.corpora import make_documents, write_jsonl
+
+prepare = functools.partial(prepare_module.prepare, progress=False)
+
+
+def read_all(prepared: PreparedSet, split: str) -> tuple[np.ndarray, np.ndarray]:
+    blocks = prepared.blocks(split)
+    return blocks.read(range(len(blocks)))
+
+
+def small(source: str, **changes: object) -> PrepareSpec:
+    spec = PrepareSpec(source, "bytes", 32, "wrap", validation_fraction=0.1, test_fraction=0.1)
+    return dataclasses.replace(spec, **changes)
+
+
+def config(spec: PrepareSpec, root: Path, **changes: object) -> types.SimpleNamespace:
+    return types.SimpleNamespace(
+        **{**dataclasses.asdict(spec), "root": str(root), "workers": 0, **changes}
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "dataset_info.json"}
+
+
+def test_every_document_is_in_exactly_one_split(wrapped: PreparedSet, documents: list[str]):
+    found = []
+    for split in SPLITS:
+        stream = read_all(wrapped, split)[0].reshape(-1)
+        parts = np.split(stream, np.flatnonzero(stream == characters.BYTES_EOS) + 1)
+        texts = [wrapped.tokenizer.decode(part) for part in parts]
+        # The last one may have been cut with the tail of the stream.
+        assert len(texts) - 1 <= wrapped.splits[split].documents <= len(texts)
+        assert wrapped.splits[split].documents > 10
+        found += texts[:-1]
+    assert len(set(found)) == len(found)
+    assert set(found) <= set(documents)
+    assert sum(info.documents for info in wrapped.splits.values()) == len(documents)
+
+
+def test_wrapped_blocks_are_the_joined_documents(wrapped: PreparedSet, documents: list[str]):
+    for split in SPLITS:
+        tokens, valid = read_all(wrapped, split)
+        assert tokens.dtype == np.int32
+        assert valid.all()
+        assert valid.shape == tokens.shape == (wrapped.splits[split].blocks, 32)
+        stream = tokens.reshape(-1)
+        begins = wrapped.tokenizer.decode(stream[: int(np.argmax(stream == 256))])
+        # Documents of a split keep their order, so from its first one the split can be told.
+        members = [d for d in documents if d.encode() + b"\0" in _with_zeros(stream)]
+        assert members[0] == begins
+        joined = [i for d in members for i in [*d.encode(), 256]]
+        assert stream[: len(joined)].tolist() == joined[: len(stream)]
+        assert len(stream) - len(joined) < max(len(d.encode()) for d in documents) + 1
+
+
+def _with_zeros(stream: np.ndarray) -> bytes:
+    return b"\0" + np.where(stream == 256, 0, stream).astype(np.uint8).tobytes()
+
+
+def test_figures_of_wrapped_splits_add_up(wrapped: PreparedSet, documents: list[str]):
+    infos = wrapped.splits.values()
+    total_bytes = sum(len(d.encode()) for d in documents)
+    assert sum(info.bytes for info in infos) == total_bytes
+    assert sum(i.tokens + i.dropped_tokens for i in infos) == total_bytes + len(documents)
+    for info in infos:
+        assert info.tokens == info.blocks * 32
+        assert info.dropped_tokens < 32
+        assert info.bytes_per_token == info.bytes / (info.bytes + info.documents)
+
+
+def test_padded_blocks_are_the_documents(tmp_path: Path, corpus: str, documents: list[str]):
+    prepared = prepare(small(corpus, pack="pad", length=200), tmp_path / "set")
+    rows = []
+    for split, info in prepared.splits.items():
+        tokens, valid = read_all(prepared, split)
+        lengths = valid.sum(axis=1)
+        np.testing.assert_array_equal(valid, np.arange(200) < lengths[:, None])
+        assert info.tokens == lengths.sum()
+        assert info.blocks == info.documents == len(tokens)
+        kept = [bytes(row[:n][row[:n] < 256].tolist()) for row, n in zip(tokens, lengths)]  # noqa: B905
+        # The tokenizer's text of a document cut inside a character is not counted byte for byte.
+        np.testing.assert_allclose(
+            info.bytes_per_token, sum(map(len, kept)) / lengths.sum(), rtol=2e-3
+        )
+        rows += [tuple(row[:n].tolist()) for row, n in zip(tokens, lengths)]  # noqa: B905
+    expected = [tuple([*d.encode(), 256][:200]) for d in documents]
+    assert any(len(d.encode()) > 200 for d in documents)
+    assert collections.Counter(rows) == collections.Counter(expected)
+    dropped = sum(max(0, len(d.encode()) + 1 - 200) for d in documents)
+    assert sum(info.dropped_tokens for info in prepared.splits.values()) == dropped
+
+
+@pytest.mark.parametrize("pack", ["wrap", "pad"])
+def test_unigram_entropy_is_that_of_the_tokens(tmp_path: Path, corpus: str, pack: str):
+    prepared = prepare(small(corpus, pack=pack), tmp_path / "set")
+    real = {s: tokens[valid].tolist() for s in SPLITS for tokens, valid in [read_all(prepared, s)]}
+    counts = collections.Counter(real["train"])
+    total = len(real["train"]) + prepared.tokenizer.vocab_size
+    expected = -np.mean([np.log((counts[i] + 1) / total) for i in real["validation"]])
+    assert prepared.unigram_entropy("validation") == pytest.approx(expected, rel=1e-12)
+
+
+def test_equal_documents_fall_in_one_split(tmp_path: Path):
+    documents = make_documents(40)
+    path = write_jsonl(tmp_path / "a.jsonl", documents * 3)
+    prepared = prepare(small(f"jsonl:{path}", pack="pad", length=600), tmp_path / "set")
+    rows = {s: {row.tobytes() for row in read_all(prepared, s)[0]} for s in SPLITS}
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not rows[a] & rows[b]
+    assert sum(len(r) for r in rows.values()) == 40
+    assert sum(info.documents for info in prepared.splits.values()) == 120
+
+
+def test_tokenizer_is_trained_on_the_train_split_alone(
+    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+
+    def spy(spec: str, documents: object) -> Tokenizer:
+        seen.extend(documents())
+        return tokenizers.given("bytes")
+
+    monkeypatch.setattr(tokenizers, "make", spy)
+    prepared = prepare(small(corpus, pack="pad", length=600), tmp_path / "set")
+    tokens, valid = read_all(prepared, "train")
+    assert [prepared.tokenizer.decode(t[v]) for t, v in zip(tokens, valid, strict=True)] == seen
+
+
+def test_set_is_the_same_for_any_number_of_workers_and_shards(
+    tmp_path: Path, corpus: str, wrapped: PreparedSet, monkeypatch: pytest.MonkeyPatch
+):
+    one = prepare(wrapped.spec, tmp_path / "one", workers=1)
+    monkeypatch.setattr("ddm_jax.data.text_files.SHARD_BYTES", (1000, 1000))
+    assert len(sources.open_source(corpus).shards["train"]) > 10
+    many = prepare(wrapped.spec, tmp_path / "many", workers=4)
+    assert files(one.folder) == files(many.folder) == files(wrapped.folder)
+
+
+@pytest.mark.parametrize("pack", ["wrap", "pad"])
+def test_beam_prepares_the_same_set(
+    tmp_path: Path, corpus: str, pack: str, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("apache_beam", reason="the extra `beam` is not installed")
+    monkeypatch.setattr("ddm_jax.data.text_files.SHARD_BYTES", (5000, 5000))
+    spec = small(corpus, pack=pack)
+    here = prepare(spec, tmp_path / "here")
+    beam = prepare(spec, tmp_path / "beam", beam=BeamSpec())
+    assert beam.description() == here.description()
+    for split in SPLITS:
+        for a, b in zip(read_all(here, split), read_all(beam, split), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_tfds_opens_the_set(wrapped: PreparedSet):
+    """TFDS's own reader and decoder are the independent truth for ours."""
+    rows = tfds.builder_from_directory(wrapped.folder).as_data_source("validation")
+    tokens, valid = read_all(wrapped, "validation")
+    assert len(rows) == len(tokens)
+    for row, ours, real in zip(rows, tokens, valid, strict=True):
+        np.testing.assert_array_equal(row["tokens"], ours)
+        assert row["length"] == real.sum()
+
+
+def test_ids_above_16_bits_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str):
+    codec = tokenizers._Codec(
+        lambda text: characters.encode_bytes(text) + 70_000,
+        lambda ids: characters.decode_bytes(ids - 70_000),
+    )
+    monkeypatch.setitem(tokenizers._CODECS, "wide", lambda _: codec)
+    wide = Tokenizer("bytes", "wide", 70_257, 70_256, b"")
+    monkeypatch.setattr(tokenizers, "make", lambda *_: wide)
+    prepared = prepare(small(corpus), tmp_path / "set")
+    assert prepared.blocks("train").dtype == "int32"
+    tokens, _ = read_all(prepared, "train")
+    assert tokens.min() >= 70_000
+    assert tokens.max() == 70_256
+
+
+def test_splits_of_the_source_are_kept(tmp_path: Path):
+    folder = tmp_path / "corpus"
+    train, validation = make_documents(200, seed=1), make_documents(20, seed=2)
+    _build_tfds(folder, {"train": train, "validation": validation})
+    spec = small(f"tfds:{folder}", pack="pad", length=600)
+    prepared = prepare(spec, tmp_path / "set")
+    texts = {split: _texts(prepared, split) for split in SPLITS}
+    assert texts["validation"] == set(validation)
+    assert texts["test"]
+    assert texts["train"] | texts["test"] == set(train)
+    assert not texts["train"] & texts["test"]
+
+
+def _texts(prepared: PreparedSet, split: str) -> set[str]:
+    """The documents of a padded split, none of which was cut."""
+    rows = zip(*read_all(prepared, split), strict=True)
+    return {prepared.tokenizer.decode(tokens[valid]) for tokens, valid in rows}
+
+
+def _build_tfds(folder: Path, splits: dict[str, list[str]]) -> None:
+    class Texts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "id": np.int32})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager: object) -> dict:
+            return {name: self._generate_examples(texts) for name, texts in splits.items()}
+
+        def _generate_examples(self, texts: list[str]):
+            yield from ((i, {"text": text, "id": i}) for i, text in enumerate(texts))
+
+    made = Texts(data_dir=str(folder / "root"))
+    made.download_and_prepare(file_format="array_record")
+    for path in Path(made.data_dir).iterdir():
+        path.rename(folder / path.name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_failed_preparation(
+    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    (tmp_path / "mine.txt").write_text("keep")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(prepare_module, "_publish", fail)
+    with pytest.raises(type(error)):
+        prepare(small(corpus), tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_half_written_set_is_not_taken_for_a_finished_one(tmp_path: Path, wrapped: PreparedSet):
+    for name, content in files(wrapped.folder).items():
+        if name != "ddm_jax.json":
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="not a prepared set"):
+        open_prepared(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="exists and is not a finished set"):
+        prepare(wrapped.spec, tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_finished_set_is_reused(wrapped: PreparedSet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(builder, "build", None)
+    assert prepare(wrapped.spec, wrapped.folder) == wrapped
+
+
+def test_finished_set_of_another_spec_is_not_reused(wrapped: PreparedSet):
+    other = dataclasses.replace(wrapped.spec, length=16)
+    with pytest.raises(UserError, match="prepared with length=32, not 16"):
+        prepare(other, wrapped.folder)
+
+
+def test_race_ends_with_the_copy_that_came_first(
+    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+):
+    spec, out = small(corpus), tmp_path / "set"
+    build = builder.build
+
+    def slow(*args: object, **kwargs: object) -> Path:
+        monkeypatch.setattr(builder, "build", build)
+        prepare(spec, out)
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(builder, "build", slow)
+    assert prepare(spec, out) == open_prepared(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_edited_text_is_noticed_and_touched_text_is_not(tmp_path: Path):
+    documents = make_documents(50)
+    path = write_jsonl(tmp_path / "a.jsonl", documents)
+    spec = small(f"jsonl:{path}")
+    prepared = prepare(spec, tmp_path / "set")
+    os.utime(path, (0, 0))
+    assert prepare(spec, tmp_path / "set") == prepared
+    write_jsonl(path, [*documents[:-1], documents[-1][::-1]])
+    with pytest.raises(UserError, match="has changed since"):
+        prepare(spec, tmp_path / "set")
+    path.unlink()
+    assert prepare(spec, tmp_path / "set") == prepared
+
+
+def test_relative_and_absolute_globs_are_the_same_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_jsonl(tmp_path / "a.jsonl", make_documents(50))
+    absolute, relative = small(f"jsonl:{tmp_path}/*.jsonl"), small("jsonl:*.jsonl")
+    prepared = open_or_prepare(config(absolute, tmp_path / "root"))
+    monkeypatch.chdir(tmp_path)
+    assert open_or_prepare(config(relative, tmp_path / "root")) == prepared
+
+
+def test_default_folder_depends_on_every_field(tmp_path: Path):
+    spec = PrepareSpec(source="jsonl:/data/a b.jsonl", tokenizer="sentencepiece:2048", length=256)
+    folder = default_folder(tmp_path, spec)
+    assert folder.parent == tmp_path
+    assert folder.name.startswith("jsonl_ab-sentencepiece_2048-L256-wrap-")
+    changes = {"source": "embedded", "tokenizer": "gpt2", "length": 8, "pack": "pad"}
+    changes |= {"validation_fraction": 0.3, "test_fraction": 0.3}
+    others = [dataclasses.replace(spec, **{name: value}) for name, value in changes.items()]
+    names = {default_folder(tmp_path, other).name.rsplit("-", 1)[1] for other in [spec, *others]}
+    assert len(names) == 1 + len(dataclasses.fields(spec))
+
+
+def test_local_source_is_prepared_when_a_run_asks_for_it(tmp_path: Path, corpus: str):
+    spec = small(corpus)
+    prepared = open_or_prepare(config(spec, tmp_path))
+    assert prepared.folder == default_folder(tmp_path, spec)
+    assert open_or_prepare(config(spec, tmp_path)) == prepared
+
+
+@pytest.mark.parametrize("source", ["tfds:lm1b", "hf:owner/name:config"])
+def test_source_that_must_be_downloaded_names_the_command(tmp_path: Path, source: str):
+    spec = small(source)
+    expected = command(spec, default_folder(tmp_path, spec))
+    assert f"--source={source}" in expected
+    with pytest.raises(UserError) as error:
+        open_or_prepare(config(spec, tmp_path))
+    assert expected in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_prepared_folder_is_opened_as_it_is(wrapped: PreparedSet, tmp_path: Path):
+    folder = str(wrapped.folder)
+    same = config(wrapped.spec, tmp_path, source=folder)
+    assert open_or_prepare(same) == wrapped
+    anything = config(wrapped.spec, tmp_path, source=folder, tokenizer="", length=0, pack="")
+    assert open_or_prepare(anything) == wrapped
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("tokenizer", "gpt2", "data.tokenizer=gpt2 does not match the data.*bytes"),
+        ("tokenizer", "sentencepiece:2048", "data.tokenizer=.* does not match the data"),
+        ("length", 64, "data.length=64 does not match the data.*length=32"),
+        ("pack", "pad", "data.pack=pad does not match the data.*pack=wrap"),
+    ],
+)
+def test_prepared_folder_unlike_the_config_is_refused(
+    wrapped: PreparedSet, tmp_path: Path, field: str, value: object, complaint: str
+):
+    asked = {"source": str(wrapped.folder), field: value}
+    with pytest.raises(UserError, match=complaint):
+        open_or_prepare(config(wrapped.spec, tmp_path, **asked))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"pack": "fold"}, "data.pack='fold' must be one of wrap, pad"),
+        ({"length": 0}, "data.length=0 must be at least 1"),
+        ({"length": 10**6}, "fewer than one block of data.length=1000000"),
+        ({"tokenizer": "gpt9"}, "data.tokenizer='gpt9' is not a tokenizer"),
+        ({"test_fraction": 2.0}, "data.test_fraction=2.0"),
+        ({"tokenizer": "sentencepiece:30"}, "cannot be trained"),
+    ],
+)
+def test_bad_spec_is_named_and_leaves_nothing(
+    tmp_path: Path, corpus: str, changes: dict, complaint: str
+):
+    with pytest.raises(UserError, match=complaint):
+        prepare(small(corpus, **changes), tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_record_is_named(tmp_path: Path, wrapped: PreparedSet):
+    (tmp_path / "ddm_jax.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(UserError, match="damaged"):
+        open_prepared(tmp_path)
+    (tmp_path / "ddm_jax.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(UserError, match="has format 99"):
+        open_prepared(tmp_path)
+
+
+def test_hugging_face_splits_are_kept(tmp_path: Path):
+    pytest.importorskip("datasets", reason="the extra `hf` is not installed")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    train, validation = make_documents(200, seed=1), make_documents(20, seed=2)
+    write_jsonl(corpus / "train.jsonl", train)
+    write_jsonl(corpus / "validation.jsonl", validation)
+    prepared = prepare(small(f"hf:{corpus}", pack="pad", length=600), tmp_path / "set")
+    assert _texts(prepared, "validation") == set(validation)
+    assert _texts(prepared, "train") | _texts(prepared, "test") == set(train)
+    assert prepared.splits["test"].documents
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path, corpus: str):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/set cannot be made .*choose another data\.root"):
+        prepare(small(corpus), tmp_path / "file" / "set")
+
+
+def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'ddm_jax\[hf\]'"):
+        prepare(small("hf:owner/name"), tmp_path / "set")

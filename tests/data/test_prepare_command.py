@@ -1,0 +1,58 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddm_jax.data.opening import command
+from ddm_jax.data.prepared import PrepareSpec, open_prepared
+from tests.data.corpora import make_documents, write_jsonl
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "ddm_jax.prepare", *flags]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_command_of_a_spec_prepares_it(tmp_path: Path, corpus: str):
+    spec = PrepareSpec(corpus, "bytes", 16, "pad", validation_fraction=0.2, test_fraction=0.1)
+    done = run(*shlex.split(command(spec, tmp_path / "set"))[3:], "--json")
+    assert done.returncode == 0, done.stderr
+    prepared = open_prepared(tmp_path / "set")
+    assert prepared.spec == spec
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["folder"] == str(prepared.folder)
+    assert record["splits"]["train"]["blocks"] == prepared.splits["train"].blocks
+    assert "tokenise: 100%" in done.stderr  # the progress bar
+
+
+def test_bad_flag_value_ends_in_one_sentence(tmp_path: Path):
+    done = run("--source=text:/no/such/*.txt", f"--out={tmp_path}/set")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "matches no file" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_interrupted_preparation_leaves_nothing(tmp_path: Path):
+    source = write_jsonl(tmp_path / "a.jsonl", make_documents(60_000))
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    flags = [f"--source=jsonl:{source}", "--tokenizer=sentencepiece:2000", f"--out={sets}/one"]
+    line = [sys.executable, "-m", "ddm_jax.prepare", *flags]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(sets.glob(".one.unfinished-*/pieces/*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"nothing is left behind" in stderr
+    assert not list(sets.iterdir())
