@@ -75,7 +75,7 @@ def make_train_step(
         noise = Noise(stratified(key, index, size), example_keys(key, index))
         dropout = jax.vmap(jax.random.fold_in, (0, None))(noise.keys, _DROPOUT)
         grads, metrics = gradients(state.params, batch, noise, dropout)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
         change, opt_state = optimizer.update(grads, state.opt_state, state.params)

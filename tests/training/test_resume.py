@@ -1,0 +1,156 @@
+"""Killed, interrupted or damaged, a run goes on as if nothing had happened: bit for bit.
+
+These start the real command in a process of its own, compiled as users compile it.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddm_jax.training.writers import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 40
+SETTINGS = {
+    "model.width": 32,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.dropout": 0.1,
+    "data.tokenizer": "bytes",
+    "data.length": 32,
+    "data.validation_fraction": 0.2,
+    "optim.warmup_steps": 5,
+    "optim.decay": "constant",
+    "train.steps": STEPS,
+    "train.batch_size": 8,
+    "train.microbatches": 2,
+    "train.log_every": 3,
+    "train.checkpoint_every": 8,
+    "eval.every": 25,
+    "eval.sequences": 8,
+    "eval.batch_size": 8,
+    "eval.draws": 1,
+    "sampler.steps": 2,
+}
+TIMINGS = {"step_s", "tokens_per_s"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A folder with a small text, and the flags that train on it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for i in range(40):
+        words = rng.choices(["the", "state", "of", "union", "is", "strong", "."], k=200)
+        (folder / f"{i}.txt").write_text(" ".join(words))
+    return {"data.source": f"text:{folder}/*.txt", "data.root": str(folder / "prepared")}
+
+
+def start(workdir, corpus, **changes):
+    settings = {**SETTINGS, **corpus, **{k.replace("__", "."): v for k, v in changes.items()}}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    recipe = ["--config=configs/radd_tiny.py", f"--workdir={workdir}"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ddm_jax.main", *recipe, *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for_step(process, workdir, step):
+    """Returns once metrics.jsonl has reached `step`."""
+    while not any(r["step"] >= step for r in read_metrics(workdir / "metrics.jsonl")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def numbers(workdir):
+    """metrics.jsonl without what the clock decides."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in TIMINGS} for r in records]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, corpus):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    output = finish(start(workdir, corpus))
+    return workdir, output
+
+
+def test_run_leaves_all_that_it_promises(uninterrupted):
+    workdir, output = uninterrupted
+    records = read_metrics(workdir / "metrics.jsonl")
+    assert [r["step"] for r in records if "loss" in r] == list(range(3, STEPS + 1, 3))
+    names = {"loss", "masked", "grad_norm", "lr", "skipped", "step_s", "tokens_per_s"}
+    assert all(names <= r.keys() for r in records if "loss" in r)
+    assert [r["step"] for r in records if "nll" in r] == [25, STEPS]
+    assert all({"stderr", "ppl", "bits_per_byte"} <= r.keys() for r in records if "nll" in r)
+    assert sorted(p.name for p in (workdir / "samples").iterdir()) == [
+        "00000025.txt",
+        "00000040.txt",
+    ]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["32", "40"]
+    assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "config.json").exists()
+    assert (workdir / "curve.png").stat().st_size > 1000
+    assert "Validation:" in output
+    assert "unigram" in output
+    assert "sample 3" in output
+    assert str(workdir) in output
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_run_goes_on_bit_for_bit(uninterrupted, corpus, tmp_path, how):
+    step = random.randint(10, STEPS - 6)
+    print(f"stopping after step {step}")
+    process = start(tmp_path, corpus)
+    wait_for_step(process, tmp_path, step)
+    process.send_signal(how)
+    output = finish(process, -how if how == signal.SIGKILL else 0)
+    if how != signal.SIGKILL:
+        assert "the same command goes on" in output
+        saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+        assert saved >= step
+    output = finish(start(tmp_path, corpus))
+    assert "Going on from step" in output
+    assert numbers(tmp_path) == numbers(uninterrupted[0])
+
+
+def test_truncated_checkpoint_falls_back_to_the_one_before(uninterrupted, corpus, tmp_path):
+    finish(start(tmp_path, corpus, train__steps=24))
+    newest = tmp_path / "checkpoints" / "24"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    output = finish(start(tmp_path, corpus))
+    assert "Checkpoint 24 cannot be read" in output
+    assert "Going on from step 16" in output
+    assert (tmp_path / "checkpoints-damaged" / "24").is_dir()
+    trained = [r for r in numbers(tmp_path) if "loss" in r]
+    assert trained == [r for r in numbers(uninterrupted[0]) if "loss" in r]
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(corpus, tmp_path):
+    explode = {"optim__lr": 1e30, "optim__warmup_steps": 0, "train__max_bad_steps": 4}
+    process = start(tmp_path, corpus, **explode, train__checkpoint_every=1, train__log_every=1)
+    output = finish(process, code=2)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: The loss or its gradient was not finite for 4 steps in a row")
+    assert "Traceback" not in output
+    assert list((tmp_path / "checkpoints").iterdir())
+    assert numbers(tmp_path)[-1]["skipped"] >= 3

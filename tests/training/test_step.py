@@ -1,0 +1,164 @@
+"""One training step: the same numbers however the batch is cut, and safe against bad ones."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.schedules import SCHEDULES
+from ddm_jax.models.network import make_network
+from ddm_jax.objectives import OBJECTIVES, Objective
+from ddm_jax.parallel.layouts import LAYOUTS
+from ddm_jax.training.optimizer import make_optimizer
+from ddm_jax.training.state import init_state
+from ddm_jax.training.step import MEANS, make_train_step
+
+VOCAB, LENGTH, BATCH = 40, 16, 8
+CONFIG = Config(
+    model=ModelConfig(width=32, depth=2, heads=2, dropout=0.1),
+    optim=OptimConfig(lr=1e-2, warmup_steps=2, weight_decay=0.1),
+    train=TrainConfig(steps=20, batch_size=BATCH, log_every=4),
+)
+
+
+def with_train(**changes):
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+
+
+def setup(config, name="radd_t_dce", objective=None):
+    """(step function, fresh state)."""
+    objective = objective or OBJECTIVES[name]
+    network = make_network(config.model, VOCAB)
+    process = Absorbing(SCHEDULES["log_linear"](), mask_id=VOCAB)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    step = make_train_step(config, network, objective, process, optimizer)
+    state = init_state(network, optimizer, jax.random.key(0), (*MEANS, *objective.metrics))
+    return step, state
+
+
+def batches(count, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        tokens = rng.integers(0, VOCAB, (BATCH, LENGTH)).astype(np.int32)
+        valid = np.arange(LENGTH) < rng.integers(4, LENGTH + 1, (BATCH, 1))  # uneven on purpose
+        yield {"tokens": tokens, "valid": valid}
+
+
+def losses(step, state, count, put=lambda batch: batch):
+    """The loss of each step."""
+    seen = []
+    for batch in batches(count):
+        state, metrics = step(state, put(batch))
+        seen.append(float(metrics["loss"]))
+    return np.array(seen)
+
+
+@pytest.mark.parametrize("name", ["radd_t_dce", "radd_ao"])  # a time and a count of masks
+def test_micro_batches_and_devices_give_the_same_losses(name):
+    step, state = setup(with_train(log_every=1), name)
+    want = losses(jax.jit(step), state, 6)
+    step, state = setup(with_train(log_every=1, microbatches=4), name)
+    np.testing.assert_allclose(losses(jax.jit(step), state, 6), want, rtol=1e-5)
+    layout = LAYOUTS["dp"](jax.devices()[:8])
+    step, state = setup(with_train(log_every=1), name)
+    state = jax.device_put(state, layout.state_shardings(state))
+    spread = losses(jax.jit(step), state, 6, layout.put_batch)
+    np.testing.assert_allclose(spread, want, rtol=1e-5)
+    assert len(set(want)) == 6
+
+
+def test_corruption_is_bitwise_the_same_under_every_layout():
+    seen = []
+
+    def spy(apply, params, batch, noise, process):
+        xt = process.corrupt(noise.keys, batch["tokens"], noise.u, batch["valid"])
+        row = batch["tokens"][:, 0]  # tells which example it is, whatever order it comes in
+        jax.debug.callback(lambda *x: seen.append([np.asarray(a) for a in x]), row, xt, noise.u)
+        return OBJECTIVES["radd_t_dce"].loss(apply, params, batch, noise, process)
+
+    objective = Objective(spy, ("masked",), uses_time=False)
+    batch = next(batches(1))
+    batch["tokens"][:, 0] = np.arange(BATCH)
+    batch["valid"][:, 0] = True
+    found = []
+    for parts, devices in ((1, 1), (4, 1), (1, 8)):
+        step, state = setup(with_train(microbatches=parts), objective=objective)
+        layout = LAYOUTS["dp"](jax.devices()[:devices])
+        state = jax.device_put(state, layout.state_shardings(state))
+        jax.block_until_ready(jax.jit(step)(state, layout.put_batch(batch)))
+        jax.effects_barrier()
+        first_token = np.concatenate([s[0] for s in seen])
+        xt, u = (np.concatenate([s[i] for s in seen]) for i in (1, 2))
+        found.append((xt[np.argsort(first_token)], u[np.argsort(first_token)]))
+        assert sorted(first_token) == list(range(BATCH))
+        seen.clear()
+    for xt, u in found[1:]:
+        np.testing.assert_array_equal(xt, found[0][0])
+        np.testing.assert_array_equal(u, found[0][1])
+
+
+def test_logged_loss_is_the_mean_since_the_last_log():
+    step, state = setup(with_train(log_every=1))
+    single = losses(jax.jit(step), state, 8)
+    step, state = setup(with_train(log_every=4))
+    window = losses(jax.jit(step), state, 8)
+    for start in (0, 4):
+        means = np.cumsum(single[start : start + 4]) / np.arange(1, 5)
+        np.testing.assert_allclose(window[start : start + 4], means, rtol=1e-5)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_non_finite_step_changes_counters_only(poison):
+    def poisoned(apply, params, batch, noise, process):
+        out = OBJECTIVES["radd_t_dce"].loss(apply, params, batch, noise, process)
+        bad = batch["tokens"][0, 0] == VOCAB - 1
+        # sqrt at 0 has a finite value and an infinite gradient
+        loss = out.loss + (jnp.nan if poison == "loss" else jnp.sqrt(0 * out.loss.sum()))
+        return dataclasses.replace(out, loss=jnp.where(bad, loss, out.loss))
+
+    # the branch not taken must not poison the gradient of good steps, so switch it outside
+    def switched(bad):
+        return poisoned if bad else OBJECTIVES["radd_t_dce"].loss
+
+    good = functools.partial(setup, with_train(log_every=100))
+    step, state = good()
+    bad_step, _ = good(objective=Objective(switched(True), ("masked",), uses_time=False))
+    step, bad_step = jax.jit(step), jax.jit(bad_step)
+    first, second, third = batches(3)
+    second["tokens"][0, 0] = VOCAB - 1
+    state, _ = step(state, first)
+    after, metrics = bad_step(state, second)
+    for name in ("params", "ema", "opt_state", "updates", "window"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(after, name))
+    assert int(after.step) == 2
+    assert int(metrics["bad_in_a_row"]) == 1
+    assert int(metrics["skipped"]) == 1
+    assert np.isfinite(float(metrics["loss"]))
+    last, metrics = step(after, third)
+    assert int(metrics["bad_in_a_row"]) == 0
+    assert int(metrics["skipped"]) == 1
+    assert int(last.updates) == 2
+    assert not np.array_equal(last.params["head"]["kernel"], state.params["head"]["kernel"])
+
+
+def test_loss_is_per_valid_token():
+    """A new network is uniform: its any-order loss is n log V for each sequence, log V a token."""
+    step, state = setup(with_train(log_every=1), "radd_ao")
+    _, metrics = jax.jit(step)(state, next(batches(1)))
+    np.testing.assert_allclose(metrics["loss"], np.log(VOCAB), rtol=1e-5)
+
+
+def test_step_reduces_the_loss_on_one_batch():
+    step, state = setup(with_train(log_every=1, steps=60), "radd_ao")
+    step = jax.jit(step)
+    batch = next(batches(1))
+    seen = []
+    for _ in range(60):
+        state, metrics = step(state, batch)
+        seen.append(float(metrics["loss"]))
+    assert np.mean(seen[-10:]) < 0.8 * seen[0]
