@@ -1,15 +1,21 @@
 """What all command lines share: flags, and errors that end in one sentence, not a traceback."""
 
+import builtins
+import itertools
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from ddm_jax.config import Config, resolve
+from ddm_jax.config import TYPE_WORDS, Config, field_type, resolve
 from ddm_jax.errors import UserError
 
-CONFIG_HELP = "a recipe, e.g. configs/radd_tiny.py; override fields with --config.train.steps=200"
+EXAMPLE = "configs/radd_tiny.py"
+CONFIG_HELP = f"a recipe, e.g. {EXAMPLE}; override fields with --config.train.steps=200"
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -29,30 +35,83 @@ def read_config(config: config_dict.ConfigDict | None) -> Config:
     Raises:
       UserError: no recipe was given, or it holds something wrong.
     """
-    if config is None:
-        raise UserError("--config is missing: give a recipe, e.g. --config=configs/radd_tiny.py.")
+    if not flags.FLAGS["config"].present:
+        raise UserError(f"--config is missing: give a recipe, e.g. --config={EXAMPLE}.")
+    if not hasattr(config, "to_dict"):
+        raise UserError(
+            f"--config={flags.FLAGS['config'].config_filename} is not a recipe: get_config returns "
+            f"{type(config).__name__}, not what ddm_jax.config.defaults() made."
+        )
     return resolve(config)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags and says of every way in which a recipe can fail what is wrong."""
+    """Parses flags and says in a sentence what is wrong with them, or with the recipe."""
     try:
+        _check_config_flags(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
         rest = flags.FLAGS(list(argv))
-    except flags.Error as error:
-        raise UserError(_sentence(error)) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # raised by ml_collections for overrides of unknown fields and of other types
-        raise UserError(f"A --config flag is wrong: {_sentence(error)}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"--config names no file: {_sentence(error)}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        raise UserError(mistake) from error
     if len(rest) > 1:
         raise UserError(f"Unknown argument {rest[1]!r}: flags start with --.")
     return rest
 
 
-def _sentence(error: Exception) -> str:
-    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    return " ".join(text.split())
+def _check_config_flags(args: Sequence[str]) -> None:
+    """Checks the recipe's file and the names of overridden fields, before any recipe runs."""
+    recipe = ""
+    for arg, following in itertools.pairwise([*args, ""]):
+        if whole := re.fullmatch(r"--?config(?:=(.*))?", arg):
+            recipe = following if whole[1] is None else whole[1]
+            file = Path(recipe.partition(":")[0])
+            if file.suffix != ".py" or not file.is_file():
+                raise UserError(
+                    f"--config={recipe} is not a recipe: give a .py file that exists, e.g. "
+                    f"--config={EXAMPLE} (relative paths start from {Path.cwd()})."
+                )
+        elif override := re.match(r"--?(?:no)?config\.([^=]*)", arg):
+            field_type(override[1])
+            if not recipe:
+                raise UserError(f"{arg} comes before --config: give the recipe first.")
+
+
+def _mistake(error: Exception) -> str | None:
+    """What the user did to make absl or ml_collections raise this; None if it is a bug."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for cause in chain:
+        frames = traceback.extract_tb(cause.__traceback__)
+        if any(frame.name == "get_config" for frame in frames):
+            return _recipe_mistake(cause, frames)
+    text = " ".join(str(error).split())
+    if "get_config" in text:
+        return (
+            f"--config is not a recipe: its file must define get_config(arg) as {EXAMPLE} does "
+            f"({chain[-1]})."
+        )
+    if wrong := re.match(r"flag --config\.([\w.]+)=(.*?): ", text):
+        words = TYPE_WORDS[field_type(wrong[1])]
+        return f"config.{wrong[1]}={wrong[2]!r} has the wrong type: give {words}."
+    return text if isinstance(error, flags.Error) else None
+
+
+def _recipe_mistake(error: BaseException, frames: traceback.StackSummary) -> str | None:
+    """What a line of the recipe did that its ConfigDict refused; None if it fails by itself."""
+    library = Path(config_dict.__file__).parent
+    if library not in Path(frames[-1].filename).parents:
+        return None
+    line = [frame for frame in frames if library not in Path(frame.filename).parents][-1]
+    if wanted := re.search(r"cannot be casted to type <class '(\w+)'>", str(error)):
+        wrong = f"has the wrong type: give {TYPE_WORDS[getattr(builtins, wanted[1])]}"
+    else:
+        close = re.search(r'Did you mean "(\w+)"', str(error))
+        hint = f"did you mean {close[1]}?" if close else "ddm_jax/config.py has them all"
+        wrong = f"names an unknown field ({hint})"
+    return f"{line.filename}, line {line.lineno}: `{line.line}` {wrong}."
 
 
 def _in_one_sentence(function: Callable) -> Callable:

@@ -6,6 +6,8 @@ sentence what is wrong.
 """
 
 import dataclasses
+import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from ml_collections import config_dict
 from ddm_jax.errors import UserError
 
 T = TypeVar("T")
+TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
 def choice(default: str, *others: str) -> Any:
@@ -200,6 +203,24 @@ def variants(arg: str | None, **allowed: tuple[str, ...]) -> dict[str, str]:
     return chosen
 
 
+def field_type(path: str) -> type:
+    """The type of a field: `train.steps` -> int.
+
+    Raises:
+      UserError: there is no such field, or it is a section.
+    """
+    hint, where = Config, "config"
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(hint):
+            raise UserError(f"{where}.{name} is unknown: {where} is a value, not a section.")
+        _check_known(hint, name, where)
+        hint, where = typing.get_type_hints(hint)[name], f"{where}.{name}"
+    if dataclasses.is_dataclass(hint):
+        names = ", ".join(f.name for f in dataclasses.fields(hint))
+        raise UserError(f"{where} is a section, not a value: set one of its fields, {names}.")
+    return _plain(hint)
+
+
 def lookup(table: Mapping[str, T], value: str, where: str) -> T:
     """The table's entry for a config value.
 
@@ -224,10 +245,8 @@ def _to_config_dict(record: type) -> config_dict.ConfigDict:
 def _from_mapping(record: type, values: Mapping[str, Any], where: str) -> Any:
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be a section of fields, not {values!r}.")
-    names = [f.name for f in dataclasses.fields(record)]
     for key in values:
-        if key not in names:
-            raise UserError(f"{where}.{key} is unknown: {where} has the fields {', '.join(names)}.")
+        _check_known(record, key, where)
     read = {}
     for f, hint in _fields(record):
         if f.name in values:
@@ -239,6 +258,16 @@ def _from_mapping(record: type, values: Mapping[str, Any], where: str) -> Any:
     return record(**read)
 
 
+def _check_known(record: type, name: str, where: str) -> None:
+    names = [f.name for f in dataclasses.fields(record)]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(
+            f"{where}.{name} is unknown{hint}: {where} has the fields {', '.join(names)}."
+        )
+
+
 def _checked(value: Any, f: dataclasses.Field, hint: Any, where: str) -> Any:
     if value is None and f.default is None:
         return None
@@ -246,13 +275,15 @@ def _checked(value: Any, f: dataclasses.Field, hint: Any, where: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not wanted:
-        raise UserError(f"{where}={value!r} has the wrong type: give a {wanted.__name__}.")
+        raise UserError(f"{where}={value!r} has the wrong type: give {TYPE_WORDS[wanted]}.")
     allowed = f.metadata.get("allowed", (value,))
     if value not in allowed:
         raise UserError(f"{where}={value!r} is unknown: choose one of {', '.join(allowed)}.")
-    low, high = f.metadata.get("low", float("-inf")), f.metadata.get("high", float("inf"))
-    if wanted in (int, float) and not low <= value <= high:
-        raise UserError(f"{where}={value!r} is out of range: give a number in [{low}, {high}].")
+    if wanted in (int, float):
+        low, high = f.metadata["low"], f.metadata["high"]
+        if not (low <= value <= high and math.isfinite(value)):
+            between = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
+            raise UserError(f"{where}={value!r} is out of range: give a finite number {between}.")
     return value
 
 

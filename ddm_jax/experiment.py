@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ddm_jax.config import Config, ScheduleConfig, lookup
-from ddm_jax.data.prepare import open_or_prepare
+from ddm_jax.data.opening import open_or_prepare
 from ddm_jax.data.prepared import PreparedSet
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES, Schedule
@@ -58,6 +58,7 @@ def build(config: Config) -> Experiment:
     )
     layout.check_batch(config.eval.batch_size, "config.eval.batch_size")
     data = open_or_prepare(config.data)
+    data.blocks("validation")  # raises now, rather than at the first validation, if there are none
     vocab_size = data.tokenizer.vocab_size
     return Experiment(
         config=config,

@@ -10,6 +10,7 @@ from ddm_jax import cli
 from ddm_jax.experiment import build
 from ddm_jax.training.curve import draw_curve
 from ddm_jax.training.loop import Outcome, train
+from ddm_jax.training.record import check_workdir
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.read_config(_CONFIG.value)
     recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
     workdir = Path(_WORKDIR.value or f"work/{recipe}").expanduser()
+    check_workdir(workdir, config)  # before data is prepared, which may take minutes
     experiment = build(config)
     outcome = train(experiment, workdir)
     unigram = experiment.data.unigram_entropy("validation")

@@ -26,47 +26,71 @@ def write_record(workdir: Path, config: Config, data: PreparedSet) -> None:
     """Writes workdir/config.json, or checks the one that is there.
 
     Raises:
-      UserError: the folder holds another run; the message names the first difference.
+      UserError: the folder holds another run, and the message names the first difference; or it
+        cannot be written.
     """
-    path = workdir / "config.json"
-    settings = dataclasses.asdict(config)
-    if path.exists():
-        _check_same(path, settings, config, data)
-    workdir.mkdir(parents=True, exist_ok=True)
+    before = check_workdir(workdir, config)
+    if before and _data_identity(before) != (data.tokenizer.fingerprint, data.source_fingerprint):
+        raise UserError(
+            f"{workdir} holds a run on other text or another tokenizer than {data.folder}: use "
+            "another --workdir, or the old data."
+        )
     record = {
-        "config": settings,
+        "config": dataclasses.asdict(config),
         "data": data.description() | {"folder": str(data.folder)},
         "versions": {"python": platform.python_version()} | _versions(),
         "git_revision": _git_revision(),
         "devices": [d.device_kind for d in jax.devices()],
     }
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise _unusable(workdir, error) from error
 
 
-def _check_same(path: Path, settings: dict, config: Config, data: PreparedSet) -> None:
+def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """The record in workdir, None where there is none yet; needs no data.
+
+    Raises:
+      UserError: the record cannot be read, or is that of a run with another config.
+    """
+    path = workdir / "config.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        then, tokenizer = before["config"], before["data"]["tokenizer"]["fingerprint"]
-        source = before["data"]["source_fingerprint"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        then, _ = _flatten(before["config"]), _data_identity(before)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a record of a run ({error}): use another --workdir."
+            f"{path} is not the record of a run ({type(error).__name__}: {error}): use another "
+            "--workdir."
         ) from error
     # a constant learning rate does not depend on the number of steps
     free = (*FREE, "train.steps") if config.optim.decay == "constant" else FREE
-    now, then = _flatten(settings), _flatten(then)
+    now = _flatten(dataclasses.asdict(config))
     for name in sorted(now.keys() | then.keys()):
         is_free = any(name == f or name.startswith(f + ".") for f in free)
         if not is_free and now.get(name) != then.get(name):
             raise UserError(
-                f"{path.parent} holds a run with config.{name}={then.get(name)!r}, not "
+                f"{workdir} holds a run with config.{name}={then.get(name)!r}, not "
                 f"{now.get(name)!r}: use another --workdir, or the old value."
             )
-    if tokenizer != data.tokenizer.fingerprint or source != data.source_fingerprint:
-        raise UserError(
-            f"{path.parent} holds a run on other text or another tokenizer than {data.folder}: use "
-            "another --workdir, or the old data."
-        )
+    return before
+
+
+def _data_identity(record: dict[str, Any]) -> tuple[str, str]:
+    data = record["data"]
+    return data["tokenizer"]["fingerprint"], data["source_fingerprint"]
+
+
+def _unusable(workdir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--workdir={workdir} cannot be used ({error.strerror}: {error.filename}): give a folder "
+        "that can be written."
+    )
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
