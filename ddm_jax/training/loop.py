@@ -20,7 +20,7 @@ from ddm_jax.training.record import write_record
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import MEANS, make_train_step
 from ddm_jax.training.validation import describe, make_validation
-from ddm_jax.training.writers import Writers
+from ddm_jax.training.writers import Writers, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,42 +100,56 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             writers.write(step, values)
             progress.show(step, values)
 
+    def check(step: int) -> None:
+        nonlocal bound, samples
+        bound, samples = validate(state.ema, step)
+        writers.write(step, bound.metrics())
+        progress.say(describe(bound, step))
+
+    def is_due(step: int) -> bool:
+        return step % config.eval.every == 0 or step == config.train.steps
+
     try:
         with Interrupt() as interrupt:
-            if step < config.train.steps:
+            if step and is_due(step) and not _has_validation(workdir, step):
+                check(step)  # the run was stopped between its checkpoint and its validation
+            done = step >= config.train.steps
+            if not done:
                 batch = layout.put_batch(next(loader))
                 begin = time.perf_counter()
                 step_fn = step_fn.lower(state, batch).compile()
                 progress.say(f"Compiled the step in {time.perf_counter() - begin:.1f} s")
                 progress.restart(step)
-            while step < config.train.steps and not interrupt.received:
+            while not done:
                 state, metrics = step_fn(state, batch)
                 step += 1
-                last = step == config.train.steps or interrupt.received
-                save = last or step % config.train.checkpoint_every == 0
-                evaluate = step % config.eval.every == 0 or step == config.train.steps
+                # a signal that comes later than this line is for the next step
+                interrupted = interrupt.received
+                done = interrupted or step == config.train.steps
+                save = done or step % config.train.checkpoint_every == 0
                 position = loader.get_state() if save else None
-                if not last:
+                if not done:
                     batch = layout.put_batch(next(loader))
                 if pending:
                     read(*pending)
                 pending = step, metrics
-                if not (save or evaluate):
-                    continue
-                read(*pending)
-                pending = None
-                if save:
-                    checkpoints.save(step, state, position)
-                if evaluate and not (last and interrupt.received):
-                    bound, samples = validate(state.ema, step)
-                    writers.write(step, bound.metrics())
-                    progress.say(describe(bound, step))
-                progress.restart(step)
-                if last:
-                    break
+                if save or is_due(step):
+                    read(*pending)
+                    pending = None
+                    if save:
+                        checkpoints.save(step, state, position)
+                    if is_due(step) and not interrupted:
+                        check(step)
+                    progress.restart(step)
+            if not bound and not interrupt.received:  # the run had ended before: say how
+                bound, samples = validate(state.ema, step)
     finally:
         checkpoints.close()
         writers.close()
         loader.close()
         progress.close()
     return Outcome(step, bound, samples, finished=step >= config.train.steps)
+
+
+def _has_validation(workdir: Path, step: int) -> bool:
+    return any(r["step"] == step and "nll" in r for r in read_metrics(workdir / "metrics.jsonl"))

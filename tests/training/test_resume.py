@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.radd_tiny import get_config
+from ddm_jax.config import resolve
+from ddm_jax.experiment import build
+from ddm_jax.training import loop
 from ddm_jax.training.writers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +56,21 @@ def corpus(tmp_path_factory):
     return {"data.source": f"text:{folder}/*.txt", "data.root": str(folder / "prepared")}
 
 
+def with_changes(corpus, changes):
+    return {**SETTINGS, **corpus, **{k.replace("__", "."): v for k, v in changes.items()}}
+
+
+def small_experiment(corpus, **changes):
+    """The same run in this process, on its eight devices."""
+    config = get_config()
+    for name, value in with_changes(corpus, {"train__microbatches": 1, **changes}).items():
+        section, field = name.split(".")
+        config[section][field] = value
+    return build(resolve(config))
+
+
 def start(workdir, corpus, **changes):
-    settings = {**SETTINGS, **corpus, **{k.replace("__", "."): v for k, v in changes.items()}}
+    settings = with_changes(corpus, changes)
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     recipe = ["--config=configs/radd_tiny.py", f"--workdir={workdir}"]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -154,3 +171,42 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(corpus, 
     assert "Traceback" not in output
     assert list((tmp_path / "checkpoints").iterdir())
     assert numbers(tmp_path)[-1]["skipped"] >= 3
+
+
+def test_signal_between_two_steps_saves_the_next_one(corpus, tmp_path, monkeypatch):
+    """In this process, to send the signal while a finished step is being logged."""
+    experiment = small_experiment(corpus)
+    write = loop.Writers.write
+
+    def write_and_stop(self, step, values):
+        write(self, step, values)
+        if step == 9:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Writers, "write", write_and_stop)
+    outcome = loop.train(experiment, tmp_path)
+    assert not outcome.finished
+    assert outcome.step > 9
+    assert (tmp_path / "checkpoints" / str(outcome.step)).is_dir()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_validation_that_a_stop_prevented_is_made_up_for(corpus, tmp_path, monkeypatch):
+    experiment = small_experiment(corpus, train__checkpoint_every=25)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    make_validation = loop.make_validation
+    monkeypatch.setattr(loop, "make_validation", lambda *_: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(experiment, tmp_path)
+    assert (tmp_path / "checkpoints" / "25").is_dir()
+    assert not [r for r in numbers(tmp_path) if "nll" in r]
+    monkeypatch.setattr(loop, "make_validation", make_validation)
+    loop.train(experiment, tmp_path)
+    assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
+    again = loop.train(experiment, tmp_path)  # finished: says how it ended, and writes nothing
+    assert again.finished
+    assert again.bound
+    assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
