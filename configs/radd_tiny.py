@@ -1,6 +1,7 @@
-"""RADD on two CPU cores: presidential messages, a small network, a few minutes.
+"""RADD on two CPU cores in a few minutes: presidential messages, 1.6M parameters.
 
-config argument: loss=t_dce|t_dse|lambda_dce|ao.
+Not a recipe of the paper: every value is ours, chosen for a held-out bound and readable text after
+seven minutes. config argument: loss=t_dce|t_dse|lambda_dce|ao.
 """
 
 from ml_collections import ConfigDict
@@ -13,29 +14,28 @@ def get_config(arg: str = "") -> ConfigDict:
     config = defaults()
 
     config.model.width = 128
-    config.model.depth = 4
+    config.model.depth = 3
     config.model.heads = 4
 
     config.data.source = "embedded"
-    config.data.tokenizer = "sentencepiece:2048"
-    config.data.length = 128
+    config.data.tokenizer = "sentencepiece:4096"  # most pieces are whole words
+    config.data.length = 64
 
     config.objective.name = f"radd_{chosen['loss']}"
 
-    config.optim.lr = 2e-3
+    # many small steps: the loss leaves the unigram plateau after about a thousand
+    config.optim.lr = 1.5e-3
     config.optim.warmup_steps = 100
     config.optim.decay = "cosine"
-    config.optim.weight_decay = 0.1
+    config.optim.ema_decay = 0.995
+    config.train.steps = 2_800
+    config.train.batch_size = 16
 
-    config.train.steps = 2_000
-    config.train.batch_size = 32
     config.train.log_every = 20
-    config.train.checkpoint_every = 500
-    config.optim.ema_decay = 0.995  # about the last tenth of the run
-
-    config.eval.every = 500
+    config.train.checkpoint_every = 400
+    config.eval.every = 400
     config.eval.sequences = 256
-
     config.sampler.steps = 128
+
     config.layout.name = "dp"
     return config

@@ -36,6 +36,7 @@ SETTINGS = {
     "train.microbatches": 2,
     "train.log_every": 3,
     "train.checkpoint_every": 8,
+    "train.keep_every": 16,
     "eval.every": 25,
     "eval.sequences": 8,
     "eval.batch_size": 8,
@@ -122,7 +123,7 @@ def test_run_leaves_all_that_it_promises(uninterrupted):
         "00000025.txt",
         "00000040.txt",
     ]
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["32", "40"]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["16", "32", "40"]
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "config.json").exists()
     assert (workdir / "curve.png").stat().st_size > 1000
