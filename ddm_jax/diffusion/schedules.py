@@ -176,15 +176,17 @@ def _from_total_noise(
 
 def _check_eps(eps: float) -> None:
     if not 0 <= eps < 0.5:
-        raise UserError(f"schedule.eps is {eps}; choose a number from 0 up to, but below, 0.5")
+        raise UserError(
+            f"config.schedule.eps={eps} is out of range: give a number of at least 0 and below 0.5."
+        )
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float, smallest: str) -> None:
     low_enough = sigma_min > 0 if smallest == "above 0" else sigma_min >= 0
     if not (low_enough and sigma_min < sigma_max < float("inf")):
         raise UserError(
-            f"schedule.sigma_min is {sigma_min} and schedule.sigma_max is {sigma_max}; choose "
-            f"sigma_min {smallest} and sigma_max above sigma_min"
+            f"config.schedule.sigma_min={sigma_min} and config.schedule.sigma_max={sigma_max} do "
+            f"not fit: give a sigma_min {smallest} and a finite sigma_max above it."
         )
 
 
@@ -222,7 +224,7 @@ def polynomial(k: float = 2.0, eps: float = 1e-4) -> Schedule:
     """
     _check_eps(eps)
     if not k > 0:
-        raise UserError(f"schedule.k is {k}; choose an exponent above 0")
+        raise UserError(f"config.schedule.k={k} is out of range: give an exponent above 0.")
     return _squeezed("polynomial", _power(k), floor=eps, gap=eps, k=k, eps=eps)
 
 

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shlex
@@ -45,7 +46,9 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path):
     sets.mkdir()
     flags = [f"--source=jsonl:{source}", "--tokenizer=sentencepiece:2000", f"--out={sets}/one"]
     line = [sys.executable, "-m", "ddm_jax.prepare", *flags]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE)
+    # a shell's background jobs ignore Ctrl-C, and so would this one under them
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, preexec_fn=listen)
     deadline = time.monotonic() + 60
     while not list(sets.glob(".one.unfinished-*/pieces/*")):
         assert process.poll() is None

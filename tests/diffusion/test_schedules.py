@@ -143,11 +143,11 @@ def test_eps_zero_masks_everything_at_the_end():
 @pytest.mark.parametrize(
     ("name", "parameters", "field"),
     [
-        ("log_linear", {"eps": 0.5}, "schedule.eps is 0.5"),
-        ("cosine", {"eps": -1.0}, "schedule.eps is -1.0"),
-        ("polynomial", {"k": 0.0}, "schedule.k is 0.0"),
-        ("mdlm_linear", {"sigma_min": 2.0, "sigma_max": 1.0}, "schedule.sigma_max is 1.0"),
-        ("geometric", {"sigma_min": 0.0}, "schedule.sigma_min is 0.0"),
+        ("log_linear", {"eps": 0.5}, "config.schedule.eps=0.5"),
+        ("cosine", {"eps": -1.0}, "config.schedule.eps=-1.0"),
+        ("polynomial", {"k": 0.0}, "config.schedule.k=0.0"),
+        ("mdlm_linear", {"sigma_min": 2.0, "sigma_max": 1.0}, "config.schedule.sigma_max=1.0"),
+        ("geometric", {"sigma_min": 0.0}, "config.schedule.sigma_min=0.0"),
     ],
 )
 def test_a_bad_parameter_is_named(name, parameters, field):
