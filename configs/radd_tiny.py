@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.warmup_steps = 100
     config.optim.decay = "cosine"
     config.optim.ema_decay = 0.995
-    config.train.steps = 2_800
+    config.train.steps = 2_400
     config.train.batch_size = 16
 
     config.train.log_every = 20
