@@ -174,9 +174,17 @@ TOGETHER = {
         "use 'none'",
     ),
     "heads": (overrides(model__heads=3), "width=128", "config.model.heads=3", "multiple of 6"),
-    "micro-batches": (overrides(train__microbatches=3), "batch_size=32", "microbatches=3"),
+    "micro-batches": (
+        overrides(train__batch_size=32, train__microbatches=3),
+        "batch_size=32",
+        "microbatches=3",
+    ),
     "devices": (overrides(train__batch_size=12), "batch_size", "12", "8 devices", "multiple of 8"),
-    "micro-batches over devices": (overrides(train__microbatches=8), "=4", "8 devices"),
+    "micro-batches over devices": (
+        overrides(train__batch_size=32, train__microbatches=8),
+        "=4",
+        "8 devices",
+    ),
     "eval over devices": (overrides(eval__batch_size=12), "config.eval.batch_size=12", "8 devices"),
 }
 
@@ -334,10 +342,10 @@ NO_DATA = "--config.data.source=tfds:nonesuch"
 
 def test_workdir_of_another_config_is_refused_and_kept(run, tmp_path, prepared):
     workdir = tmp_path / "run"
-    write_record(workdir, config_with(data__source="tfds:nonesuch"), prepared)
+    write_record(workdir, config_with(data__source="tfds:nonesuch", optim__lr=0.125), prepared)
     before = (workdir / "config.json").read_bytes()
     ended = run(RECIPE, NO_DATA, "--config.optim.lr=0.5")
-    assert_one_sentence(ended, str(workdir), "config.optim.lr=0.002, not 0.5", "another --workdir")
+    assert_one_sentence(ended, str(workdir), "config.optim.lr=0.125, not 0.5", "another --workdir")
     assert (workdir / "config.json").read_bytes() == before
 
 
@@ -372,7 +380,7 @@ def test_what_no_number_depends_on_may_change(tmp_path, prepared, name):
     assert record["config"][section][field] == FREE[name]
 
 
-FIXED = {"model__width": 256, "optim__b1": 0.5, "data__length": 64, "objective__name": "radd_ao"}
+FIXED = {"model__width": 256, "optim__b1": 0.5, "data__length": 48, "objective__name": "radd_ao"}
 
 
 @pytest.mark.parametrize("name", FIXED)
