@@ -21,9 +21,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: Any, loader: Mapping[str, Any]) -> None:
-        """Starts to save; the arrays are copied first, so that `state` may be donated at once."""
-        # on the CPU Orbax would read the very buffers that the next step writes to
-        state = jax.tree.map(lambda x: x.copy(), state)
+        """Starts to save; `state` may be donated as soon as this returns."""
+        if jax.default_backend() == "cpu":
+            # there Orbax has no copy on the host to write from, but the buffers themselves, which
+            # the next step overwrites
+            state = jax.tree.map(lambda x: x.copy(), state)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), loader=ocp.args.JsonSave(dict(loader))
         )
