@@ -3,7 +3,8 @@
     python -m benchmarks.train_loop [--json]
 
 Both run the tiny recipe in turn, several rounds; the bare step repeats on one batch that is already
-on the device. The loop adds the loader, the transfers, the metrics and the progress line.
+on the device. The loop adds the loader, the transfers, the metrics and the progress line. Rounds
+are short, for a machine's speed drifts: the figure is the median of the ratios round by round.
 """
 
 import json
@@ -25,8 +26,8 @@ from ddm_jax.training.state import init_state
 from ddm_jax.training.step import MEANS, make_train_step
 from ddm_jax.training.writers import read_metrics
 
-ROUNDS = 5
-INTERVALS = 3  # of train.log_every steps in a round; the loop's first is left out as cold
+ROUNDS = 15
+INTERVALS = 2  # of train.log_every steps in a round of the loop; the first is left out as cold
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
@@ -38,20 +39,22 @@ def main(argv: list[str]) -> None:
     experiment = build(config)
     bare_round = bare_step(experiment)
     bare, loop = [], []
-    for _ in range(ROUNDS):
-        bare.append(bare_round((INTERVALS - 1) * config.train.log_every))
-        loop.append(loop_step_seconds(experiment))
-    overheads = [100 * (b / a - 1) for a, b in zip(bare, loop, strict=True)]
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)  # every round compiles the same
+        for _ in range(ROUNDS):
+            bare.append(bare_round())
+            loop.append(loop_step_seconds(experiment))
+    overheads = sorted(100 * (b / a - 1) for a, b in zip(bare, loop, strict=True))
     result = {
         "bare_step_s": statistics.median(bare),
         "loop_step_s": statistics.median(loop),
         "overhead_percent": statistics.median(overheads),
-        "overhead_percent_per_round": [round(x, 2) for x in overheads],
+        "overhead_percent_quartiles": statistics.quantiles(overheads, n=4),
     }
-    print(f"bare step   {1e3 * result['bare_step_s']:.1f} ms")
-    print(f"in the loop {1e3 * result['loop_step_s']:.1f} ms")
-    rounds = result["overhead_percent_per_round"]
-    print(f"overhead    {result['overhead_percent']:.2f} % (median of the rounds {rounds})")
+    print(f"bare step {1e3 * result['bare_step_s']:.1f} ms")
+    print(f"loop step {1e3 * result['loop_step_s']:.1f} ms")
+    low, middle, high = result["overhead_percent_quartiles"]
+    print(f"overhead of the loop {middle:.2f} % (quartiles {low:.1f} and {high:.1f} %)")
     if _JSON.value:
         print(json.dumps(result))
 
@@ -67,8 +70,8 @@ def tiny_without_validation() -> Config:
     return resolve(config)
 
 
-def bare_step(experiment: Experiment) -> Callable[[int], float]:
-    """run(steps) -> seconds a step."""
+def bare_step(experiment: Experiment) -> Callable[[], float]:
+    """run() -> seconds a step, over train.log_every steps."""
     config = experiment.config
     optimizer = make_optimizer(config.optim, config.train.steps)
     step = make_train_step(
@@ -81,25 +84,24 @@ def bare_step(experiment: Experiment) -> Callable[[int], float]:
     batch = jax.device_put({"tokens": tokens, "valid": valid})
     state, _ = step(state, batch)
 
-    def run(steps: int) -> float:
+    def interval() -> float:
         nonlocal state
         jax.block_until_ready(state)
         begin = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(config.train.log_every):
             state, _ = step(state, batch)
         jax.block_until_ready(state)
-        return (time.perf_counter() - begin) / steps
+        return (time.perf_counter() - begin) / config.train.log_every
 
-    return run
+    return interval
 
 
 def loop_step_seconds(experiment: Experiment) -> float:
-    """Seconds a step in `train`, by its own metrics.jsonl."""
+    """Seconds a step in the last interval of `train`, by its own metrics.jsonl."""
     with tempfile.TemporaryDirectory() as folder:
         train(experiment, Path(folder))
         records = read_metrics(Path(folder) / "metrics.jsonl")
-    first = experiment.config.train.log_every
-    return statistics.mean(r["step_s"] for r in records if "step_s" in r and r["step"] > first)
+    return [r["step_s"] for r in records if "step_s" in r][-1]
 
 
 if __name__ == "__main__":
