@@ -22,7 +22,7 @@ T = TypeVar("T")
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
-def choice(default: str, *others: str) -> Any:
+def choice(default: str | None, *others: str) -> Any:
     """A field that takes one of a few words; the first is the default."""
     return field(default=default, metadata={"allowed": (default, *others)})
 
@@ -40,12 +40,9 @@ class ModelConfig:
     depth: int = number(12, low=1)
     heads: int = number(12, low=1)
     mlp_ratio: int = number(4, low=1)
-    time: str = choice(
-        "none", "adaln"
-    )  # none: RADD; adaln: SEDD's and MDLM's conditioning on sigma
+    time: str = choice("auto", "none", "adaln")  # adaln: SEDD's and MDLM's conditioning on sigma
     cond_width: int = number(128, low=1)  # of the time embedding; only with time=adaln
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
-    causal: bool = False
     tied_head: bool = False
     dropout: float = number(0.0, low=0, high=0.99)
     compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
@@ -55,16 +52,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """The forward process."""
+    """The forward process; "auto" is the objective's own, empty options take their defaults."""
 
-    name: str = "absorbing"
+    name: str = "auto"
+    steps: int | None = number(None, low=1)  # T of the discrete-time ones
+    p_uniform: float | None = number(None, low=0, high=0.99)  # hybrid: share of redrawn tokens
+    neighbours: int | None = number(None, low=1)  # d3pm_nearest
+    embedding: str | None = None  # d3pm_nearest: .npy file, float[V, D]
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The noise schedule; an option left empty takes the default of its source."""
+    """The noise schedule; "auto" is the process's own, empty options take their defaults."""
 
-    name: str = "log_linear"
+    name: str = "auto"
     eps: float | None = number(None, low=0, high=0.5)
     sigma_min: float | None = number(None, low=0)
     sigma_max: float | None = number(None, low=0)
@@ -73,9 +74,18 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The training objective."""
+    """The training objective; empty options take their defaults, others may not apply."""
 
     name: str = "radd_t_dce"
+    steps: int | None = number(None, low=0)  # mdlm, md4: T of a bound in T steps, 0: continuous
+    importance: bool | None = None  # mdlm, md4: times drawn in proportion to their weight
+    scale_by_sigma: bool | None = None  # sedd: what the network's output is divided by
+    ce_weight: float | None = number(None, low=0)  # d3pm: lambda of L_vb + lambda CE
+    block_size: int | None = number(None, low=1)  # bd3lm
+    clip_low: float | None = number(None, low=0, high=1)  # bd3lm: mask ratios in training
+    clip_high: float | None = number(None, low=0, high=1)
+    weighting: str | None = choice(None, "elbo", "clamped", "dynamic")  # gidd
+    power: float | None = number(None, low=0)  # genmd4: w of alpha = 1 - t^w before training
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class TrainConfig:
     steps: int = number(400_000, low=1)
     batch_size: int = number(512, low=1)  # sequences, over all devices and processes
     microbatches: int = number(1, low=1)
+    times: str = choice("stratified", "antithetic", "independent")  # over the global batch
     log_every: int = number(100, low=1)
     checkpoint_every: int = number(2_500, low=1)
     keep_last: int = number(2, low=1)
@@ -127,7 +138,7 @@ class EvalConfig:
     """Validation while training."""
 
     every: int = number(5_000, low=1)
-    estimator: str = "radd_ao"
+    estimator: str = "auto"  # the objective that bounds the likelihood
     batch_size: int = number(64, low=1)
     sequences: int = number(512, low=2)  # held-out blocks used
     draws: int = number(4, low=1)  # corruptions of each block
@@ -137,7 +148,7 @@ class EvalConfig:
 class SamplerConfig:
     """Text samples while training."""
 
-    name: str = "ancestral"
+    name: str = "auto"
     steps: int = number(128, low=1)
     num: int = number(3, low=1)
 
@@ -278,7 +289,9 @@ def _checked(value: Any, f: dataclasses.Field, hint: Any, where: str) -> Any:
         raise UserError(f"{where}={value!r} has the wrong type: give {TYPE_WORDS[wanted]}.")
     allowed = f.metadata.get("allowed", (value,))
     if value not in allowed:
-        raise UserError(f"{where}={value!r} is unknown: choose one of {', '.join(allowed)}.")
+        raise UserError(
+            f"{where}={value!r} is unknown: choose one of {', '.join(filter(None, allowed))}."
+        )
     if wanted in (int, float):
         low, high = f.metadata["low"], f.metadata["high"]
         if not (low <= value <= high and math.isfinite(value)):

@@ -1,23 +1,27 @@
 """From a config to the parts of a run; every command line starts here."""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
-from ddm_jax.config import Config, ScheduleConfig, lookup
+from ddm_jax.config import Config, ProcessConfig, ScheduleConfig, lookup
 from ddm_jax.data.opening import open_or_prepare
 from ddm_jax.data.prepared import PreparedSet
-from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.schedules import SCHEDULES, Schedule
+from ddm_jax.diffusion.discrete import DISCRETE_SCHEDULES
+from ddm_jax.diffusion.processes import PROCESSES
+from ddm_jax.diffusion.schedules import SCHEDULES, Schedule, grid
 from ddm_jax.errors import UserError
-from ddm_jax.models.network import Network, make_network
+from ddm_jax.models.network import Network, make_network, with_parameters
 from ddm_jax.objectives import OBJECTIVES, Objective
+from ddm_jax.objectives.signature import EXACT
 from ddm_jax.parallel.layouts import LAYOUTS, Layout
 from ddm_jax.samplers import SAMPLERS
-
-PROCESSES = {"absorbing": Absorbing}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,68 @@ class Experiment:
     layout: Layout
 
 
+def settle(config: Config) -> Config:
+    """Fills in what is left to the objective: every "auto", and the options left empty.
+
+    Raises:
+      UserError: an unknown name, an option that does not apply, or parts that do not fit together.
+    """
+    name = config.objective.name
+    objective = lookup(OBJECTIVES, name, "config.objective.name")
+
+    def chosen(field: str, value: str, allowed: tuple[str, ...]) -> str:
+        value = allowed[0] if value == "auto" else value
+        if value not in allowed:
+            raise UserError(
+                f"{field}={value!r} does not fit config.objective.name={name!r}: "
+                f"use {' or '.join(map(repr, allowed))}, or leave it at 'auto'."
+            )
+        return value
+
+    time = chosen("config.model.time", config.model.time, objective.times)
+    lookup({**PROCESSES, "auto": None}, config.process.name, "config.process.name")
+    process = chosen("config.process.name", config.process.name, objective.processes)
+    row = PROCESSES[process]
+    schedule = row.schedule if config.schedule.name == "auto" else config.schedule.name
+    estimator = config.eval.estimator
+    estimator = objective.estimator or name if estimator == "auto" else estimator
+    estimates = lookup(OBJECTIVES, estimator, "config.eval.estimator")
+    if estimates.estimates is None or process not in estimates.processes:
+        raise UserError(
+            f"config.eval.estimator={estimator!r} does not estimate the likelihood of "
+            f"config.objective.name={name!r}: leave it at 'auto'."
+        )
+    draws = 1 if estimates.estimates == EXACT else config.eval.draws
+    sampler = objective.sampler if config.sampler.name == "auto" else config.sampler.name
+    lookup(SAMPLERS, sampler, "config.sampler.name")
+    settled = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, time=time),
+        objective=_with_options(config.objective, name, objective.loss, "config.objective"),
+        process=_with_options(config.process, process, row.make, "config.process"),
+        schedule=_settled_schedule(config.schedule, schedule, row.discrete),
+        eval=dataclasses.replace(config.eval, estimator=estimator, draws=draws),
+        sampler=dataclasses.replace(config.sampler, name=sampler),
+    )
+    block = settled.objective.block_size
+    if block and config.data.length % block:
+        raise UserError(
+            f"config.data.length={config.data.length} is not divisible by "
+            f"config.objective.block_size={block}: choose a divisor."
+        )
+    return settled
+
+
+def describe(config: Config) -> str:
+    """One line on what a settled config trains."""
+    time = {"none": "no time input", "adaln": "adaLN time input"}[config.model.time]
+    return (
+        f"Objective {config.objective.name}: {config.process.name} process, "
+        f"{config.schedule.name} schedule, network with {time}, {config.sampler.name} sampler, "
+        f"likelihood by {config.eval.estimator}"
+    )
+
+
 def build(config: Config) -> Experiment:
     """Looks every name up, opens or prepares the data, and makes the network (no arrays yet).
 
@@ -41,17 +107,8 @@ def build(config: Config) -> Experiment:
       UserError: an unknown name, parts that do not fit each other, or data that is not there.
     """
     # all that can be wrong in a config is found before data is prepared, which may take minutes
-    schedule = make_schedule(config.schedule)
-    process = lookup(PROCESSES, config.process.name, "config.process.name")
-    objective = lookup(OBJECTIVES, config.objective.name, "config.objective.name")
-    estimator = lookup(OBJECTIVES, config.eval.estimator, "config.eval.estimator")
-    sampler = lookup(SAMPLERS, config.sampler.name, "config.sampler.name")
+    config = settle(config)
     layout = lookup(LAYOUTS, config.layout.name, "config.layout.name")(jax.devices())
-    if config.model.time != "none" and not objective.uses_time:
-        raise UserError(
-            f"config.model.time={config.model.time!r} does not fit config.objective.name="
-            f"{config.objective.name!r}, whose network has no time input: use 'none'."
-        )
     layout.check_batch(
         config.train.batch_size // config.train.microbatches,
         "config.train.batch_size / config.train.microbatches",
@@ -60,32 +117,91 @@ def build(config: Config) -> Experiment:
     data = open_or_prepare(config.data)
     data.blocks("validation")  # raises now, rather than at the first validation, if there are none
     vocab_size = data.tokenizer.vocab_size
+    process = make_process(config.process, config.schedule, vocab_size)
+    objective = with_options(OBJECTIVES[config.objective.name], config)
+    network = make_network(config.model, vocab_size)
+    if objective.init:
+        init = functools.partial(objective.init, process=process)
+        network = with_parameters(network, "objective", init)
     return Experiment(
         config=config,
         data=data,
-        process=process(schedule, mask_id=vocab_size),
+        process=process,
         objective=objective,
-        estimator=estimator,
-        sampler=sampler,
-        network=make_network(config.model, vocab_size),
+        estimator=with_options(OBJECTIVES[config.eval.estimator], config),
+        sampler=SAMPLERS[config.sampler.name],
+        network=network,
         layout=layout,
     )
 
 
+def with_options(objective: Objective, config: Config) -> Objective:
+    """The objective whose loss has the options of a settled config."""
+    given = {name: getattr(config.objective, name) for name in _defaults(objective.loss)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(objective, loss=functools.partial(objective.loss, **given))
+
+
+def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: int) -> Any:
+    """The forward process of settled config sections.
+
+    Raises:
+      UserError: a bad value.
+    """
+    row = PROCESSES[config.name]
+    options = {name: getattr(config, name) for name in _defaults(row.make)}
+    if row.discrete:
+        return row.make(make_alpha_bar(schedule, config.steps), vocab_size, **options)
+    return row.make(make_schedule(schedule), vocab_size, **options)
+
+
 def make_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule of a config section.
+    """The continuous schedule of a config section.
 
     Raises:
       UserError: an unknown name, an option that this schedule does not have, or a bad value.
     """
     make = lookup(SCHEDULES, config.name, "config.schedule.name")
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k != "name" and v is not None}
-    known = make.__annotations__
-    for option in options:
-        if option not in known:
-            has = ", ".join(k for k in known if k != "return")
+    config = _with_options(config, config.name, make, "config.schedule")
+    return make(**{name: getattr(config, name) for name in _defaults(make)})
+
+
+def make_alpha_bar(config: ScheduleConfig, steps: int) -> np.ndarray:
+    """alpha_bar of a discrete schedule, or of a continuous one at t/T: float64[steps + 1].
+
+    Raises:
+      UserError: as `make_schedule`.
+    """
+    if config.name in DISCRETE_SCHEDULES:
+        return DISCRETE_SCHEDULES[config.name](steps)
+    return grid(make_schedule(config), steps)
+
+
+def _settled_schedule(config: ScheduleConfig, name: str, discrete: bool) -> ScheduleConfig:
+    table = {**SCHEDULES, **DISCRETE_SCHEDULES} if discrete else SCHEDULES
+    make = lookup(table, name, "config.schedule.name")
+    if name in SCHEDULES:
+        config = _with_options(config, name, make, "config.schedule")
+        make_schedule(config)  # raises where a value is bad
+        return config
+    return _with_options(config, name, lambda: None, "config.schedule")
+
+
+def _with_options(section: Any, name: str, make: Callable, where: str) -> Any:
+    """The section of this name, with defaults for the options that `make` has and are empty."""
+    known = _defaults(make)
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    for option, value in values.items():
+        if option != "name" and value is not None and option not in known:
+            has = f"which has {', '.join(known)}" if known else "which has no options"
             raise UserError(
-                f"config.schedule.{option} does not apply to config.schedule.name={config.name!r}, "
-                f"which has {has}: leave it empty."
+                f"{where}.{option} does not apply to {where}.name={name!r}, {has}: leave it empty."
             )
-    return make(**options)
+    filled = {o: known[o] for o in known if values[o] is None}
+    return dataclasses.replace(section, name=name, **filled)
+
+
+def _defaults(function: Callable) -> dict[str, Any]:
+    """The arguments of a function that have defaults, and these: its options."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from ddm_jax import cli
-from ddm_jax.experiment import build
+from ddm_jax.experiment import build, describe, settle
 from ddm_jax.training.curve import draw_curve
 from ddm_jax.training.loop import Outcome, train
 from ddm_jax.training.record import check_workdir
@@ -22,7 +22,8 @@ _JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, a
 def main(argv: Sequence[str]) -> None:
     """Trains, draws the curve and says how it went."""
     del argv
-    config = cli.read_config(_CONFIG.value)
+    config = settle(cli.read_config(_CONFIG.value))
+    print(describe(config))
     recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
     workdir = Path(_WORKDIR.value or f"work/{recipe}").expanduser()
     check_workdir(workdir, config)  # before data is prepared, which may take minutes
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
         result = {"step": outcome.step, "finished": outcome.finished, "workdir": str(workdir)}
         if outcome.bound:
             result |= outcome.bound.metrics() | {"unigram_nll": unigram}
+            result["estimates"] = outcome.bound.estimates
         print(json.dumps(result))
 
 
@@ -46,8 +48,8 @@ def report(outcome: Outcome, workdir: Path, unigram: float, curve: Path | None) 
     if outcome.bound:
         b = outcome.bound
         lines += [
-            f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token (an upper bound), "
-            f"perplexity at most {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte,",
+            f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token ({b.estimates}), "
+            f"perplexity {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte,",
             f"  over {b.sequences} held-out blocks of {b.tokens} tokens, {b.draws} draws each, "
             f"averaged weights. A unigram model has {unigram:.4f} nats per token.",
         ]

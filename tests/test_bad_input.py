@@ -137,7 +137,7 @@ COMMAND_LINE = {
     "missing value": ([RECIPE, "--config.train.steps", "--json"], "train.steps='--json'"),
     "word for a float": ([RECIPE, "--config.optim.lr=x"], "config.optim.lr='x'", "a number"),
     "word for an option": ([RECIPE, "--config.schedule.eps=x"], "schedule.eps='x'", "a number"),
-    "word for a bool": ([RECIPE, "--config.model.causal=x"], "model.causal='x'", "true or false"),
+    "word for a bool": ([RECIPE, "--config.model.tied_head=x"], "tied_head='x'", "true or false"),
     "too small": ([RECIPE, "--config.train.steps=0"], "config.train.steps=0", "at least 1"),
     "too large": ([RECIPE, "--config.optim.b1=2"], "config.optim.b1=2.0", "from 0 to 1"),
     "not finite": ([RECIPE, "--config.optim.lr=inf"], "config.optim.lr=inf", "finite number"),
@@ -172,6 +172,17 @@ TOGETHER = {
         "config.model.time='adaln'",
         "'radd_t_dce'",
         "use 'none'",
+    ),
+    "process of another objective": (
+        overrides(process__name="uniform"),
+        "config.process.name='uniform'",
+        "'radd_t_dce'",
+        "use 'absorbing'",
+    ),
+    "option of another objective": (
+        overrides(objective__block_size=4),
+        "config.objective.block_size does not apply",
+        "'radd_t_dce', which has no options",
     ),
     "heads": (overrides(model__heads=3), "width=128", "config.model.heads=3", "multiple of 6"),
     "micro-batches": (

@@ -4,13 +4,13 @@ q(x_t | x_0) = alpha(t) x_0 + (1 - alpha(t)) m, per token. Each masking rule com
 and as the deterministic rule under it, which takes the uniforms or the ranks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.diffusion.schedules import Schedule
 
@@ -25,7 +25,7 @@ class Absorbing:
     def corrupt(
         self, keys: jax.Array, x0: jax.Array, t: jax.Array, movable: jax.Array | None = None
     ) -> jax.Array:
-        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] -> int32[B, L].
+        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L].
 
         Positions where `movable` (bool[B, L]) is False keep their token (prompts, padding).
         """
@@ -41,9 +41,35 @@ class Absorbing:
         """q(x_s = x_0 | x_t = m, x_0) = (alpha_s - alpha_t) / (1 - alpha_t)."""
         return self.schedule.drop(s, t) / self.schedule.one_minus_alpha(t)
 
-    def prior(self, shape: Sequence[int]) -> jax.Array:
-        """x_1: int32[shape], masks only."""
-        return jnp.full(shape, self.mask_id, jnp.int32)
+    def condition(self, t: jax.Array) -> jax.Array:
+        """What the network is told of the time: sigma_bar(t), float[...]."""
+        return self.schedule.sigma_bar(t)
+
+    def prior(self, keys: jax.Array, length: int) -> jax.Array:
+        """x_1: int32[B, length], masks only; keys [B]."""
+        return jnp.full((*keys.shape, length), self.mask_id, jnp.int32)
+
+    def reverse(
+        self,
+        keys: jax.Array,
+        xt: jax.Array,
+        logits: jax.Array,
+        s: jax.Array,
+        t: jax.Array,
+    ) -> jax.Array:
+        """x_s ~ sum_x0 q(x_s | x_t, x0) p(x0 | x_t): a mask is revealed or stays one.
+
+        Args:
+          keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s < t; at s = 0
+            all is revealed, also where the schedule leaves 1 - alpha(0) > 0.
+
+        Returns:
+          int32[B, L].
+        """
+        when, what = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        chance = jnp.where(s <= 0, 1.0, self.reveal(s, t))
+        reveal = (xt == self.mask_id) & (uniforms(when, xt.shape[1:]) < chance)
+        return jnp.where(reveal, categorical(what, logits), xt)
 
 
 def mask_independently(
@@ -53,7 +79,7 @@ def mask_independently(
     mask_id: int,
     movable: jax.Array | None = None,
 ) -> jax.Array:
-    """Mask each movable position with its example's probability: key[B], int32[B, L], float[B]."""
+    """Mask each movable position with its probability: key[B], int32[B, L], float[B] or [B, L]."""
     u = uniforms(keys, x0.shape[1:])
     return mask_below(u, x0, probability, mask_id, movable=movable)
 
@@ -65,8 +91,11 @@ def mask_below(
     mask_id: int,
     movable: jax.Array | None = None,
 ) -> jax.Array:
-    """Mask where u < probability and movable: float[B, L], int32[B, L], float[B] -> int32[B, L]."""
-    return _masked(u < probability[:, None], x0, mask_id, movable)
+    """Mask where u < probability and movable: float[B, L], int32[B, L] -> int32[B, L].
+
+    probability: float[B], one for each example, or float[B, L].
+    """
+    return _masked(u < per_position(probability), x0, mask_id, movable)
 
 
 def mask_exactly(
@@ -114,3 +143,8 @@ def random_ranks(keys: jax.Array, length: int, movable: jax.Array | None = None)
 
 def _masked(chosen: jax.Array, x0: jax.Array, mask_id: int, movable: jax.Array | None) -> jax.Array:
     return jnp.where(chosen if movable is None else chosen & movable, mask_id, x0)
+
+
+def per_position(x: jax.Array) -> jax.Array:
+    """float[B] -> float[B, 1] beside arrays [B, L]; float[B, L] as it is."""
+    return x if x.ndim == 2 else x[:, None]

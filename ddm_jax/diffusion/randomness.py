@@ -42,6 +42,20 @@ def uniforms(keys: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
     return draw(keys)
 
 
+def antithetic(step_key: jax.Array, index: ArrayLike, batch_size: int) -> jax.Array:
+    """Pairs (u, 1 - u): examples 2j and 2j + 1 share u_j: int32[b] -> float32[b] in (0, 1)."""
+    del batch_size
+    index = jnp.asarray(index)
+    u = uniforms(example_keys(jax.random.fold_in(step_key, _SHARED), index // 2))
+    return jnp.clip(jnp.where(index % 2, 1 - u, u), 2.0**-33, _LAST_BEFORE_ONE)
+
+
+def independent(step_key: jax.Array, index: ArrayLike, batch_size: int) -> jax.Array:
+    """Independent uniforms, one for each example: int32[b] -> float32[b] in (0, 1)."""
+    del batch_size
+    return uniforms(example_keys(jax.random.fold_in(step_key, _SHARED), index))
+
+
 def stratified(step_key: jax.Array, index: ArrayLike, batch_size: int) -> jax.Array:
     """Times t_i = (u + i/B) mod 1 with one u for the whole batch: int32[b] -> float32[b] in (0, 1).
 
@@ -60,6 +74,9 @@ def stratify(u: ArrayLike, index: ArrayLike, batch_size: int) -> jax.Array:
     # than one way, and would make a time depend on the program around it
     fraction = _fixed_point_ratio(jnp.asarray(index, jnp.uint32), batch_size)
     return _unit_interval(jnp.asarray(u * 2.0**32, jnp.uint32) + fraction)
+
+
+TIMES = {"stratified": stratified, "antithetic": antithetic, "independent": independent}
 
 
 def _fixed_point_ratio(i: jax.Array, n: int) -> jax.Array:

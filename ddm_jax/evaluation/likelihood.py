@@ -13,6 +13,7 @@ from jax import Array
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratify, uniforms
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch, Loss, Noise
+from ddm_jax.objectives.signature import BOUND
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Bound:
     """An upper bound on -log p: `nll` in nats per token, `stderr` its standard error.
 
     The standard error is over sequences: it holds the Monte-Carlo noise and the choice of text.
+    `estimates` says what the number is where it is no bound (Objective.estimates).
     """
 
     nll: float
@@ -29,6 +31,7 @@ class Bound:
     tokens: int
     sequences: int
     draws: int
+    estimates: str
 
     def metrics(self) -> dict[str, float]:
         """What a line of metrics.jsonl says of it."""
@@ -65,6 +68,7 @@ def estimate(
     batches: Iterable[Batch],
     draws: int,
     bytes_per_token: float,
+    estimates: str = BOUND,
 ) -> Bound:
     """Runs a `make_bound` function over held-out batches; rows without a valid token are skipped.
 
@@ -90,4 +94,5 @@ def estimate(
         tokens=int(tokens.sum()),
         sequences=len(nats),
         draws=draws,
+        estimates=estimates,
     )

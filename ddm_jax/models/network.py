@@ -4,8 +4,10 @@ Nothing outside models/ sees Flax. The head is read last and only as far as aske
 logit of the target and the log normaliser, samplers the full logits.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,11 @@ from flax import nnx
 from jax import Array
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.transformer import Constrain, Transformer
+from ddm_jax.models.transformer import Attend, Constrain, Transformer
 
 Params = dict
 VOCAB_MULTIPLE = 128
-LOGIT_BYTES = 2**28  # of float32 logits that `Readout.target` holds at once
+LOGIT_BYTES = 2**28  # of float32 logits that `Readout.read` holds at once
 
 
 @jax.tree_util.register_dataclass
@@ -45,26 +47,42 @@ class Readout:
           targets: int32[B, L], ids below `vocab_size`.
 
         Returns:
-          (logit, lse), each float32[B, L]; cross entropy is lse - logit. At most LOGIT_BYTES of
-          logits exist at once: beyond that the positions are read in chunks and the backward pass
-          computes their logits again.
+          (logit, lse), each float32[B, L]; cross entropy is lse - logit.
         """
-        positions = targets.size
-        hidden = self.hidden.reshape(positions, -1)
+
+        def read(logits: Array, ids: Array) -> tuple[Array, Array]:
+            return pick(logits, ids), jax.nn.logsumexp(logits, axis=-1)
+
+        return self.read(read, targets)
+
+    def read(self, reduce: Callable[..., Any], *given: Array) -> Any:
+        """What a loss wants of the logits of each position, without ever holding all of them.
+
+        Args:
+          reduce: (logits float32[N, V], *given [N, ...]) -> arrays [N, ...], position by position.
+          *given: arrays [B, L, ...].
+
+        Returns:
+          The arrays of `reduce` as [B, L, ...]. At most LOGIT_BYTES of logits exist at once: beyond
+          that the positions are read in chunks and the backward pass computes their logits again.
+        """
+        shape = self.hidden.shape[:2]
+        positions = shape[0] * shape[1]
+
+        def of_chunk(hidden: Array, *given: Array) -> Any:
+            return reduce(self._logits(hidden)[:, : self.vocab_size], *given)
+
+        rows = [x.reshape(positions, *x.shape[2:]) for x in (self.hidden, *given)]
         chunks = -(-positions * self.bias.shape[0] * 4 // LOGIT_BYTES)
         if chunks == 1:
-            logit, lse = self._target(hidden, targets.reshape(-1))
+            out = of_chunk(*rows)
         else:
             pad = -positions % chunks
-            rows = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunks, -1, hidden.shape[-1])
-            ids = jnp.pad(targets.reshape(-1), (0, pad)).reshape(chunks, -1)
-            logit, lse = jax.lax.map(jax.checkpoint(lambda rc: self._target(*rc)), (rows, ids))
-        return tuple(x.reshape(-1)[:positions].reshape(targets.shape) for x in (logit, lse))
-
-    def _target(self, hidden: Array, targets: Array) -> tuple[Array, Array]:
-        logits = self._logits(hidden)
-        logit = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return logit, jax.nn.logsumexp(logits, axis=-1)
+            rows = [jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)) for x in rows]
+            rows = [x.reshape(chunks, -1, *x.shape[1:]) for x in rows]
+            out = jax.lax.map(jax.checkpoint(lambda chunk: of_chunk(*chunk)), rows)
+            out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:positions], out)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
 
     def _logits(self, hidden: Array) -> Array:
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
@@ -74,13 +92,20 @@ class Readout:
         return jnp.where(is_token, logits, -jnp.inf)
 
 
+def pick(values: Array, ids: Array) -> Array:
+    """values[..., ids], one of each row: float[..., V], int32[...] -> float[...]."""
+    return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
+
+
 @dataclass(frozen=True)
 class Network:
-    """`init(key) -> params` and `apply(params, tokens, sigma, dropout_keys) -> Readout`.
+    """`init(key) -> params` and `apply(params, tokens, sigma, ...) -> Readout`.
 
     tokens: int32[B, L]. sigma: float32[B], required when the network is conditioned on time and
-    ignored when it is not. dropout_keys: key[B], one for each example, or None to switch dropout
-    off. params: nested dict of float32 arrays, layers stacked on their first axis.
+    ignored when it is not. attend: None (every position sees all), "causal", or bool[L, L] whose
+    [q, k] says whether q sees k. positions: int32[L] for the rotary angles, 0..L-1 by default.
+    dropout_keys: key[B], one for each example, or None to switch dropout off. params: nested dict
+    of float32 arrays, layers stacked on their first axis.
     """
 
     init: Callable[[Array], Params]
@@ -120,11 +145,27 @@ def make_network(
         params: Params,
         tokens: Array,
         sigma: Array | None = None,
+        *,
+        attend: Attend = None,
+        positions: Array | None = None,
         dropout_keys: Array | None = None,
     ) -> Readout:
-        hidden = nnx.merge(graphdef, params)(tokens, sigma, dropout_keys, constrain)
+        model = nnx.merge(graphdef, params)
+        hidden = model(tokens, sigma, attend, positions, dropout_keys, constrain)
         head = params["head"]
         kernel = params["embed"]["embedding"].T if config.tied_head else head["kernel"]
         return Readout(hidden, kernel, head["bias"], vocab_size)
 
     return Network(init, apply, config.time == "adaln", vocab_size)
+
+
+def with_parameters(network: Network, name: str, init: Callable[[Array], Params]) -> Network:
+    """The network with params[name] = init(key) beside its own: what an objective learns itself."""
+
+    def init_all(key: Array) -> Params:
+        return network.init(key) | {name: init(jax.random.fold_in(key, 1))}
+
+    def apply(params: Params, *args: Any, **kwargs: Any) -> Readout:
+        return network.apply({k: v for k, v in params.items() if k != name}, *args, **kwargs)
+
+    return dataclasses.replace(network, init=init_all, apply=apply)

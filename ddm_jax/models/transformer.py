@@ -28,6 +28,7 @@ INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 EMBED_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 Constrain = Callable[[Array, str], Array]
+Attend = Array | str | None
 
 
 class Transformer(nnx.Module):
@@ -56,6 +57,8 @@ class Transformer(nnx.Module):
         self,
         tokens: Array,
         sigma: Array | None,
+        attend: Attend,
+        positions: Array | None,
         dropout_keys: Array | None,
         constrain: Constrain,
     ) -> Array:
@@ -63,12 +66,13 @@ class Transformer(nnx.Module):
         config = self.config
         cond = self.time(sigma) if config.time == "adaln" else None
         x = constrain(self.embed(tokens), "hidden")
+        positions = jnp.arange(tokens.shape[1]) if positions is None else positions
 
         def layer(x: Array, block: Block, index: Array) -> Array:
             keys = None
             if dropout_keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, index)
-            return constrain(block(x, cond, keys), "hidden")
+            return constrain(block(x, cond, attend, positions, keys), "hidden")
 
         if config.remat != "none":
             layer = nnx.remat(layer, policy=REMAT_POLICIES[config.remat])
@@ -100,26 +104,30 @@ class Block(nnx.Module):
         if config.time == "adaln":
             self.adaln = _modulation(config, 6, rngs)
 
-    def __call__(self, x: Array, cond: Array | None, keys: Array | None) -> Array:
+    def __call__(
+        self, x: Array, cond: Array | None, attend: Attend, positions: Array, keys: Array | None
+    ) -> Array:
         """x [B, L, D], cond [B, C] and dropout keys [B] (or None) -> [B, L, D]."""
         if cond is None:
-            x = x + self.dropout(self.attention(self.norm1(x)), keys, 0)
+            x = x + self.dropout(self.attention(self.norm1(x), attend, positions), keys, 0)
             return x + self.dropout(self.mlp(self.norm2(x)), keys, 1)
         shift1, scale1, gate1, shift2, scale2, gate2 = _chunks(self.adaln(cond), 6)
-        h = self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        h = self.attention(self.norm1(x) * (1 + scale1) + shift1, attend, positions)
         x = x + gate1 * self.dropout(h, keys, 0)
         h = self.mlp(self.norm2(x) * (1 + scale2) + shift2)
         return x + gate2 * self.dropout(h, keys, 1)
 
-    def attention(self, x: Array) -> Array:
-        """Self-attention over positions, [B, L, D] -> [B, L, D]."""
+    def attention(self, x: Array, attend: Attend, positions: Array) -> Array:
+        """Self-attention, [B, L, D] -> [B, L, D]; attend and positions as in Network.apply."""
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        q, k = rotary(q), rotary(k)
+        q, k = rotary(q, positions), rotary(k, positions)
+        causal = isinstance(attend, str) and attend == "causal"
         mixed = jax.nn.dot_product_attention(
             q,
             k,
             v,
-            is_causal=self.config.causal,
+            mask=None if attend is None or causal else attend[None, None],
+            is_causal=causal,
             implementation=ATTENTION[self.config.attention],
         )
         return self.out(mixed)
@@ -166,15 +174,15 @@ class Head(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((padded_vocab,)))
 
 
-def rotary(x: Array, base: float = 10_000.0) -> Array:
-    """Rotates [B, L, H, D] by position (Su et al. 2021, arXiv:2104.09864), halves paired.
+def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
+    """Rotates [B, L, H, D] by positions int32[L] (Su et al. 2021, arXiv:2104.09864), halves paired.
 
     The angle of pair i at position l is l base^(-2i/D); computed in float32 or wider.
     """
-    length, dim = x.shape[1], x.shape[3]
+    dim = x.shape[3]
     wide = jnp.promote_types(x.dtype, jnp.float32)
     frequency = base ** (-jnp.arange(0, dim, 2, dtype=wide) / dim)
-    angle = jnp.arange(length, dtype=wide)[:, None, None] * frequency
+    angle = positions.astype(wide)[:, None, None] * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(wide), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -1,7 +1,7 @@
 """RADD's four losses (Ou et al. 2024, arXiv:2406.03736): one network of no time input, four bounds.
 
 All four weigh the cross entropy of the masked tokens; they differ in how the number of masks is
-drawn. In expectation they are equal, up to the truncation of t at SAMPLING_EPS (sections 3.2, 3.3):
+drawn. In expectation they are equal, up to the truncation of t at 1e-3 (sections 3.2, 3.3):
 
     t-DSE   t ~ U(eps, 1), score entropy of s_y = p(y) / (e^sigma_bar - 1)
     t-DCE   t ~ U(eps, 1), weight sigma / (e^sigma_bar - 1)
@@ -17,16 +17,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly, mask_independently
-from ddm_jax.objectives.signature import Batch, LossOutput, Noise
-
-SAMPLING_EPS = 1e-3  # the published code draws t from [1e-3, 1]: the weight diverges at 0
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise, uniform_time
 
 
 def t_dse(
     apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """Denoising score entropy over time (RADD eq. 3.4). Optimises a bound on -log p(x0)."""
-    t = _time(noise)
+    t = uniform_time(noise.u)
     xt = process.corrupt(noise.keys, batch["tokens"], t, batch["valid"])
     return t_dse_at(apply, params, batch, xt, t, process)
 
@@ -50,7 +48,7 @@ def t_dce(
     apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """Denoising cross entropy over time (RADD eq. 3.5). Optimises a bound on -log p(x0)."""
-    t = _time(noise)
+    t = uniform_time(noise.u)
     xt = process.corrupt(noise.keys, batch["tokens"], t, batch["valid"])
     return t_dce_at(apply, params, batch, xt, t, process)
 
@@ -102,10 +100,6 @@ def any_order_at(
     masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
     n = batch["valid"].sum(axis=1)
     return _output(n / jnp.maximum(k, 1), ce, masked, batch)
-
-
-def _time(noise: Noise) -> Array:
-    return (1 - SAMPLING_EPS) * noise.u + SAMPLING_EPS
 
 
 def _masked_cross_entropy(

@@ -2,9 +2,11 @@
 
     loss(apply, params, batch, noise, process) -> LossOutput
 
-apply(params, tokens, sigma=None) -> Readout is the network; dropout, where wanted, is bound to it
-by the caller. A batch is {"tokens": int32[b, L], "valid": bool[b, L]}; positions that are not valid
-are padding: never corrupted, and without loss. `process` is the forward process.
+apply(params, tokens, sigma=None, attend=None, positions=None) -> Readout is the network
+(models/network.py); dropout, where wanted, is bound to it by the caller. A batch is {"tokens":
+int32[b, L], "valid": bool[b, L]}; positions that are not valid are padding: never corrupted, and
+without loss. `process` is the forward process. The arguments of a loss beyond these five have
+defaults: they are its options, fields of config.objective.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +38,8 @@ class LossOutput:
     """Nats per sequence, summed over its valid tokens.
 
     loss: float32[b], what is minimised. bound: float32[b], an unbiased estimate of an upper bound
-      on -log p(x0), or None where the loss stands for no bound. metrics: name -> float32[b].
+      on -log p(x0), or of what Objective.estimates says; None where the loss stands for neither.
+      metrics: name -> float32[b].
     """
 
     loss: Array
@@ -44,17 +47,37 @@ class LossOutput:
     metrics: dict[str, Array] = field(default_factory=dict)
 
 
-Loss = Callable[[Callable[..., Any], Any, Batch, Noise, Any], LossOutput]
+Loss = Callable[..., LossOutput]
+
+BOUND = "an upper bound"
+EXACT = "exact"
+PSEUDO = "a pseudo-likelihood, not comparable with bounds"
 
 
 @dataclass(frozen=True)
 class Objective:
     """One row of the table.
 
-    loss: the function. metrics: the names that its LossOutput has. uses_time: whether it gives its
-    network the time.
+    loss: the function. metrics: the names that its LossOutput has. processes: those it is for, its
+    own first. times: what config.model.time may be, its own first. estimator: the objective that
+    estimates the likelihood of its networks, itself if empty. estimates: what LossOutput.bound
+    is. sampler: the default. init: init(key, process) -> the parameters that the objective
+    learns beside the network's, which it finds in params["objective"].
     """
 
     loss: Loss
-    metrics: tuple[str, ...]
-    uses_time: bool
+    metrics: tuple[str, ...] = ()
+    processes: tuple[str, ...] = ("absorbing",)
+    times: tuple[str, ...] = ("none", "adaln")
+    estimator: str = ""
+    estimates: str | None = BOUND
+    sampler: str = "ancestral"
+    init: Callable[[Array, Any], Any] | None = None
+
+
+SAMPLING_EPS = 1e-3
+
+
+def uniform_time(u: Array) -> Array:
+    """t in [1e-3, 1], where SEDD, RADD, MDLM and Duo draw it: the weight diverges at 0."""
+    return (1 - SAMPLING_EPS) * u + SAMPLING_EPS

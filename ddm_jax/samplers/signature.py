@@ -14,9 +14,14 @@ from jax import Array
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """Static settings of a sampler."""
+    """Static settings of a sampler.
+
+    steps: network evaluations where the sampler lets one choose. block_size: tokens that block
+    diffusion generates at once.
+    """
 
     steps: int
+    block_size: int = 0
 
 
 @jax.tree_util.register_dataclass

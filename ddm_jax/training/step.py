@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from ddm_jax.config import Config
-from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
+from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch, Noise, Objective
 from ddm_jax.training.optimizer import ema_update, learning_rate
@@ -43,6 +43,7 @@ def make_train_step(
     """
     size, parts = config.train.batch_size, config.train.microbatches
     rate = learning_rate(config.optim, config.train.steps)
+    times = TIMES[config.train.times]
 
     def gradients(params: Any, batch: Batch, noise: Noise, dropout: Array) -> tuple[Any, Metrics]:
         tokens = jnp.maximum(batch["valid"].sum(), 1)
@@ -72,7 +73,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key, index = step_key(config.seed, state.step), jnp.arange(size)
-        noise = Noise(stratified(key, index, size), example_keys(key, index))
+        noise = Noise(times(key, index, size), example_keys(key, index))
         dropout = jax.vmap(jax.random.fold_in, (0, None))(noise.keys, _DROPOUT)
         grads, metrics = gradients(state.params, batch, noise, dropout)
         metrics["grad_norm"] = optax.tree.norm(grads)

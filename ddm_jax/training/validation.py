@@ -18,8 +18,8 @@ from ddm_jax.training.writers import write_atomically
 def describe(bound: Bound, step: int) -> str:
     """One line on a validation."""
     return (
-        f"step {step}: validation bound {bound.nll:.4f} +- {bound.stderr:.4f} nats per token, "
-        f"perplexity {bound.ppl:.2f}, {bound.bits_per_byte:.3f} bits per byte"
+        f"step {step}: validation {bound.nll:.4f} +- {bound.stderr:.4f} nats per token "
+        f"({bound.estimates}), perplexity {bound.ppl:.2f}, {bound.bits_per_byte:.3f} bits per byte"
     )
 
 
@@ -42,7 +42,7 @@ def make_validation(
             experiment.sampler,
             experiment.network.apply,
             process=experiment.process,
-            spec=SampleSpec(config.sampler.steps),
+            spec=SampleSpec(config.sampler.steps, config.objective.block_size or 0),
         )
     )
     empty = jnp.zeros((config.sampler.num, config.data.length), jnp.int32)
@@ -60,6 +60,7 @@ def make_validation(
             (experiment.layout.put_batch(batch) for batch in batches),
             config.eval.draws,
             experiment.data.bytes_per_token("validation"),
+            experiment.estimator.estimates,
         )
         key = jax.random.key(config.seed)
         tokens, stats = sample(ema, key, empty, jnp.zeros(empty.shape, bool))

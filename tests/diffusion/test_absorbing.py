@@ -82,7 +82,7 @@ def test_tokens_keep_their_dtype_and_fixed_positions_their_token():
 
 
 def test_prior_is_all_masks():
-    prior = Absorbing(log_linear(), MASK).prior((2, 3))
+    prior = Absorbing(log_linear(), MASK).prior(jax.random.split(jax.random.key(0), 2), 3)
     assert prior.dtype == jnp.int32
     np.testing.assert_array_equal(prior, np.full((2, 3), MASK))
 

@@ -1,5 +1,7 @@
 """Properties of the network that hold for any weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,14 +30,35 @@ def tokens(batch=2, length=12, seed=3):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_causal_network_sees_no_later_token(causal):
-    network = make_network(ModelConfig(**SMALL, causal=causal), VOCAB)
+    network = make_network(ModelConfig(**SMALL), VOCAB)
     params, x = random_params(network), tokens()
     changed = x.at[:, 7].set((x[:, 7] + 1) % VOCAB)
-    apply = jax.jit(network.apply)
+    attend = "causal" if causal else None
+    apply = jax.jit(functools.partial(network.apply, attend=attend))
     difference = jnp.abs(apply(params, x).hidden - apply(params, changed).hidden)
     before, after = difference[:, :7].max(), difference[:, 7:].min(axis=(0, 2)).max()
     assert (before == 0) == causal
     assert after > 0
+
+
+def test_attention_pattern_and_positions_come_with_the_call():
+    """A causal array is "causal"; two copies side by side, each seeing itself, are x twice."""
+    network = make_network(ModelConfig(**SMALL), VOCAB)
+    params, x = random_params(network), tokens()
+    length = x.shape[1]
+    apply = jax.jit(network.apply, static_argnames="attend")
+    causal = apply(params, x, attend="causal").hidden
+    lower = network.apply(params, x, attend=jnp.tril(jnp.ones((length, length), bool))).hidden
+    np.testing.assert_allclose(lower, causal, atol=1e-5)
+    half = jnp.arange(2 * length) // length
+    twice = network.apply(
+        params,
+        jnp.concatenate([x, x], axis=1),
+        attend=half[:, None] == half,
+        positions=jnp.arange(2 * length) % length,
+    ).hidden
+    alone = network.apply(params, x).hidden
+    np.testing.assert_allclose(twice, jnp.concatenate([alone, alone], axis=1), atol=1e-5)
 
 
 def test_mask_and_padding_ids_have_no_probability():
@@ -82,8 +105,8 @@ def test_dropout_depends_on_the_example_and_not_on_its_batch():
     params, x = random_params(network), tokens(4)
     keys = jax.random.split(jax.random.key(9), 4)
     apply = jax.jit(network.apply)
-    whole = apply(params, x, None, keys).hidden
-    part = apply(params, x[2:], None, keys[2:]).hidden
+    whole = apply(params, x, dropout_keys=keys).hidden
+    part = apply(params, x[2:], dropout_keys=keys[2:]).hidden
     np.testing.assert_allclose(whole[2:], part, rtol=2e-5, atol=2e-5)
     assert not np.allclose(whole, apply(params, x).hidden, atol=1e-2)
 

@@ -18,6 +18,7 @@ from tests.enumerable import (
 )
 
 VOCAB, LENGTH = 3, 4
+RADD = [name for name in OBJECTIVES if name.startswith("radd_")]
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)  # exact for the polynomials in lambda below
 NODES, WEIGHTS = (NODES + 1) / 2, WEIGHTS / 2
 JOINT = random_joint(VOCAB, LENGTH)
@@ -68,7 +69,7 @@ def expectations(apply):
         }
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", RADD)
 def test_exact_denoiser_attains_the_nll_of_every_sequence(name):
     with jax.enable_x64(True):
         apply = exact_denoiser(JOINT)
@@ -79,7 +80,7 @@ def test_four_losses_agree_in_expectation_for_any_denoiser():
     with jax.enable_x64(True):
         apply = wrong_denoiser(VOCAB, LENGTH)
     values = expectations(apply)
-    for name in OBJECTIVES:
+    for name in RADD:
         np.testing.assert_allclose(values[name], values["radd_ao"], rtol=1e-9, err_msg=name)
     assert (JOINT.reshape(-1) * (values["radd_ao"] - NLL)).sum() > 0.1  # KL > 0: it is wrong
 
@@ -93,7 +94,7 @@ def test_eps_of_the_schedule_moves_the_time_losses_by_eps():
     assert (missing < 1e-3 * 2 * LENGTH * NLL.max()).all()
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", RADD)
 def test_draws_have_the_enumerated_mean(name):
     """The mean of 40,000 draws lies within 5 standard errors (wrong once in 10^6) of the exact one.
 

@@ -1,0 +1,28 @@
+"""The table of forward processes: how each is made, and from which kind of schedule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.uniform import Uniform
+
+
+@dataclass(frozen=True)
+class Row:
+    """make(schedule, vocab_size, **options) -> process, with corrupt, condition, prior, reverse.
+
+    schedule: the default one. discrete: whether `make` takes alpha_bar, float64[steps + 1]
+    (diffusion/discrete.py), or a continuous Schedule. The arguments of `make` that have defaults
+    are its options, fields of config.process.
+    """
+
+    make: Callable[..., Any]
+    schedule: str = "log_linear"
+    discrete: bool = False
+
+
+PROCESSES = {
+    "absorbing": Row(Absorbing),  # the mask id is the size of the vocabulary
+    "uniform": Row(Uniform),
+}
