@@ -116,13 +116,7 @@ def build(config: Config) -> Experiment:
     layout.check_batch(config.eval.batch_size, "config.eval.batch_size")
     data = open_or_prepare(config.data)
     data.blocks("validation")  # raises now, rather than at the first validation, if there are none
-    vocab_size = data.tokenizer.vocab_size
-    process = make_process(config.process, config.schedule, vocab_size)
-    objective = with_options(OBJECTIVES[config.objective.name], config)
-    network = make_network(config.model, vocab_size)
-    if objective.init:
-        init = functools.partial(objective.init, process=process)
-        network = with_parameters(network, "objective", init)
+    process, objective, network = make_parts(config, data.tokenizer.vocab_size)
     return Experiment(
         config=config,
         data=data,
@@ -133,6 +127,21 @@ def build(config: Config) -> Experiment:
         network=network,
         layout=layout,
     )
+
+
+def make_parts(config: Config, vocab_size: int) -> tuple[Any, Objective, Network]:
+    """The forward process, the objective and the network of a settled config (no arrays yet).
+
+    Raises:
+      UserError: a bad value, or one that does not fit the vocabulary.
+    """
+    process = make_process(config.process, config.schedule, vocab_size)
+    objective = with_options(OBJECTIVES[config.objective.name], config)
+    network = make_network(config.model, vocab_size)
+    if objective.init:
+        init = functools.partial(objective.init, process=process)
+        network = with_parameters(network, "objective", init)
+    return process, objective, network
 
 
 def with_options(objective: Objective, config: Config) -> Objective:

@@ -1,0 +1,134 @@
+"""How well each objective models text: validation likelihood over seeds, at equal steps.
+
+    python -m benchmarks.learning --workdir=/tmp/learning --corpora=embedded --seeds=0,1,2 [--json]
+
+Every cell (corpus, row, seed) is one run of ddm_jax.main's loop in its own folder under --workdir,
+on one small network, one optimizer and one tokenizer a corpus. Finished cells are read, not run
+again, so that the same command goes on after an interruption; several may share a folder, each with
+its own seeds. Ends with a table for docs/results.md.
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+from absl import app, flags
+
+from configs.radd_tiny import get_config
+from ddm_jax.config import Config, resolve
+from ddm_jax.experiment import build, settle
+from ddm_jax.training.loop import train
+
+# row -> what it sets beside the common recipe
+ROWS = {
+    "ar": {"objective.name": "ar"},
+    "bd3lm, block 4": {"objective.name": "bd3lm", "objective.block_size": 4},
+    "radd_t_dce": {"objective.name": "radd_t_dce"},
+    "radd_lambda_dce": {"objective.name": "radd_lambda_dce"},
+    "radd_ao": {"objective.name": "radd_ao"},
+    "mdlm": {"objective.name": "mdlm", "model.time": "none"},
+    "mdlm, time input": {"objective.name": "mdlm", "model.time": "adaln"},
+    "md4": {"objective.name": "md4", "schedule.name": "linear"},
+    "genmd4": {"objective.name": "genmd4"},
+    "sedd_absorb": {"objective.name": "sedd_absorb"},
+    "d3pm, absorbing": {"objective.name": "d3pm", "process.name": "d3pm_absorbing"},
+    "d3pm, absorbing, 0.01 CE": {
+        "objective.name": "d3pm",
+        "process.name": "d3pm_absorbing",
+        "objective.ce_weight": 0.01,
+    },
+    "d3pm_ce, absorbing": {"objective.name": "d3pm_ce", "process.name": "d3pm_absorbing"},
+    "gidd": {"objective.name": "gidd"},
+    "udlm": {"objective.name": "udlm"},
+    "sedd_uniform": {"objective.name": "sedd_uniform"},
+    "d3pm, uniform": {"objective.name": "d3pm", "process.name": "d3pm_uniform"},
+    "d3pm, uniform, 0.01 CE": {
+        "objective.name": "d3pm",
+        "process.name": "d3pm_uniform",
+        "objective.ce_weight": 0.01,
+    },
+    "d3pm_ce, uniform": {"objective.name": "d3pm_ce", "process.name": "d3pm_uniform"},
+    "mlm": {"objective.name": "mlm"},
+}
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
+_CORPORA = flags.DEFINE_list("corpora", ["embedded"], "Values of config.data.source.")
+_ROWS = flags.DEFINE_list("rows", [], "Substrings of the rows to run; all if empty.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
+_STEPS = flags.DEFINE_integer("steps", 1_500, "Training steps.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the cells that are missing, then prints the table of all that are there."""
+    del argv
+    folder = Path(_WORKDIR.value)
+    rows = [r for r in ROWS if not _ROWS.value or any(word in r for word in _ROWS.value)]
+    for corpus in _CORPORA.value:
+        for seed in _SEEDS.value:
+            for row in rows:
+                run_cell(folder, corpus, row, int(seed))
+    cells = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*/cell.json")]
+    print(table(cells))
+    if _JSON.value:
+        print(json.dumps(cells))
+
+
+def cell_config(corpus: str, row: str, seed: int) -> Config:
+    """The common recipe: a network of 0.2M parameters, 1,024 tokens a step."""
+    config = get_config()
+    config.seed = seed
+    config.model.width, config.model.depth, config.model.heads = 64, 2, 2
+    config.data.source, config.data.tokenizer = corpus, "sentencepiece:512"
+    config.data.length, config.train.batch_size = 32, 32
+    config.optim.lr = 2e-3
+    config.train.steps = config.train.checkpoint_every = config.eval.every = _STEPS.value
+    config.train.log_every = 100
+    config.eval.batch_size, config.eval.sequences, config.eval.draws = 64, 1_024, 4
+    config.sampler.steps = config.sampler.num = 1
+    config.update_from_flattened_dict(ROWS[row])
+    return settle(resolve(config))
+
+
+def run_cell(folder: Path, corpus: str, row: str, seed: int) -> None:
+    """Trains and writes cell.json last, so that a cell that has one is finished."""
+    config = cell_config(corpus, row, seed)
+    place = "".join(c if c.isalnum() else "_" for c in f"{Path(corpus).name} {row} {seed}")
+    if (folder / place / "cell.json").exists():
+        return
+    experiment = build(config)
+    outcome = train(experiment, folder / place)
+    cell = {
+        "corpus": corpus,
+        "row": row,
+        "seed": seed,
+        "steps": outcome.step,
+        "unigram_nll": experiment.data.unigram_entropy("validation"),
+        **outcome.bound.metrics(),
+        "estimates": outcome.bound.estimates,
+    }
+    (folder / place / "cell.json").write_text(json.dumps(cell), encoding="utf-8")
+
+
+def table(cells: list[dict]) -> str:
+    """Markdown: nats per token, mean over seeds, spread (largest - smallest), standard error."""
+    corpora = sorted({c["corpus"] for c in cells})
+    lines = ["| objective | " + " | ".join(f"{c}: mean | spread | stderr" for c in corpora) + " |"]
+    lines.append("|---|" + "---|---|---|" * len(corpora))
+    for row in ROWS:
+        parts = [row]
+        for corpus in corpora:
+            found = [c for c in cells if (c["corpus"], c["row"]) == (corpus, row)]
+            nll = [c["nll"] for c in found]
+            if found:
+                stderr = statistics.mean(c["stderr"] for c in found)
+                parts += [f"{statistics.mean(nll):.3f}", f"{max(nll) - min(nll):.3f}"]
+                parts.append(f"{stderr:.3f} ({len(nll)} seeds)")
+            else:
+                parts += ["", "", ""]
+        lines.append("| " + " | ".join(parts) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)
