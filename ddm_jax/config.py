@@ -40,8 +40,9 @@ class ModelConfig:
     depth: int = number(12, low=1)
     heads: int = number(12, low=1)
     mlp_ratio: int = number(4, low=1)
-    time: str = choice("auto", "none", "adaln")  # adaln: SEDD's and MDLM's conditioning on sigma
-    cond_width: int = number(128, low=1)  # of the time embedding; only with time=adaln
+    # none: RADD; adaln: SEDD's and MDLM's blocks, conditioned on sigma; constant: these at sigma = 0
+    time: str = choice("auto", "none", "adaln", "constant")
+    cond_width: int = number(128, low=1)  # of the time embedding; of adaLN blocks
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
     tied_head: bool = False
     dropout: float = number(0.0, low=0, high=0.99)

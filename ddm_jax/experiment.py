@@ -75,8 +75,10 @@ def settle(config: Config) -> Config:
     settled = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, time=time),
-        objective=_with_options(config.objective, name, objective.loss, "config.objective"),
-        process=_with_options(config.process, process, row.make, "config.process"),
+        objective=_with_options(
+            config.objective, name, "config.objective", objective.loss, objective.init
+        ),
+        process=_with_options(config.process, process, "config.process", row.make),
         schedule=_settled_schedule(config.schedule, schedule, row.discrete),
         eval=dataclasses.replace(config.eval, estimator=estimator, draws=draws),
         sampler=dataclasses.replace(config.sampler, name=sampler),
@@ -92,7 +94,8 @@ def settle(config: Config) -> Config:
 
 def describe(config: Config) -> str:
     """One line on what a settled config trains."""
-    time = {"none": "no time input", "adaln": "adaLN time input"}[config.model.time]
+    inputs = {"none": "no", "adaln": "adaLN", "constant": "constant adaLN, no"}
+    time = f"{inputs[config.model.time]} time input"
     return (
         f"Objective {config.objective.name}: {config.process.name} process, "
         f"{config.schedule.name} schedule, network with {time}, {config.sampler.name} sampler, "
@@ -139,16 +142,16 @@ def make_parts(config: Config, vocab_size: int) -> tuple[Any, Objective, Network
     objective = with_options(OBJECTIVES[config.objective.name], config)
     network = make_network(config.model, vocab_size)
     if objective.init:
-        init = functools.partial(objective.init, process=process)
+        options = _chosen(objective.init, config.objective)
+        init = functools.partial(objective.init, process=process, **options)
         network = with_parameters(network, "objective", init)
     return process, objective, network
 
 
 def with_options(objective: Objective, config: Config) -> Objective:
     """The objective whose loss has the options of a settled config."""
-    given = {name: getattr(config.objective, name) for name in _defaults(objective.loss)}
-    given = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(objective, loss=functools.partial(objective.loss, **given))
+    options = _chosen(objective.loss, config.objective)
+    return dataclasses.replace(objective, loss=functools.partial(objective.loss, **options))
 
 
 def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: int) -> Any:
@@ -158,7 +161,7 @@ def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: in
       UserError: a bad value.
     """
     row = PROCESSES[config.name]
-    options = {name: getattr(config, name) for name in _defaults(row.make)}
+    options = _chosen(row.make, config)
     if row.discrete:
         return row.make(make_alpha_bar(schedule, config.steps), vocab_size, **options)
     return row.make(make_schedule(schedule), vocab_size, **options)
@@ -171,8 +174,8 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
       UserError: an unknown name, an option that this schedule does not have, or a bad value.
     """
     make = lookup(SCHEDULES, config.name, "config.schedule.name")
-    config = _with_options(config, config.name, make, "config.schedule")
-    return make(**{name: getattr(config, name) for name in _defaults(make)})
+    config = _with_options(config, config.name, "config.schedule", make)
+    return make(**_chosen(make, config))
 
 
 def make_alpha_bar(config: ScheduleConfig, steps: int) -> np.ndarray:
@@ -190,15 +193,15 @@ def _settled_schedule(config: ScheduleConfig, name: str, discrete: bool) -> Sche
     table = {**SCHEDULES, **DISCRETE_SCHEDULES} if discrete else SCHEDULES
     make = lookup(table, name, "config.schedule.name")
     if name in SCHEDULES:
-        config = _with_options(config, name, make, "config.schedule")
+        config = _with_options(config, name, "config.schedule", make)
         make_schedule(config)  # raises where a value is bad
         return config
-    return _with_options(config, name, lambda: None, "config.schedule")
+    return _with_options(config, name, "config.schedule")
 
 
-def _with_options(section: Any, name: str, make: Callable, where: str) -> Any:
-    """The section of this name, with defaults for the options that `make` has and are empty."""
-    known = _defaults(make)
+def _with_options(section: Any, name: str, where: str, *functions: Callable | None) -> Any:
+    """The section of this name, with the defaults of the functions for options that are empty."""
+    known = {o: x for function in functions if function for o, x in _defaults(function).items()}
     values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
     for option, value in values.items():
         if option != "name" and value is not None and option not in known:
@@ -208,6 +211,12 @@ def _with_options(section: Any, name: str, make: Callable, where: str) -> Any:
             )
     filled = {o: known[o] for o in known if values[o] is None}
     return dataclasses.replace(section, name=name, **filled)
+
+
+def _chosen(function: Callable, section: Any) -> dict[str, Any]:
+    """The options of a function that a config section sets."""
+    values = {name: getattr(section, name) for name in _defaults(function)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _defaults(function: Callable) -> dict[str, Any]:

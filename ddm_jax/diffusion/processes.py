@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ddm_jax.diffusion import d3pm, matrices
 from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.hybrid import Hybrid
 from ddm_jax.diffusion.uniform import Uniform
 
 
@@ -25,4 +27,9 @@ class Row:
 PROCESSES = {
     "absorbing": Row(Absorbing),  # the mask id is the size of the vocabulary
     "uniform": Row(Uniform),
+    "hybrid": Row(Hybrid),
+    "d3pm_absorbing": Row(d3pm.absorbing, "d3pm_mutual_information", discrete=True),
+    "d3pm_uniform": Row(d3pm.uniform, "d3pm_cosine", discrete=True),
+    "d3pm_gaussian": Row(matrices.gaussian, "d3pm_linear", discrete=True),
+    "d3pm_nearest": Row(matrices.nearest, "d3pm_mutual_information", discrete=True),
 }

@@ -43,13 +43,33 @@ class Uniform:
         draw = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, self.vocab_size))
         return draw(keys)
 
+    def prior_kl(self) -> jax.Array:
+        """KL(q(x_1 | x_0) || prior), which no network changes: float[], nats per token."""
+        clean = self.schedule.alpha(1.0)
+        each = self.schedule.one_minus_alpha(1.0) / self.vocab_size
+        return jnp.log1p(-clean) + (clean + each) * jnp.log1p(clean / each)
+
+    def reverse_logits(
+        self, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """log q(x_s | x_t, x_0 = p) up to a constant, as `reverse` draws it: float[B, L, V].
+
+        Proportional to q(x_t | x_s) sum_x0 q(x_s | x_0) p(x_0), where p is what the network says of
+        x_0 from the OTHER positions: then, and only then, this is the law of x_s given all of x_t
+        (UDLM eq. 15, D3PM eq. 4).
+        """
+        p = jax.nn.softmax(logits, axis=-1)
+        noise = jnp.where(s <= 0, 0.0, self.schedule.one_minus_alpha(s))
+        of_xs = (1 - noise) * p + noise / self.vocab_size
+        kept, redrawn = self.between(s, t)
+        is_xt = xt[..., None] == jnp.arange(self.vocab_size)
+        to_xt = kept * is_xt + redrawn / self.vocab_size
+        return jnp.log(of_xs) + jnp.log(to_xt)
+
     def reverse(
         self, keys: jax.Array, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """x_s ~ q(x_s | x_t, x_0 = p), proportional to q(x_t | x_s) sum_x0 q(x_s | x_0) p(x_0).
-
-        p is what the network says of x_0 from the OTHER positions: then, and only then, this is the
-        law of x_s given all of x_t (UDLM eq. 15, D3PM eq. 4).
+        """x_s ~ q(x_s | x_t, x_0 = p) of `reverse_logits`.
 
         Args:
           keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s < t; at s = 0
@@ -58,10 +78,10 @@ class Uniform:
         Returns:
           int32[B, L].
         """
-        clean = jnp.where(s <= 0, 1.0, self.schedule.alpha(s))
-        p = jax.nn.softmax(logits, axis=-1)
-        of_xs = clean * p + (1 - clean) / self.vocab_size
-        stays = self.schedule.alpha(t) / clean  # alpha(t | s)
-        is_xt = xt[..., None] == jnp.arange(self.vocab_size)
-        to_xt = stays * is_xt + (1 - stays) / self.vocab_size
-        return categorical(keys, jnp.log(of_xs) + jnp.log(to_xt))
+        return categorical(keys, self.reverse_logits(xt, logits, s, t))
+
+    def between(self, s: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """alpha(t | s) = alpha(t) / alpha(s) and 1 - alpha(t | s), with alpha(0) taken for 1."""
+        alpha_s = jnp.where(s <= 0, 1.0, self.schedule.alpha(s))
+        drop = jnp.where(s <= 0, self.schedule.one_minus_alpha(t), self.schedule.drop(s, t))
+        return self.schedule.alpha(t) / alpha_s, drop / alpha_s

@@ -36,6 +36,11 @@ class Readout:
     bias: Array
     vocab_size: int = field(metadata={"static": True})
 
+    def span(self, start: int | Array, length: int) -> "Readout":
+        """That of positions start .. start + length - 1 alone."""
+        hidden = jax.lax.dynamic_slice_in_dim(self.hidden, start, length, axis=1)
+        return dataclasses.replace(self, hidden=hidden)
+
     def logits(self) -> Array:
         """float32[B, L, V] (float64 when the network computes in it)."""
         return self._logits(self.hidden)[..., : self.vocab_size]
@@ -150,6 +155,8 @@ def make_network(
         positions: Array | None = None,
         dropout_keys: Array | None = None,
     ) -> Readout:
+        if config.time == "constant":
+            sigma = jnp.zeros(tokens.shape[0])
         model = nnx.merge(graphdef, params)
         hidden = model(tokens, sigma, attend, positions, dropout_keys, constrain)
         head = params["head"]

@@ -2,7 +2,8 @@
 
 With `time="none"` it is the network of RADD (Ou et al. 2024, arXiv:2406.03736); with `time="adaln"`
 the DiT of SEDD (Lou et al. 2023, arXiv:2310.16834) and MDLM (Sahoo et al. 2024, arXiv:2406.07524),
-whose layers are shifted, scaled and gated by an embedding of sigma (Peebles & Xie 2022).
+whose layers are shifted, scaled and gated by an embedding of sigma (Peebles & Xie 2022); with
+`time="constant"` the same blocks at sigma = 0, as MDLM and BD3-LM are published for OpenWebText.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class Transformer(nnx.Module):
         self.embed = nnx.Embed(
             padded_vocab, config.width, embedding_init=EMBED_INIT, dtype=dtype, rngs=rngs
         )
-        if config.time == "adaln":
+        if has_adaln(config):
             self.time = SigmaEmbedding(config.cond_width, dtype, rngs)
             self.final_adaln = _modulation(config, 2, rngs)
 
@@ -64,7 +65,7 @@ class Transformer(nnx.Module):
     ) -> Array:
         """Hidden states [B, L, D] in the compute dtype of tokens int32[B, L]; see Network.apply."""
         config = self.config
-        cond = self.time(sigma) if config.time == "adaln" else None
+        cond = self.time(sigma) if has_adaln(config) else None
         x = constrain(self.embed(tokens), "hidden")
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
 
@@ -101,7 +102,7 @@ class Block(nnx.Module):
         self.norm2 = _norm(config, rngs)
         self.mlp_in = nnx.Linear(width, config.mlp_ratio * width, **common)
         self.mlp_out = nnx.Linear(config.mlp_ratio * width, width, **common)
-        if config.time == "adaln":
+        if has_adaln(config):
             self.adaln = _modulation(config, 6, rngs)
 
     def __call__(
@@ -172,6 +173,11 @@ class Head(nnx.Module):
         if not config.tied_head:
             self.kernel = nnx.Param(jnp.zeros((config.width, padded_vocab)))
         self.bias = nnx.Param(jnp.zeros((padded_vocab,)))
+
+
+def has_adaln(config: ModelConfig) -> bool:
+    """Whether the blocks are modulated, by sigma or by a constant."""
+    return config.time in ("adaln", "constant")
 
 
 def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:

@@ -1,15 +1,52 @@
 """Training objectives, one family a file, one signature (signature.py)."""
 
-from ddm_jax.objectives import radd
-from ddm_jax.objectives.signature import Batch, Loss, LossOutput, Noise, Objective
+from ddm_jax.objectives import ar, bd3lm, d3pm, genmd4, gidd, md4, mdlm, mlm, radd, sedd, udlm
+from ddm_jax.objectives.signature import EXACT, PSEUDO, Batch, Loss, LossOutput, Noise, Objective
 
-_RADD = {"metrics": ("masked",), "times": ("none",), "estimator": "radd_ao"}
+_NO_TIME = ("none", "constant")
+_ANY_TIME = ("adaln", "none", "constant")
+_RADD = {"metrics": ("masked",), "times": _NO_TIME, "estimator": "radd_ao"}
+_D3PM = {
+    "processes": ("d3pm_absorbing", "d3pm_uniform", "d3pm_gaussian", "d3pm_nearest"),
+    "times": _ANY_TIME,
+}
 
 OBJECTIVES = {
     "radd_t_dse": Objective(radd.t_dse, **_RADD),
     "radd_t_dce": Objective(radd.t_dce, **_RADD),
     "radd_lambda_dce": Objective(radd.lambda_dce, **_RADD),
     "radd_ao": Objective(radd.any_order, **_RADD),
+    "sedd_absorb": Objective(sedd.absorb, metrics=("masked",), times=_ANY_TIME),
+    "sedd_uniform": Objective(
+        sedd.uniform,
+        metrics=("noised",),
+        processes=("uniform",),
+        times=("adaln",),
+        sampler="analytic",
+    ),
+    "mdlm": Objective(mdlm.mdlm, metrics=("masked",), times=("constant", "none", "adaln")),
+    "md4": Objective(md4.md4, metrics=("masked",), times=_ANY_TIME),
+    "genmd4": Objective(
+        genmd4.genmd4,
+        metrics=("masked", "power_min", "power_max"),
+        times=_ANY_TIME,
+        sampler="vector_ancestral",
+        init=genmd4.init,
+    ),
+    "bd3lm": Objective(bd3lm.bd3lm, metrics=("masked",), times=_NO_TIME, sampler="blockwise"),
+    "ar": Objective(ar.ar, times=_NO_TIME, estimates=EXACT, sampler="autoregressive"),
+    "mlm": Objective(
+        mlm.mlm,
+        metrics=("selected",),
+        times=_NO_TIME,
+        estimator="mlm_pseudo",
+        estimates=None,
+    ),
+    "mlm_pseudo": Objective(mlm.mlm_pseudo, metrics=("masked",), times=_NO_TIME, estimates=PSEUDO),
+    "udlm": Objective(udlm.udlm, metrics=("noised",), processes=("uniform",), times=("adaln",)),
+    "gidd": Objective(gidd.gidd, metrics=("noised",), processes=("hybrid",), times=_ANY_TIME),
+    "d3pm": Objective(d3pm.d3pm, metrics=("ce",), **_D3PM),
+    "d3pm_ce": Objective(d3pm.d3pm_ce, estimator="d3pm", estimates=None, **_D3PM),
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Loss", "LossOutput", "Noise", "Objective"]

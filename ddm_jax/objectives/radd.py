@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly, mask_independently
+from ddm_jax.objectives.masked import masked_cross_entropy, weighted
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, uniform_time
 
 
@@ -37,11 +38,11 @@ def t_dse_at(
     The score s_y = r p(y) of a normalised p sums to r, so that this is the loss of `t_dce_at` for
     every p (SEDD theorem 3.6 with RADD theorem 1). xt int32[b, L] at times t float[b].
     """
-    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
+    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
     r = 1 / jnp.expm1(process.schedule.sigma_bar(t))[:, None]
     log_score = jnp.log(r) - ce
     entropy = r - r * log_score + r * (jnp.log(r) - 1)
-    return _output(process.schedule.rate(t), jnp.where(masked, entropy, 0), masked, batch)
+    return weighted(process.schedule.rate(t), jnp.where(masked, entropy, 0), masked, batch)
 
 
 def t_dce(
@@ -61,8 +62,8 @@ def t_dce_at(
     The published code adds sigma log(e^sigma_bar - 1) / (e^sigma_bar - 1) for each masked token,
     which no parameter changes.
     """
-    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
-    return _output(process.schedule.weight(t), ce, masked, batch)
+    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
+    return weighted(process.schedule.weight(t), ce, masked, batch)
 
 
 def lambda_dce(
@@ -79,8 +80,8 @@ def lambda_dce_at(
     apply: Callable, params: dict, batch: Batch, xt: Array, lam: Array, process: Absorbing
 ) -> LossOutput:
     """(1 / lambda) sum_masked -log p(x0_i given x_lambda), lambda float[b]."""
-    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
-    return _output(1 / lam, ce, masked, batch)
+    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
+    return weighted(1 / lam, ce, masked, batch)
 
 
 def any_order(
@@ -97,21 +98,6 @@ def any_order_at(
     apply: Callable, params: dict, batch: Batch, xt: Array, k: Array, process: Absorbing
 ) -> LossOutput:
     """(n / k) sum_masked -log p(x0_i given the n - k others), k int32[b] in 1..n."""
-    masked, ce = _masked_cross_entropy(apply, params, batch, xt, process.mask_id)
+    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
     n = batch["valid"].sum(axis=1)
-    return _output(n / jnp.maximum(k, 1), ce, masked, batch)
-
-
-def _masked_cross_entropy(
-    apply: Callable, params: dict, batch: Batch, xt: Array, mask_id: int
-) -> tuple[Array, Array]:
-    """(which positions are masked, -log p(x0_i given xt) there and 0 elsewhere), each [b, L]."""
-    masked = xt == mask_id
-    logit, lse = apply(params, xt).target(batch["tokens"])
-    return masked, jnp.where(masked, lse - logit, 0)
-
-
-def _output(weight: Array, per_position: Array, masked: Array, batch: Batch) -> LossOutput:
-    loss = weight * per_position.sum(axis=1)
-    fraction = masked.sum(axis=1) / jnp.maximum(batch["valid"].sum(axis=1), 1)
-    return LossOutput(loss, loss, {"masked": fraction})
+    return weighted(n / jnp.maximum(k, 1), ce, masked, batch)

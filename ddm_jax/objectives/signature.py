@@ -68,7 +68,7 @@ class Objective:
     loss: Loss
     metrics: tuple[str, ...] = ()
     processes: tuple[str, ...] = ("absorbing",)
-    times: tuple[str, ...] = ("none", "adaln")
+    times: tuple[str, ...] = ("none", "constant", "adaln")
     estimator: str = ""
     estimates: str | None = BOUND
     sampler: str = "ancestral"

@@ -72,8 +72,10 @@ def state_dict_from_params(params: dict, rows: int) -> dict:
             if ours in leaf:
                 flat[f"{name}.{theirs}"] = leaf[ours]
         if "kernel" in leaf:
-            shape = (width, -1) if outputs_last else (-1, width)
-            flat[f"{name}.weight"] = leaf["kernel"].reshape(shape).T
+            kernel = leaf["kernel"]
+            if kernel.ndim > 2:  # the heads have axes of their own
+                kernel = kernel.reshape((width, -1) if outputs_last else (-1, width))
+            flat[f"{name}.weight"] = kernel.T
 
     names = {
         "norm1": "norm1",
@@ -83,10 +85,15 @@ def state_dict_from_params(params: dict, rows: int) -> dict:
         "qkv": "attn_qkv",
         "out": "attn_out",
     }
+    if "adaln" in params["blocks"]:
+        names["adaln"] = "adaLN_modulation"
+        put("sigma_map.mlp.0", params["time"]["mlp_in"])
+        put("sigma_map.mlp.2", params["time"]["mlp_out"])
+        put("output_layer.adaLN_modulation", params["final_adaln"])
     for i in range(len(params["blocks"]["norm1"]["scale"])):
         for ours, theirs in names.items():
             leaf = {k: v[i] for k, v in params["blocks"][ours].items()}
-            put(f"blocks.{i}.{theirs}", leaf, outputs_last=ours not in ("out", "mlp_out"))
+            put(f"blocks.{i}.{theirs}", leaf, outputs_last=ours != "out")
     flat["vocab_embed.embedding"] = params["embed"]["embedding"][:rows]
     put("output_layer.norm_final", params["final_norm"])
     head = params["head"]

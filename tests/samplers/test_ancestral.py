@@ -62,8 +62,8 @@ def law_of_chain(steps, start):
 
 def chi_square(tokens, law):
     """(Pearson's statistic, what the true law exceeds once in 10^6), rare sequences pooled."""
-    number = tokens @ VOCAB ** np.arange(LENGTH)[::-1]
-    counts, expected = np.bincount(number, minlength=VOCAB**LENGTH), len(tokens) * law
+    number = tokens @ VOCAB ** np.arange(tokens.shape[1])[::-1]
+    counts, expected = np.bincount(number, minlength=len(law)), len(tokens) * law
     assert counts[law == 0].sum() == 0
     rare = expected < 10
     counts = np.append(counts[~rare], counts[rare].sum())

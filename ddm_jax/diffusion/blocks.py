@@ -1,0 +1,38 @@
+"""Who sees whom in models that go from left to right, by blocks or by tokens.
+
+A mask is bool[q, k], whether query q sees key k: one for all sequences. Those of block diffusion
+are from Arriola et al. 2025 (arXiv:2503.09573), appendix B.6.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def block_causal(length: int, block_size: int) -> jax.Array:
+    """Every position sees its own block and those before it: bool[L, L]."""
+    q, k = _block_numbers(length, block_size)
+    return q >= k
+
+
+def block_diffusion(length: int, block_size: int) -> jax.Array:
+    """The mask over [x_t, x_0], which trains every block in one pass: bool[2L, 2L].
+
+    A noised token sees its own noised block and the clean blocks before it; a clean token sees its
+    own clean block and those before it. So the outputs at x_t are those of L / block_size passes
+    over [clean blocks, noised block] under `block_causal`.
+    """
+    q, k = _block_numbers(length, block_size)
+    return jnp.block([[q == k, q > k], [jnp.zeros((length, length), bool), q >= k]])
+
+
+def shifted(x: jax.Array, mask_id: int) -> jax.Array:
+    """What a causal network predicts x from: [m, x_1 .. x_{L-1}], int32[B, L].
+
+    The mask, which no text has, stands for the beginning of the sequence.
+    """
+    return jnp.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=mask_id)
+
+
+def _block_numbers(length: int, block_size: int) -> tuple[jax.Array, jax.Array]:
+    block = jnp.arange(length) // block_size
+    return block[:, None], block[None, :]

@@ -1,0 +1,117 @@
+"""D3PM in T steps, closed forms: absorbing and uniform noise (Austin et al. 2021, section 3.1).
+
+Both are the processes of absorbing.py and uniform.py on a grid of times 0, 1/T, .., 1; any stride
+over the grid is exact. What an L_vb needs of a process, per position, s < t times on the grid:
+
+    row(x0, t)        q(x_t = . | x_0)
+    marginal(p, t)    sum_x0 p(x0) q(x_t = . | x_0)
+    column(xt, s, t)  q(x_t | x_s = .)
+    prior_kl(x0)      KL(q(x_T | x_0) || prior)
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.uniform import Uniform
+
+CONDITION = 1000  # the network is told 1000 t, whatever T is: D3PM's text models have T = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """alpha_bar, float64[T + 1], asked for as a continuous Schedule is: times round to the grid."""
+
+    alpha_bar: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """T."""
+        return len(self.alpha_bar) - 1
+
+    def index(self, t: ArrayLike) -> jax.Array:
+        """The step of a time: float[...] in [0, 1] -> int32[...] in 0..T."""
+        return jnp.round(jnp.asarray(t) * self.count).astype(jnp.int32)
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        """alpha_bar at the step of t."""
+        return jnp.asarray(self.alpha_bar)[self.index(t)]
+
+    def one_minus_alpha(self, t: ArrayLike) -> jax.Array:
+        """1 - alpha_bar, rounded once."""
+        return jnp.asarray(1 - self.alpha_bar)[self.index(t)]
+
+    def drop(self, s: ArrayLike, t: ArrayLike) -> jax.Array:
+        """alpha_bar(s) - alpha_bar(t)."""
+        return difference(self.alpha_bar, self.index(s), self.index(t))
+
+    def condition(self, t: ArrayLike) -> jax.Array:
+        """What the network is told of the time."""
+        return CONDITION * (self.index(t) / self.count)
+
+
+def difference(table: np.ndarray, i: jax.Array, j: jax.Array) -> jax.Array:
+    """table[i] - table[j] of a float64 table, as accurate in float32 as its result can be."""
+    high = table.astype(np.float32).astype(np.float64)
+    low = table - high
+    high, low = jnp.asarray(high), jnp.asarray(low)
+    return (high[i] - high[j]) + (low[i] - low[j])
+
+
+class D3PMAbsorbing(Absorbing):
+    """Masking; `schedule` is a Steps whose last step masks all that is left."""
+
+    def condition(self, t: jax.Array) -> jax.Array:
+        """What the network is told of the time: 1000 t, float[...]."""
+        return self.schedule.condition(t)
+
+
+class D3PMUniform(Uniform):
+    """Redrawing; `schedule` is a Steps."""
+
+    by_sequence = False
+
+    def condition(self, t: jax.Array) -> jax.Array:
+        """What the network is told of the time: 1000 t, float[...]."""
+        return self.schedule.condition(t)
+
+    def row(self, x0: jax.Array, t: jax.Array) -> jax.Array:
+        """q(x_t = . | x_0): int32[...], float[] or [...] -> float[..., V]."""
+        return self.marginal(jax.nn.one_hot(x0, self.vocab_size, dtype=jnp.result_type(t)), t)
+
+    def marginal(self, p: jax.Array, t: jax.Array) -> jax.Array:
+        """sum_x0 p(x0) q(x_t = . | x_0): float[..., V], float[] or [...] -> float[..., V]."""
+        alpha, noise = self.schedule.alpha(t), self.schedule.one_minus_alpha(t)
+        return alpha[..., None] * p + noise[..., None] / self.vocab_size
+
+    def column(self, xt: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
+        """q(x_t | x_s = .): int32[...], float[] or [...] -> float[..., V]."""
+        redrawn = (self.schedule.drop(s, t) / self.schedule.alpha(s))[..., None]
+        is_xt = xt[..., None] == jnp.arange(self.vocab_size)
+        return (1 - redrawn) * is_xt + redrawn / self.vocab_size
+
+    def prior_kl(self, x0: jax.Array) -> jax.Array:
+        """KL(q(x_T | x_0) || uniform), the same for every token: float[...]."""
+        alpha, v = self.schedule.alpha_bar[-1], self.vocab_size
+        rest = (1 - alpha) / v
+        kl = (alpha + rest) * np.log1p((v - 1) * alpha) + (v - 1) * rest * np.log1p(-alpha)
+        return jnp.full(x0.shape, kl)
+
+
+def absorbing(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PMAbsorbing:
+    """Masking in T steps, of which the last masks all: a chain that starts from masks demands it.
+
+    alpha_bar: float64[steps + 1].
+    """
+    del steps  # the length of alpha_bar says it
+    return D3PMAbsorbing(Steps(np.append(alpha_bar[:-1], 0.0)), mask_id=vocab_size)
+
+
+def uniform(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PMUniform:
+    """Redrawing in T steps; alpha_bar: float64[steps + 1]."""
+    del steps  # the length of alpha_bar says it
+    return D3PMUniform(Steps(alpha_bar), vocab_size)

@@ -1,0 +1,18 @@
+"""The autoregressive baseline: next-token cross entropy under a causal mask."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.blocks import shifted
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise
+
+
+def ar(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing) -> LossOutput:
+    """sum_i -log p(x_i given x_1 .. x_{i-1}): the exact -log p(x), without any noise."""
+    del noise
+    x0, valid = batch["tokens"], batch["valid"]
+    logit, lse = apply(params, shifted(x0, process.mask_id), attend="causal").target(x0)
+    nll = jnp.where(valid, lse - logit, 0).sum(axis=1)
+    return LossOutput(nll, nll)

@@ -1,0 +1,135 @@
+"""D3PM's losses (Austin et al. 2021, arXiv:2107.03006), T steps, any transition matrix.
+
+The network gives p(x0 | x_t), position by position, and the reverse step is
+
+    p(x_{t-1} | x_t) = sum_x0 q(x_{t-1}, x_t | x0) p(x0 | x_t), normalised        (eq. 4)
+
+    L_vb = KL(q(x_T | x0) || prior) + sum_{t=2}^T E KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))
+           - E log p(x0 | x_1)                                                    (eq. 1)
+    L_hybrid = L_vb + lambda E_t -log p(x0 | x_t)                                 (eq. 5)
+
+The term of t = 1 is the KL too, its posterior being certain of x0.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ddm_jax.diffusion.d3pm import D3PMAbsorbing
+from ddm_jax.models.network import Readout, pick
+from ddm_jax.objectives.masked import on_grid
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise
+
+FLOOR = 1e-30  # of probabilities that are divided by or whose log is taken
+
+
+def d3pm(
+    apply: Callable,
+    params: dict,
+    batch: Batch,
+    noise: Noise,
+    process: Any,
+    ce_weight: float = 0.0,
+) -> LossOutput:
+    """L_vb + ce_weight CE, t uniform on 1..T. The bound is L_vb alone, without any truncation."""
+    xt, t = _draw(batch, noise, process)
+    return d3pm_at(apply, params, batch, xt, t, process, ce_weight)
+
+
+def d3pm_at(
+    apply: Callable,
+    params: dict,
+    batch: Batch,
+    xt: Array,
+    t: Array,
+    process: Any,
+    ce_weight: float = 0.0,
+) -> LossOutput:
+    """The T-fold term of step T t and the KL of the prior; t float[b] on the grid, xt int32[b, L].
+
+    ce_weight adds sum_i -log p(x0_i | x_t) over all valid tokens. The published code weighs that
+    against the mean of the T terms, not their sum: its lambda is ce_weight / T.
+    """
+    x0, valid, steps = batch["tokens"], batch["valid"], process.schedule.count
+    readout = apply(params, xt, process.condition(t))
+    if isinstance(process, D3PMAbsorbing):
+        # the KL is q(x_s = x0 | x_t = m, x0) times the cross entropy, and 0 where x_t shows x0
+        ce = _cross_entropy(readout, x0)
+        reveal = process.reveal(t - 1 / steps, t)[:, None]
+        vb = jnp.where(xt == process.mask_id, steps * reveal * ce, 0)
+    else:
+        kl, ce = _kl(readout, x0, xt, t, process)
+        vb = steps * kl + process.prior_kl(x0)
+    vb, ce = (jnp.where(valid, x, 0).sum(axis=1) for x in (vb, ce))
+    per_token = ce / jnp.maximum(valid.sum(axis=1), 1)
+    return LossOutput(vb + ce_weight * ce, vb, {"ce": per_token})
+
+
+def d3pm_ce(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Any) -> LossOutput:
+    """E_t sum_i -log p(x0_i | x_t), t uniform on 1..T, all valid tokens. Stands for no bound."""
+    xt, t = _draw(batch, noise, process)
+    return d3pm_ce_at(apply, params, batch, xt, t, process)
+
+
+def d3pm_ce_at(
+    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Any
+) -> LossOutput:
+    """sum_i -log p(x0_i | x_t), xt int32[b, L] at times t float[b]."""
+    ce = _cross_entropy(apply(params, xt, process.condition(t)), batch["tokens"])
+    return LossOutput(jnp.where(batch["valid"], ce, 0).sum(axis=1), None)
+
+
+def _draw(batch: Batch, noise: Noise, process: Any) -> tuple[Array, Array]:
+    """(xt int32[b, L], t float32[b] on the grid 1/T .. 1)."""
+    t = on_grid(noise.u, process.schedule.count)
+    return process.corrupt(noise.keys, batch["tokens"], t, batch["valid"]), t
+
+
+def _cross_entropy(readout: Readout, x0: Array) -> Array:
+    logit, lse = readout.target(x0)
+    return lse - logit
+
+
+def _kl(readout: Readout, x0: Array, xt: Array, t: Array, process: Any) -> tuple[Array, Array]:
+    """(KL of one step, cross entropy of x0), each float[b, L]."""
+    if not process.by_sequence:
+        reduce = functools.partial(step_kl, process)
+        return readout.read(reduce, x0, xt, jnp.broadcast_to(t[:, None], x0.shape))
+
+    @jax.checkpoint
+    def of_sequence(given: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        hidden, x0, xt, t = given
+        reduce = functools.partial(step_kl, process, t=t)
+        alone = dataclasses.replace(readout, hidden=hidden[None])
+        return jax.tree.map(lambda x: x[0], alone.read(reduce, x0[None], xt[None]))
+
+    return jax.lax.map(of_sequence, (readout.hidden, x0, xt, t))
+
+
+def step_kl(process: Any, logits: Array, x0: Array, xt: Array, t: Array) -> tuple[Array, Array]:
+    """(KL(q(x_s | x_t, x0) || p(x_s | x_t)), -log p(x0)), s = t - 1/T: float[N, V] -> float[N]."""
+    s = t - 1 / process.schedule.count
+    of_p = process.marginal(jax.nn.softmax(logits), s)
+    kl = divergence(process.column(xt, s, t), process.row(x0, s), of_p)
+    return kl, jax.nn.logsumexp(logits, axis=-1) - pick(logits, x0)
+
+
+def divergence(to_xt: Array, of_x0: Array, of_p: Array) -> Array:
+    """KL(q || p), q ~ q(x_t | x_s) q(x_s | x0) and p ~ q(x_t | x_s) sum_x0 q(x_s | x0) p(x0).
+
+    With d = log p/q the KL is summed as sum q (e^d - 1 - d), which is the same because both sum to
+    1: no term is negative, and where d is small it keeps its digits. sum -q d would lose, in
+    float32, the 1/T that a step is about. Each [..., V] -> float[...].
+    """
+    z_q, z_p = (jnp.maximum((to_xt * x).sum(-1, keepdims=True), FLOOR) for x in (of_x0, of_p))
+    q, p = to_xt * of_x0 / z_q, to_xt * of_p / z_p
+    ratio = jnp.maximum(of_p, FLOOR) / jnp.where(q > 0, of_x0, 1)
+    d = jnp.log(jnp.where(q > 0, ratio, 1)) - jnp.log(z_p / z_q)
+    small = (q > 0) & (d < 1)
+    near = jnp.where(small, d, 0)
+    return jnp.where(small, q * (jnp.expm1(near) - near), p - q * (1 + d)).sum(-1)

@@ -1,0 +1,37 @@
+"""Ancestral sampling with a schedule for each token (Shi et al. 2024, arXiv:2406.04329, section 6).
+
+A mask turns into token v between t and s < t with probability p_v (1 - (s/t)^{w_v}): tokens of
+large w come first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax import Array
+
+from ddm_jax.diffusion.vector_absorbing import with_learnt_powers
+from ddm_jax.errors import UserError
+from ddm_jax.samplers.ancestral import ancestral
+from ddm_jax.samplers.signature import SampleSpec, Stats
+
+
+def vector_ancestral(
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Any,
+    spec: SampleSpec,
+) -> tuple[Array, Stats]:
+    """Samples in spec.steps equal steps of time, with the w that GenMD4 has learnt.
+
+    Args and Returns are those of `ancestral`; params["objective"] holds what was learnt.
+    """
+    if "objective" not in params:
+        raise UserError(
+            "config.sampler.name='vector_ancestral' draws with what "
+            "config.objective.name='genmd4' learns: for other objectives leave it at 'auto'."
+        )
+    vector = with_learnt_powers(process, params["objective"])
+    return ancestral(apply, params, key, prompt, fixed, vector, spec)

@@ -1,0 +1,186 @@
+"""D3PM's processes against explicit products of explicit matrices, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from ddm_jax.config import ProcessConfig, ScheduleConfig
+from ddm_jax.diffusion import matrices
+from ddm_jax.diffusion.discrete import d3pm_cosine, d3pm_linear, d3pm_mutual_information
+from ddm_jax.diffusion.randomness import example_keys, step_key
+from ddm_jax.errors import UserError
+from ddm_jax.experiment import make_process
+from tests import chains
+
+STEPS, VOCAB = 5, 4
+MATRIX = [name for name in chains.NAMES if name != "absorbing"]
+GRID = [(s, t) for t in range(1, STEPS + 1) for s in range(t)]
+
+
+@pytest.fixture(scope="module", params=MATRIX)
+def case(request):
+    """(process, Qbar explicit, name)."""
+    with jax.enable_x64(True):
+        process = chains.make(request.param, STEPS, VOCAB)
+    return process, chains.products(request.param, STEPS, VOCAB), request.param
+
+
+@pytest.mark.parametrize("name", chains.NAMES)
+def test_every_explicit_matrix_is_row_stochastic_and_keeps_its_prior(name):
+    for q in chains.one_step(name, STEPS, VOCAB):
+        assert q.min() >= -1e-12
+        np.testing.assert_allclose(q.sum(1), 1, rtol=1e-12)
+        np.testing.assert_allclose(
+            chains.prior(name, VOCAB) @ q, chains.prior(name, VOCAB), atol=1e-12
+        )
+
+
+def test_rows_and_marginals_are_the_products(case, float64):
+    process, product, _ = case
+    p = np.random.default_rng(0).dirichlet(np.ones(VOCAB), size=3)
+    for t in range(STEPS + 1):
+        time = jnp.float64(t / STEPS)
+        row = process.row(jnp.arange(VOCAB), time)
+        np.testing.assert_allclose(row, product[t], rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(
+            process.marginal(jnp.asarray(p), time), p @ product[t], rtol=1e-7, atol=1e-12
+        )
+
+
+def test_strides_compose_to_the_products(case, float64):
+    """Qbar_s Q_{s+1} .. Q_t = Qbar_t for every s < t, and columns are those of the product."""
+    process, product, name = case
+    chain = chains.one_step(name, STEPS, VOCAB)
+    for s, t in GRID:
+        column = process.column(jnp.arange(VOCAB), jnp.float64(s / STEPS), jnp.float64(t / STEPS))
+        stride = np.linalg.multi_dot([np.eye(VOCAB), *chain[s:t], np.eye(VOCAB)])
+        np.testing.assert_allclose(column.T, stride, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(product[s] @ column.T, product[t], rtol=1e-7, atol=1e-12)
+
+
+def test_stride_of_no_step_moves_nothing(case, float64):
+    process, _, _ = case
+    column = process.column(jnp.arange(VOCAB), jnp.float64(0.4), jnp.float64(0.4))
+    np.testing.assert_allclose(column, np.eye(VOCAB), atol=1e-15)
+
+
+def test_prior_kl_is_that_of_the_last_product(case, float64):
+    process, product, name = case
+    prior = chains.prior(name, VOCAB)
+    want = (product[-1] * np.log(product[-1] / prior)).sum(1)
+    np.testing.assert_allclose(process.prior_kl(jnp.arange(VOCAB)), want, rtol=1e-6, atol=1e-10)
+
+
+def test_absorbing_is_the_product_of_its_matrices(float64):
+    """Marginals 1 - t/T, and the posterior of a mask over every stride by Bayes' rule."""
+    process = chains.make("absorbing", STEPS, VOCAB)
+    product, chain = (f("absorbing", STEPS, VOCAB) for f in (chains.products, chains.one_step))
+    for s, t in GRID:
+        time = jnp.float64(s / STEPS), jnp.float64(t / STEPS)
+        np.testing.assert_allclose(process.schedule.alpha(time[1]), product[t][0, 0], atol=1e-12)
+        stride = np.linalg.multi_dot([np.eye(VOCAB + 1), *chain[s:t], np.eye(VOCAB + 1)])
+        posterior = product[s][1] * stride[:, VOCAB] / product[t][1, VOCAB]
+        np.testing.assert_allclose(process.reveal(*time), posterior[1], rtol=1e-12, atol=1e-15)
+        stay = process.stay_masked(*time)
+        np.testing.assert_allclose(stay, posterior[VOCAB], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(product[-1], np.tile(chains.prior("absorbing", VOCAB), (5, 1)))
+
+
+@pytest.mark.parametrize("name", chains.NAMES)
+def test_corruption_follows_the_product(name):
+    """Chi-squares of 20,000 tokens a time, which reject the right law once in 10^6; padding."""
+    process = chains.make(name, STEPS, VOCAB)
+    product = chains.products(name, STEPS, VOCAB)
+    count = 2_000
+    x0 = jnp.full((count, 11), 1)
+    movable = jnp.broadcast_to(jnp.arange(11) < 10, x0.shape)
+    for t in (1, 3, STEPS):
+        keys = example_keys(step_key(0, t), jnp.arange(count))
+        corrupt = jax.jit(process.corrupt)
+        xt = np.asarray(corrupt(keys, x0, jnp.full(count, t / STEPS), movable))
+        assert (xt[:, 10] == 1).all()
+        law = product[t][1]
+        counts, expected = np.bincount(xt[:, :10].ravel(), minlength=len(law)), 10 * count * law
+        assert counts[law < 1e-9].sum() == 0
+        keep = law >= 1e-9
+        statistic = ((counts - expected)[keep] ** 2 / expected[keep]).sum()
+        assert statistic <= chi2.isf(1e-6, df=max(keep.sum() - 1, 1))
+
+
+def test_clock_of_uniform_jumps_is_their_alpha_bar(float64):
+    """A complete graph moves as uniform noise: then c_t must give alpha_bar itself."""
+    alpha_bar = d3pm_cosine(7)
+    everywhere = matrices.neighbour_process(alpha_bar, chains.table(VOCAB), VOCAB - 1)
+    uniform = chains.d3pm.uniform(alpha_bar, VOCAB)
+    for t in range(7):  # the last step is held at the time when all has mixed
+        time = jnp.float64(t / 7)
+        np.testing.assert_allclose(
+            everywhere.row(jnp.arange(VOCAB), time),
+            uniform.row(jnp.arange(VOCAB), time),
+            rtol=1e-9,
+            atol=1e-12,
+        )
+
+
+@pytest.mark.parametrize("name", ["uniform", "gaussian", "nearest"])
+def test_float32_keeps_the_small_moves_of_a_thousand_steps(name):
+    """One step, and a row of the first steps, to 1e-5 of what moves in all, vocabulary 64."""
+    embedding = np.random.default_rng(0).normal(size=(64, 6))
+
+    def process():
+        return {
+            "uniform": lambda: chains.d3pm.uniform(d3pm_cosine(1000), 64),
+            "gaussian": lambda: matrices.gaussian(d3pm_linear(1000), 64, 1000),
+            "nearest": lambda: matrices.neighbour_process(
+                d3pm_mutual_information(1000), embedding, 5
+            ),
+        }[name]()
+
+    def laws():
+        made, x = process(), jnp.arange(64)
+        return [
+            np.asarray(made.row(x, jnp.float32(0.002))),
+            np.asarray(made.column(x, jnp.float32(0.001), jnp.float32(0.002))),
+            np.asarray(made.column(x, jnp.float32(0.7), jnp.float32(0.701))),
+        ]
+
+    single = laws()
+    with jax.enable_x64(True):
+        double = laws()
+    for ours, want in zip(single, double, strict=True):
+        moved = want * (1 - np.eye(64))
+        assert moved.sum(1).max() > 0
+        assert abs((ours - want) * (1 - np.eye(64))).sum(1).max() < 1e-5 * moved.sum(1).max()
+        np.testing.assert_allclose(ours.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "vocab"), [("d3pm_gaussian", 8192), ("d3pm_nearest", 50257)])
+def test_matrices_that_do_not_fit_are_refused_in_one_sentence(name, vocab):
+    config = ProcessConfig(name=name, steps=1000, neighbours=10, embedding="")
+    with pytest.raises(UserError, match=rf"config.process.name='{name}'.*GiB.*V={vocab}.*T=1000"):
+        make_process(config, ScheduleConfig(name="d3pm_linear"), vocab)
+
+
+def test_nearest_says_what_is_wrong_with_its_embedding(tmp_path):
+    def make(path, neighbours=2, vocab=6):
+        config = ProcessConfig("d3pm_nearest", 4, neighbours=neighbours, embedding=str(path))
+        return make_process(config, ScheduleConfig(name="d3pm_mutual_information"), vocab)
+
+    with pytest.raises(UserError, match=r"config.process.embedding='' is not a file"):
+        make("")
+    path = tmp_path / "table.npy"
+    path.write_text("no table")
+    with pytest.raises(UserError, match="cannot be read"):
+        make(path)
+    np.save(path, np.eye(5))
+    with pytest.raises(UserError, match=r"shape \(5, 5\).*float\[6, D\]"):
+        make(path)
+    np.save(path, np.eye(6))
+    with pytest.raises(UserError, match=r"config.process.neighbours=6 is not below"):
+        make(path, neighbours=6)
+    two_parts = np.repeat([[1.0, 0.01], [0.01, 1.0]], 3, axis=0)
+    np.save(path, two_parts + 1e-6 * np.arange(12).reshape(6, 2))
+    with pytest.raises(UserError, match=r"config.process.neighbours=2 leaves .* in 2 parts"):
+        make(path)
