@@ -28,7 +28,6 @@ INDEPENDENT = {"train.times": "independent"}
 ROWS = {
     "ar": {"objective.name": "ar"},
     "bd3lm, block 4": {"objective.name": "bd3lm"},
-    "radd_t_dse": {"objective.name": "radd_t_dse"},
     "radd_t_dce": {"objective.name": "radd_t_dce"},
     "radd_lambda_dce": {"objective.name": "radd_lambda_dce"},
     "radd_ao": {"objective.name": "radd_ao"},

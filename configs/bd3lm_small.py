@@ -30,5 +30,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.train.steps = 1_000_000  # *
     config.eval.every = 10_000  # *
-    config.sampler.steps = int(chosen["block"])  # in each block; published: up to 5,000
+    config.sampler.steps = 1_024  # one for each token; published: up to 5,000 in each block
     return config

@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.decay = "cosine"  # *
     config.optim.b2 = 0.999  # *
     config.optim.weight_decay = 0.03  # *
-    config.optim.clip = 1e9  # *: none
+    config.optim.clip = 0.0  # *: none
     config.optim.ema_decay = 0.9999  # *
 
     config.train.steps = 1_000_000  # *

@@ -40,7 +40,7 @@ class ModelConfig:
     depth: int = number(12, low=1)
     heads: int = number(12, low=1)
     mlp_ratio: int = number(4, low=1)
-    # none: RADD; adaln: SEDD's and MDLM's blocks, conditioned on sigma; constant: these at sigma = 0
+    # none: RADD's blocks; adaln: SEDD's, conditioned on sigma; constant: these, at sigma = 0
     time: str = choice("auto", "none", "adaln", "constant")
     cond_width: int = number(128, low=1)  # of the time embedding; of adaLN blocks
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
@@ -79,7 +79,7 @@ class ObjectiveConfig:
 
     name: str = "radd_t_dce"
     steps: int | None = number(None, low=0)  # mdlm, md4: T of a bound in T steps, 0: continuous
-    importance: bool | None = None  # mdlm, md4: times drawn in proportion to their weight
+    importance: bool | None = None  # mdlm: times drawn in proportion to their weight
     scale_by_sigma: bool | None = None  # sedd: what the network's output is divided by
     ce_weight: float | None = number(None, low=0)  # d3pm: lambda of L_vb + lambda CE
     block_size: int | None = number(None, low=1)  # bd3lm
@@ -114,7 +114,7 @@ class OptimConfig:
     b2: float = number(0.999, low=0, high=1)
     eps: float = number(1e-8, low=0)
     weight_decay: float = number(0.0, low=0)  # of matrices and embeddings only
-    clip: float = number(1.0, low=0)  # global gradient norm
+    clip: float = number(1.0, low=0)  # global gradient norm; 0: none
     ema_decay: float = number(0.9999, low=0, high=1)
 
 
@@ -210,7 +210,8 @@ def variants(arg: str | None, **allowed: tuple[str, ...]) -> dict[str, str]:
         key, _, word = part.partition("=")
         if word not in allowed.get(key, ()):
             options = "; ".join(f"{k}={'|'.join(v)}" for k, v in allowed.items())
-            raise UserError(f"config argument {part!r} is unknown: use {options}.")
+            remedy = f"use {options}" if allowed else "this recipe takes none"
+            raise UserError(f"config argument {part!r} is unknown: {remedy}.")
         chosen[key] = word
     return chosen
 

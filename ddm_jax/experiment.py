@@ -70,8 +70,8 @@ def settle(config: Config) -> Config:
             f"config.objective.name={name!r}: leave it at 'auto'."
         )
     draws = 1 if estimates.estimates == EXACT else config.eval.draws
-    sampler = objective.sampler if config.sampler.name == "auto" else config.sampler.name
-    lookup(SAMPLERS, sampler, "config.sampler.name")
+    lookup({**SAMPLERS, "auto": None}, config.sampler.name, "config.sampler.name")
+    sampler = chosen("config.sampler.name", config.sampler.name, objective.samplers)
     settled = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, time=time),

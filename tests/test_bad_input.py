@@ -179,6 +179,12 @@ TOGETHER = {
         "'radd_t_dce'",
         "use 'absorbing'",
     ),
+    "sampler of another objective": (
+        overrides(sampler__name="blockwise"),
+        "config.sampler.name='blockwise'",
+        "'radd_t_dce'",
+        "use 'ancestral'",
+    ),
     "option of another objective": (
         overrides(objective__block_size=4),
         "config.objective.block_size does not apply",

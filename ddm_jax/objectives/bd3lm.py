@@ -12,8 +12,8 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, random_ranks
 from ddm_jax.diffusion.blocks import block_diffusion
-from ddm_jax.objectives.masked import masked_cross_entropy, masked_fraction
-from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise
+from ddm_jax.objectives.masked import masked_cross_entropy
+from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share
 
 
 def bd3lm(
@@ -72,7 +72,7 @@ def bd3lm_at(
     )
     masked, ce = masked_cross_entropy(readout.span(0, length), batch, xt, process.mask_id)
     loss = (process.schedule.weight(t) * ce).sum(axis=1)
-    return LossOutput(loss, loss, {"masked": masked_fraction(masked, batch)})
+    return LossOutput(loss, loss, {"masked": share(masked, batch)})
 
 
 def block_uniforms(keys: Array, u: Array, blocks: int) -> Array:

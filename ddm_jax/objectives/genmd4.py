@@ -24,8 +24,7 @@ from ddm_jax.diffusion.vector_absorbing import (
     with_learnt_powers,
 )
 from ddm_jax.errors import UserError
-from ddm_jax.objectives.masked import masked_fraction
-from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, uniform_time
+from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share, uniform_time
 
 
 def init(key: Array, process: Absorbing, power: float = 1.0) -> dict[str, Array]:
@@ -76,7 +75,7 @@ def genmd4_at(
     score = jax.lax.stop_gradient(l1 - l2) / 2 * (log_ratio - jax.lax.stop_gradient(log_ratio))
     bound = (l1 + l2) / 2 + reconstruction(batch, vector) + prior(batch, vector)
     metrics = {
-        "masked": (masked_fraction(masked1, batch) + masked_fraction(masked2, batch)) / 2,
+        "masked": (share(masked1, batch) + share(masked2, batch)) / 2,
         "power_min": jnp.full_like(bound, vector.w.min()),
         "power_max": jnp.full_like(bound, vector.w.max()),
     }

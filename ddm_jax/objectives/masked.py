@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.schedules import Schedule, grid
-from ddm_jax.objectives.signature import Batch, LossOutput
+from ddm_jax.objectives.signature import Batch, LossOutput, share
 
 
 def masked_cross_entropy(
@@ -25,12 +25,7 @@ def masked_cross_entropy(
 def weighted(weight: Array, per_position: Array, masked: Array, batch: Batch) -> LossOutput:
     """weight[b] sum_i per_position[b, i], as loss and as bound."""
     loss = weight * per_position.sum(axis=1)
-    return LossOutput(loss, loss, {"masked": masked_fraction(masked, batch)})
-
-
-def masked_fraction(masked: Array, batch: Batch) -> Array:
-    """Share of the valid tokens that are masked: bool[b, L] -> float32[b]."""
-    return masked.sum(axis=1) / jnp.maximum(batch["valid"].sum(axis=1), 1)
+    return LossOutput(loss, loss, {"masked": share(masked, batch)})
 
 
 def on_grid(u: Array, steps: int) -> Array:
@@ -41,8 +36,8 @@ def on_grid(u: Array, steps: int) -> Array:
 def time_weight(schedule: Schedule, t: Array, steps: int) -> Array:
     """What multiplies the masked cross entropy at a time t[b] drawn evenly from (0, 1).
 
-    steps = 0, continuous time: -alpha'(t) / (1 - alpha(t)) (MDLM eq. 10). steps = T, t on the grid
-    of its multiples of 1/T: T (alpha_s - alpha_t) / (1 - alpha_t), s = t - 1/T (MDLM eq. 8).
+    steps = 0, continuous time: -alpha'(t) / (1 - alpha(t)). steps = T, t on the grid of its
+    multiples of 1/T: T (alpha_s - alpha_t) / (1 - alpha_t), s = t - 1/T (both in MDLM, section 3).
     """
     if not steps:
         return schedule.weight(t)

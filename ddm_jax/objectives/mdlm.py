@@ -1,11 +1,11 @@
 """MDLM (Sahoo et al. 2024, arXiv:2406.07524): weighted cross entropy of the masked tokens.
 
 The SUBS parameterisation is the network's own: it gives the mask no probability, and a token that
-is not masked is carried over. The loss is then (eqs. 10 and 11)
+is not masked is carried over. The loss is then (section 3, its continuous-time bound)
 
     E_{t ~ U(0,1)} -alpha'(t) / (1 - alpha(t)) sum_masked -log p(x0_i given x_t)
 
-which no schedule changes in expectation, or its counterpart in T steps (eq. 8). A bound on
+which no schedule changes in expectation, or its counterpart in T steps. A bound on
 -log p(x0), but for what is cut off: t below 1e-3, and the alpha(1) that a schedule leaves.
 """
 

@@ -14,7 +14,7 @@ from jax import Array
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.objectives.masked import masked_cross_entropy, weighted
-from ddm_jax.objectives.signature import Batch, LossOutput, Noise
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share
 
 SELECTED, MASKED, REDRAWN = 0.15, 0.8, 0.1  # of the positions; of the selected ones
 
@@ -35,8 +35,7 @@ def mlm_at(apply: Callable, params: dict, batch: Batch, xt: Array, selected: Arr
     """
     logit, lse = apply(params, xt).target(batch["tokens"])
     loss = jnp.where(selected, lse - logit, 0).sum(axis=1) / SELECTED
-    share = selected.sum(axis=1) / jnp.maximum(batch["valid"].sum(axis=1), 1)
-    return LossOutput(loss, None, {"selected": share})
+    return LossOutput(loss, None, {"selected": share(selected, batch)})
 
 
 def select(keys: Array, x0: Array, valid: Array, mask_id: int) -> tuple[Array, Array]:

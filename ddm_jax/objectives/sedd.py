@@ -25,8 +25,7 @@ from jax import Array
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.uniform import Uniform
 from ddm_jax.models.network import pick
-from ddm_jax.objectives.masked import masked_fraction
-from ddm_jax.objectives.signature import Batch, LossOutput, Noise, uniform_time
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
 def absorb(
@@ -73,7 +72,7 @@ def absorb_at(
     log_target = jnp.where(masked, logit + shift, 0)
     entropy = jnp.expm1(log_sum) - log_target
     loss = schedule.weight(t) * entropy.sum(axis=1)
-    return LossOutput(loss, loss, {"masked": masked_fraction(masked, batch)})
+    return LossOutput(loss, loss, {"masked": share(masked, batch)})
 
 
 def uniform(
@@ -112,7 +111,7 @@ def uniform_at(
     entropy = jnp.where(batch["valid"], entropy, 0)
     loss = schedule.rate(t) / vocab_size * entropy.sum(axis=1)
     bound = loss + batch["valid"].sum(axis=1) * process.prior_kl()
-    return LossOutput(loss, bound, {"noised": masked_fraction(moved, batch)})
+    return LossOutput(loss, bound, {"noised": share(moved, batch)})
 
 
 def _phi(d: Array) -> Array:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 Batch = Mapping[str, Array]
@@ -58,11 +59,11 @@ PSEUDO = "a pseudo-likelihood, not comparable with bounds"
 class Objective:
     """One row of the table.
 
-    loss: the function. metrics: the names that its LossOutput has. processes: those it is for, its
-    own first. times: what config.model.time may be, its own first. estimator: the objective that
-    estimates the likelihood of its networks, itself if empty. estimates: what LossOutput.bound
-    is. sampler: the default. init: init(key, process) -> the parameters that the objective
-    learns beside the network's, which it finds in params["objective"].
+    loss: the function. metrics: the names that its LossOutput has. processes, times, samplers: what
+    config.process.name, model.time and sampler.name may be, its own first. estimator: the objective
+    that estimates the likelihood of its networks, itself if empty. estimates: what LossOutput.bound
+    is. init: init(key, process, **options) -> the parameters that the objective learns beside the
+    network's, which it finds in params["objective"].
     """
 
     loss: Loss
@@ -71,7 +72,7 @@ class Objective:
     times: tuple[str, ...] = ("none", "constant", "adaln")
     estimator: str = ""
     estimates: str | None = BOUND
-    sampler: str = "ancestral"
+    samplers: tuple[str, ...] = ("ancestral",)
     init: Callable[[Array, Any], Any] | None = None
 
 
@@ -81,3 +82,9 @@ SAMPLING_EPS = 1e-3
 def uniform_time(u: Array) -> Array:
     """t in [1e-3, 1], where SEDD, RADD, MDLM and Duo draw it: the weight diverges at 0."""
     return (1 - SAMPLING_EPS) * u + SAMPLING_EPS
+
+
+def share(chosen: Array, batch: Batch) -> Array:
+    """The share of the valid tokens that is chosen: bool[b, L] -> float32[b]."""
+    chosen = chosen & batch["valid"]
+    return chosen.sum(axis=1) / jnp.maximum(batch["valid"].sum(axis=1), 1)

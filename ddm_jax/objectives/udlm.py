@@ -16,7 +16,7 @@ from jax import Array
 
 from ddm_jax.diffusion.uniform import Uniform
 from ddm_jax.models.network import Readout, pick
-from ddm_jax.objectives.signature import Batch, LossOutput, Noise, uniform_time
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
 def udlm(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Uniform) -> LossOutput:
@@ -74,13 +74,9 @@ def divergence(readout: Readout, x0: Array, xt: Array, ratio: Array) -> tuple[Ar
 
 def noised(batch: Batch, xt: Array) -> dict[str, Array]:
     """The metric `noised`: the share of the valid positions where x_t is not x_0, float[b]."""
-    changed = (xt != batch["tokens"]) & batch["valid"]
-    return {"noised": changed.sum(axis=1) / jnp.maximum(batch["valid"].sum(axis=1), 1)}
+    return {"noised": share(xt != batch["tokens"], batch)}
 
 
 def _excess(d: Array) -> Array:
-    """psi(d) = e^d - 1 - d; by its series near 0, where the difference would be rounding."""
-    small = jnp.abs(d) < 0.03
-    near = jnp.where(small, d, 0)
-    series = near**2 / 2 * (1 + near / 3 * (1 + near / 4 * (1 + near / 5 * (1 + near / 6))))
-    return jnp.where(small, series, jnp.expm1(d) - d)
+    """psi(d) = e^d - 1 - d."""
+    return jnp.expm1(d) - d

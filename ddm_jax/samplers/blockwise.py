@@ -26,21 +26,23 @@ def blockwise(
     process: Absorbing,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
-    """Samples each block in spec.steps equal steps of time, given the blocks before it.
+    """Samples each block in equal steps of time, given the blocks before it.
 
-    Arguments and results are those of `ancestral`, with nfe = spec.steps L / spec.block_size. Fixed
+    Arguments and results are those of `ancestral`. spec.steps is the total, shared evenly by the L
+    / spec.block_size blocks, each of which takes at least one; nfe is what came of that. Fixed
     positions in later blocks are kept, but what comes before them does not see them.
 
     Raises:
       UserError: the block size does not divide the length.
     """
     count, length = prompt.shape
-    steps, size = spec.steps, spec.block_size
+    size = spec.block_size
     if size < 1 or length % size:
         raise UserError(
             f"The blockwise sampler cannot cut {length} tokens into blocks of {size}: set "
             "config.objective.block_size to a divisor of the length, or choose another sampler."
         )
+    steps = max(spec.steps * size // length, 1)
     attend = block_causal(length, size)
     keys = example_keys(key, jnp.arange(count))
 

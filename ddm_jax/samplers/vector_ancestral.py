@@ -10,7 +10,6 @@ from typing import Any
 from jax import Array
 
 from ddm_jax.diffusion.vector_absorbing import with_learnt_powers
-from ddm_jax.errors import UserError
 from ddm_jax.samplers.ancestral import ancestral
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
@@ -28,10 +27,5 @@ def vector_ancestral(
 
     Args and Returns are those of `ancestral`; params["objective"] holds what was learnt.
     """
-    if "objective" not in params:
-        raise UserError(
-            "config.sampler.name='vector_ancestral' draws with what "
-            "config.objective.name='genmd4' learns: for other objectives leave it at 'auto'."
-        )
     vector = with_learnt_powers(process, params["objective"])
     return ancestral(apply, params, key, prompt, fixed, vector, spec)

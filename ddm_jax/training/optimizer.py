@@ -30,7 +30,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clips by the global norm, then AdamW (Loshchilov & Hutter 2017, eps outside the root)."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.adamw(
             learning_rate(config, steps),
             b1=config.b1,

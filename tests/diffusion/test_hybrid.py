@@ -71,7 +71,10 @@ def test_reverse_law_is_bayes_rule(float64, s, t):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_no_mask_is_left_at_time_zero_under_any_schedule(schedule):
-    """Also where alpha(0) < 1; and no logit is nan."""
+    """Also where alpha(0) < 1, and then too the first transition is the marginal; no nan."""
+    levels = np.array(process(schedule).levels(jnp.float32(1 / 3)))
+    first = process(schedule).transition(jnp.float32(0), jnp.float32(1 / 3))
+    np.testing.assert_allclose(first, levels / levels.sum(), rtol=1e-5)
     xt = jnp.arange(VOCAB + 1)[None]
     logits = jnp.zeros((1, VOCAB + 1, VOCAB))
     out = process(schedule).reverse_logits(xt, logits, jnp.float32(0), jnp.float32(1 / 3))

@@ -12,8 +12,8 @@ from ddm_jax.diffusion.hybrid import Hybrid
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.objectives import Noise
 from ddm_jax.objectives.gidd import gidd, gidd_at
+from ddm_jax.objectives.signature import Noise
 from ddm_jax.objectives.udlm import udlm_at
 from tests.enumerable import all_sequences, random_joint
 from tests.plug_in import (

@@ -27,12 +27,13 @@ MASKS = [VOCAB] * LENGTH
 
 @functools.cache
 def sampler(name, steps, size):
+    """`steps` in each block."""
     return jax.jit(
         functools.partial(
             SAMPLERS[name],
             visible_network(np.float32(exact_table(JOINT))),
             process=Absorbing(SCHEDULES["log_linear"](), VOCAB),
-            spec=SampleSpec(steps, size),
+            spec=SampleSpec(steps * LENGTH // max(size, 1), size),
         )
     )
 

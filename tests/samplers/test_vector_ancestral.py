@@ -3,12 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.errors import UserError
 from ddm_jax.samplers import SAMPLERS, SampleSpec
 from tests.enumerable import all_sequences, conditionals, exact_denoiser, random_joint
 from tests.samplers.test_ancestral import chi_square
@@ -67,11 +65,3 @@ def test_fixed_positions_stay_and_the_rest_follows_given_them():
     np.testing.assert_array_equal(tokens[:, 1], 2)
     statistic, limit = chi_square(tokens, law_of_chain(W, [VOCAB, 2, VOCAB]))
     assert statistic < limit
-
-
-def test_without_learnt_powers_it_says_whose_sampler_it_is():
-    prompt = jnp.zeros((1, LENGTH), jnp.int32)
-    with pytest.raises(UserError, match=r"vector_ancestral.*genmd4.*'auto'"):
-        SAMPLERS["vector_ancestral"](
-            exact_denoiser(JOINT), {}, step_key(0, 0), prompt, prompt > 0, PROCESS, SampleSpec(1)
-        )
