@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.heads = 12  # *
     config.model.mlp_ratio = 4  # *
     config.model.dropout = 0.0  # *
-    config.model.time = "adaln"  # published: the time is added to the token embeddings
+    config.model.time = "adaln"  # published: time embeddings without FiLM layers
     config.model.compute_dtype = "bfloat16"  # ours
 
     if chosen["data"] == "text8":
@@ -53,14 +53,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.clip = 0.25  # *
     config.optim.ema_decay = 0.9999  # ours
 
-    config.train.steps = 1_000_000  # the published file says 10,000, a stub; ours
-    config.train.batch_size = 512  # the published file says 8 a device; ours
+    config.train.steps = 1_000_000  # ours; the published file says 10,000
+    config.train.batch_size = 512  # ours; the published file says 8 a device
     config.train.log_every = 100
     config.train.checkpoint_every = 2_500
 
     config.eval.every = 25_000  # *
     config.eval.sequences = 1_024
-    config.sampler.steps = 1_000  # * every step of the chain
+    config.sampler.steps = 1_000  # every step of the chain
 
     config.layout.name = "dp"
     return config

@@ -7,9 +7,11 @@ copies of it); the paper's runs have p_uniform 0, 0.1 and 0.2.
 from ml_collections import ConfigDict
 
 from configs.radd_small import get_config as radd_small
+from ddm_jax.config import variants
 
 
-def get_config() -> ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
+    variants(arg)  # takes none
     config = radd_small()  # the text, its tokenizer and the widths are also *
     config.model.time = "adaln"  # *
     config.model.norm_bias = False  # the published network is MDLM's; not verified

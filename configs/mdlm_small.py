@@ -6,10 +6,11 @@ scripts/train_owt_mdlm.sh).
 
 from ml_collections import ConfigDict
 
-from ddm_jax.config import defaults
+from ddm_jax.config import defaults, variants
 
 
-def get_config() -> ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
+    variants(arg)  # takes none
     config = defaults()
 
     config.model.width = 768  # *

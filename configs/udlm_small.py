@@ -7,9 +7,11 @@ scripts/train_owt_duo.sh; algo duo_base is the loss of UDLM, Schiff et al. 2024,
 from ml_collections import ConfigDict
 
 from configs.radd_small import get_config as radd_small
+from ddm_jax.config import variants
 
 
-def get_config() -> ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
+    variants(arg)  # takes none
     config = radd_small()  # the data, the widths, lr, clip, EMA, batch size and schedule are also *
     config.model.time = "adaln"  # *
     config.model.norm_bias = False  # *

@@ -5,7 +5,7 @@ Of the two laws q_y = q(x_t = y | x_0) and q^theta_y = sum_x0 q(x_t = y | x_0) p
     -d/dt log alpha / (V q_z) [KL(q || q^theta) + IS(q_z, q^theta_z)], IS(a, b) = a/b - log(a/b) - 1
 
 is UDLM's integrand (Duo, Sahoo et al. 2025, writes it without the cancelling terms) in the form of
-GIDD (von Rütte et al. 2025, arXiv:2503.04482, section 3). `divergence` has what the two share.
+GIDD (von Rütte et al. 2025, arXiv:2503.04482). `divergence` has what the two share.
 """
 
 from collections.abc import Callable
