@@ -1,9 +1,9 @@
 """The hybrid process of GIDD: a token turns into the mask, or is redrawn (von Rütte et al. 2025).
 
-q(x_t | x_0) = [(1 - tau) x_0 + tau m + c u] / (1 + c), per token (arXiv:2503.04482,
-with gamma = 1). Here u is uniform over the V tokens, c = B sqrt(tau (1 - tau)), B = 2 p_u / (1 - p_u):
-half way, at tau = 1/2, the share of redrawn tokens is p_u, and at both ends it is 0. The paper's
-time tau is 1 - alpha(t) of our schedule, and so alpha(t) here is not the share of clean tokens.
+q(x_t | x_0) = [(1 - tau) x_0 + tau m + c u] / (1 + c), per token (arXiv:2503.04482, with gamma =
+1). Here u is uniform over the V tokens, c = B sqrt(tau (1 - tau)), B = 2 p_u / (1 - p_u): half way,
+at tau = 1/2, the share of redrawn tokens is p_u, and at both ends it is 0. The paper's time tau is
+1 - alpha(t) of our schedule, and so alpha(t) here is not the share of clean tokens.
 """
 
 from dataclasses import dataclass
