@@ -53,7 +53,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=
 _CORPORA = flags.DEFINE_list("corpora", ["embedded"], "Values of config.data.source.")
 _ROWS = flags.DEFINE_multi_string("row", [], "A row to run, may be repeated; all by default.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
-_STEPS = flags.DEFINE_integer("steps", 700, "Training steps.")
+_STEPS = flags.DEFINE_integer("steps", 1_500, "Training steps.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 
 def cell_config(corpus: str, row: str, seed: int) -> Config:
-    """The common recipe: two blocks of width 64, 1,024 tokens a step.
+    """The common recipe: two blocks of width 64, 512 tokens a step.
 
     All have adaLN blocks, at a constant where the objective has no use for the time: without them
     this network learns far slower, and the comparison would be one of networks.
@@ -82,8 +82,8 @@ def cell_config(corpus: str, row: str, seed: int) -> Config:
     config.seed = seed
     config.model.width, config.model.depth, config.model.heads = 64, 2, 2
     config.data.source, config.data.tokenizer = corpus, "sentencepiece:512"
-    config.data.length, config.train.batch_size = 32, 32
-    config.optim.lr = 2e-3
+    config.data.length, config.train.batch_size = 32, 16
+    config.optim.lr = 1.5e-3
     config.train.steps = config.train.checkpoint_every = config.eval.every = _STEPS.value
     config.train.log_every = 100
     config.eval.batch_size, config.eval.sequences, config.eval.draws = 64, 1_024, 4

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -194,8 +195,10 @@ def recipe_variants(path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_variant_of_every_recipe_fits_together(path, monkeypatch):
-    """All but its data: a stand-in has the tokens."""
+def test_every_variant_of_every_recipe_fits_together(path, monkeypatch, tmp_path):
+    """All but its data: a stand-in has the tokens, another file their embeddings."""
+    table = tmp_path / "table.npy"
+    np.save(table, np.random.default_rng(0).normal(size=(100, 4)))
     data = SimpleNamespace(
         tokenizer=SimpleNamespace(vocab_size=100), blocks=lambda split: SimpleNamespace()
     )
@@ -205,6 +208,9 @@ def test_every_variant_of_every_recipe_fits_together(path, monkeypatch):
     assert len(set(resolved)) == len(args)
     assert resolve(get_config()) == resolved[0]
     for config in resolved:
+        if config.process.name == "d3pm_nearest":
+            process = dataclasses.replace(config.process, embedding=str(table))
+            config = dataclasses.replace(config, process=process)
         assert experiment.build(config).config == experiment.settle(config)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ddm_jax.config import resolve
+from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import LAYOUTS
@@ -33,13 +34,15 @@ def test_links_lead_somewhere():
 def test_tables_name_what_the_code_has():
     for name, table in {
         "objectives": OBJECTIVES,
+        "forward processes": PROCESSES,
         "noise schedules": SCHEDULES,
         "samplers": SAMPLERS,
         "layouts": LAYOUTS,
     }.items():
         assert set(table) <= set(re.findall(r"`(\w+)`", row(name))), name
     recipes = {p.stem for p in (ROOT / "configs").glob("*.py")}
-    assert recipes == set(re.findall(r"\[(\w+)\]", row("recipes")))
+    named = re.findall(r"\[(\w+)\]", row("recipes, the papers'") + row("recipes for two cores"))
+    assert recipes == set(named)
     benchmarks = re.search(r"benchmarks\.\{([\w,]+)\}", row("benchmarks"))[1].split(",")
     assert {p.stem for p in (ROOT / "benchmarks").glob("*.py")} == set(benchmarks)
 

@@ -24,6 +24,7 @@ from ddm_jax.diffusion.vector_absorbing import (
     with_learnt_powers,
 )
 from ddm_jax.errors import UserError
+from ddm_jax.models.network import pick
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share, uniform_time
 
 
@@ -89,10 +90,9 @@ def diffusion_at(
     w, masked = vector.w, (xt == vector.mask_id) & batch["valid"]
 
     def mismatch(logits: Array, x0: Array) -> Array:
-        log_p, w_x0 = jax.nn.log_softmax(logits), w[x0][:, None]
-        ce = -jnp.take_along_axis(log_p, x0[:, None], axis=-1)
-        # w_x0 (ce - 1) + sum_v w_v p_v, without the cancellation where the w are nearly equal
-        return (w_x0 * ce)[:, 0] + (jnp.exp(log_p) * (w - w_x0)).sum(axis=-1)
+        log_p, w_x0 = jax.nn.log_softmax(logits), w[x0]
+        mean_w = jnp.dot(jnp.exp(log_p), w, precision="highest")
+        return -w_x0 * (pick(log_p, x0) + 1) + mean_w
 
     per_position = apply(params, xt, vector.condition(t)).read(mismatch, batch["tokens"])
     total = jnp.where(masked, per_position, 0).sum(axis=1)

@@ -1,8 +1,8 @@
 """GIDD: the continuous-time bound of hybrid noise (von Rütte et al. 2025, arXiv:2503.04482).
 
 The bound is the integral over t of w(x_t, x_0) [KL(q(. | x_0) || q^theta) + IS(q, q^theta at x_t)].
-Training replaces w, which is infinite at both ends, by a tamer weight. In the paper's time tau, with
-a = 1 - tau and c = B sqrt(tau a) (diffusion/hybrid.py),
+Training replaces w, which is infinite at both ends, by a tamer weight. In the paper's time tau,
+with a = 1 - tau and c = B sqrt(tau a) (diffusion/hybrid.py),
 
     tau a w = 1 at a mask, 1/2 at a wrong token, c / (2 (V a + c)) at x_0.
 """

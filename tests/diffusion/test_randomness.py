@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.diffusion.randomness import (
+    TIMES,
     _unit_interval,
     example_keys,
     step_key,
@@ -127,6 +128,31 @@ def test_the_offset_is_uniform_over_steps():
 def test_times_never_touch_the_ends():
     t = stratify(jnp.array([0.0, 0.5, 1 - 2.0**-24]), jnp.array([0, 1, 1]), 2)
     assert np.all((t > 0) & (t < 1))
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_belong_to_the_example_and_are_uniform_over_steps(name):
+    """Of 2,000 steps; the chi-square rejects the right law once in 10^6."""
+    index = np.arange(BATCH)
+    draw = jax.jit(jax.vmap(lambda step: TIMES[name](step_key(0, step), index, BATCH)))
+    times = np.asarray(draw(jnp.arange(2_000)))
+    part = TIMES[name](step_key(0, 7), index[5:], BATCH)
+    np.testing.assert_array_equal(part, times[7, 5:])
+    for i in (0, 1, BATCH - 1):
+        assert chisquare(np.histogram(times[:, i], 20, (0, 1))[0]).pvalue > 1e-6
+
+
+def test_antithetic_times_come_in_pairs_and_independent_ones_do_not():
+    times = {
+        name: np.asarray(TIMES[name](step_key(0, 0), np.arange(2_000), 2_000)) for name in TIMES
+    }
+    pairs = {name: t.reshape(-1, 2) for name, t in times.items()}
+    np.testing.assert_allclose(pairs["antithetic"].sum(1), 1, atol=1e-6)
+    correlation = {name: np.corrcoef(t[:-2:2], t[2::2])[0, 1] for name, t in times.items()}
+    # of 1,000 pairs that are independent: beyond 5 / sqrt(1000) once in 10^6
+    assert abs(correlation["antithetic"]) < 0.16
+    assert abs(correlation["independent"]) < 0.16
+    assert abs(np.corrcoef(*pairs["independent"].T)[0, 1]) < 0.16
 
 
 def test_oracle_radd_times(oracle):

@@ -9,7 +9,7 @@ import pytest
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models import network as network_module
-from ddm_jax.models.network import make_network
+from ddm_jax.models.network import make_network, with_parameters
 
 SMALL = {"width": 32, "depth": 3, "heads": 4}
 VOCAB = 50
@@ -59,6 +59,27 @@ def test_attention_pattern_and_positions_come_with_the_call():
     ).hidden
     alone = network.apply(params, x).hidden
     np.testing.assert_allclose(twice, jnp.concatenate([alone, alone], axis=1), atol=1e-5)
+
+
+def test_constant_time_is_adaln_at_sigma_zero():
+    adaln = make_network(ModelConfig(**SMALL, time="adaln"), VOCAB)
+    params, x = random_params(adaln), tokens()
+    constant = make_network(ModelConfig(**SMALL, time="constant"), VOCAB)
+    at_zero = adaln.apply(params, x, jnp.zeros(len(x))).hidden
+    np.testing.assert_array_equal(constant.apply(params, x, jnp.ones(len(x))).hidden, at_zero)
+    assert not np.allclose(adaln.apply(params, x, jnp.ones(len(x))).hidden, at_zero, atol=1e-3)
+
+
+def test_parameters_of_an_objective_lie_beside_the_networks():
+    network = make_network(ModelConfig(**SMALL), VOCAB)
+    more = with_parameters(network, "objective", lambda key: {"w": jax.random.normal(key, (3,))})
+    key = jax.random.key(0)
+    params = more.init(key)
+    own = params.pop("objective")
+    assert own["w"].shape == (3,)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, network.init(key)))
+    hidden = more.apply(params | {"objective": own}, tokens()).hidden
+    np.testing.assert_array_equal(hidden, network.apply(params, tokens()).hidden)
 
 
 def test_mask_and_padding_ids_have_no_probability():

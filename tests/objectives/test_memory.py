@@ -1,0 +1,58 @@
+"""No objective holds the float logits of a whole batch, forwards or backwards."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ddm_jax.config import defaults, resolve
+from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
+from ddm_jax.experiment import make_parts, settle
+from ddm_jax.models import network as network_module
+from ddm_jax.objectives import OBJECTIVES, Noise
+
+VOCAB, BATCH, LENGTH = 5_000, 4, 16
+
+
+def largest_float(jaxpr):
+    """The size of the largest float array that a program computes, inner programs included."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        for out in equation.outvars:
+            if jnp.issubdtype(getattr(out.aval, "dtype", jnp.int32), jnp.floating):
+                sizes.append(out.aval.size)
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                sizes.append(largest_float(inner))
+    return max(sizes)
+
+
+def gradient_program(name):
+    """The jaxpr of the gradient of one batch's mean loss."""
+    config = defaults()
+    config.model.width, config.model.depth, config.model.heads = 8, 1, 2
+    config.data.length, config.objective.name = LENGTH, name
+    config = settle(resolve(config))
+    process, objective, network = make_parts(config, VOCAB)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    batch = {"tokens": jnp.zeros((BATCH, LENGTH), int), "valid": jnp.ones((BATCH, LENGTH), bool)}
+    key, index = step_key(0, 0), jnp.arange(BATCH)
+    noise = Noise(stratified(key, index, BATCH), example_keys(key, index))
+
+    def loss(params):
+        return objective.loss(network.apply, params, batch, noise, process).loss.mean()
+
+    return jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_array_has_a_logit_for_every_token_of_the_batch(name, monkeypatch):
+    rows = BATCH * LENGTH // 4  # of logits at once
+    monkeypatch.setattr(network_module, "LOGIT_BYTES", 4 * rows * 5_120)
+    assert rows * VOCAB <= largest_float(gradient_program(name)) < BATCH * LENGTH * VOCAB / 2
+
+
+def test_whole_logits_would_be_seen(monkeypatch):
+    assert largest_float(gradient_program("radd_t_dce")) >= BATCH * LENGTH * VOCAB

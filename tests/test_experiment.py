@@ -1,0 +1,99 @@
+"""What a config leaves to the objective is filled in, and what does not fit is refused."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from ddm_jax.config import ObjectiveConfig, ProcessConfig, defaults, resolve
+from ddm_jax.diffusion.processes import PROCESSES
+from ddm_jax.errors import UserError
+from ddm_jax.experiment import describe, settle
+from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.objectives.signature import EXACT
+from ddm_jax.samplers import SAMPLERS
+
+
+def settled(**fields):
+    config = defaults()
+    for path, value in fields.items():
+        section, name = path.split("__")
+        config[section][name] = value
+    return settle(resolve(config))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objective_brings_its_own_first_choices(name):
+    row, config = OBJECTIVES[name], settled(objective__name=name)
+    assert config.process.name == row.processes[0]
+    assert config.schedule.name == PROCESSES[row.processes[0]].schedule
+    assert config.model.time == row.times[0]
+    assert config.sampler.name == row.samplers[0]
+    assert config.eval.estimator == (row.estimator or name)
+    for word in (name, row.processes[0], row.samplers[0], config.eval.estimator):
+        assert word in describe(config)
+    assert settle(config) == config
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_name_what_there_is(name):
+    row = OBJECTIVES[name]
+    assert set(row.processes) <= set(PROCESSES)
+    assert set(row.samplers) <= set(SAMPLERS)
+    assert set(row.times) <= {"none", "adaln", "constant"}
+    estimator = OBJECTIVES[row.estimator or name]
+    assert estimator.estimates
+    assert set(row.processes) <= set(estimator.processes)
+    assert set(row.times) <= set(estimator.times)
+
+
+def test_options_are_fields_of_their_sections():
+    def options(*functions):
+        found = [inspect.signature(f).parameters.values() for f in functions if f]
+        return {p.name for ps in found for p in ps if p.default is not p.empty}
+
+    fields = {f.name for f in dataclasses.fields(ObjectiveConfig)} - {"name"}
+    assert fields == {o for row in OBJECTIVES.values() for o in options(row.loss, row.init)}
+    fields = {f.name for f in dataclasses.fields(ProcessConfig)} - {"name"}
+    assert fields == {o for row in PROCESSES.values() for o in options(row.make)}
+
+
+def test_empty_options_take_the_defaults_of_the_objective():
+    assert settled(objective__name="bd3lm").objective.block_size == 4
+    assert settled(objective__name="bd3lm", objective__block_size=8).objective.block_size == 8
+    assert settled(objective__name="genmd4").objective.power == 1
+    assert settled(objective__name="d3pm").process.steps == 1000
+    assert settled(objective__name="radd_ao").objective.block_size is None
+
+
+def test_exact_likelihood_takes_one_draw():
+    assert OBJECTIVES["ar"].estimates == EXACT
+    assert settled(objective__name="ar", eval__draws=8).eval.draws == 1
+    assert settled(objective__name="mdlm", eval__draws=8).eval.draws == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"objective__name": "ar", "model__time": "adaln"}, ("'ar'", "'none' or 'constant'")),
+        ({"objective__name": "udlm", "process__name": "absorbing"}, ("'udlm'", "'uniform'")),
+        ({"objective__name": "udlm", "sampler__name": "analytic"}, ("'udlm'", "'ancestral'")),
+        ({"objective__name": "udlm", "eval__estimator": "radd_ao"}, ("radd_ao", "'udlm'", "auto")),
+        ({"objective__name": "radd_ao", "eval__estimator": "mlm"}, ("'mlm'", "'radd_ao'")),
+        ({"objective__name": "mdlm", "schedule__name": "rdm_linear"}, ("rdm_linear", "cosine")),
+        ({"objective__name": "bd3lm", "objective__block_size": 3}, ("1024", "block_size=3")),
+        ({"objective__name": "mdlm", "objective__ce_weight": 1.0}, ("ce_weight", "importance")),
+        ({"objective__name": "d3pm", "process__p_uniform": 0.1}, ("p_uniform", "d3pm_absorbing")),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(fields, parts):
+    with pytest.raises(UserError) as error:
+        settled(**fields)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_discrete_processes_take_continuous_schedules_too():
+    config = settled(objective__name="d3pm", schedule__name="cosine", schedule__eps=1e-3)
+    assert config.schedule.eps == 1e-3
+    assert settled(objective__name="d3pm", schedule__name="rdm_sqrt").schedule.eps is None
