@@ -1,6 +1,35 @@
 """Puts the oracles' PyTorch state_dicts into our parameter tree, for tests only."""
 
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from ddm_jax.config import ModelConfig
+from ddm_jax.models.network import make_network, padded_vocab
+
+
+def published_dit(weights: dict, model: dict, vocab: int, dtype: str) -> tuple[Callable, dict]:
+    """(jitted apply, params) of a DiT of SEDD or MDLM, sizes as in its record; in enable_x64."""
+    config = ModelConfig(
+        width=model["hidden_size"],
+        depth=model["n_blocks"],
+        heads=model["n_heads"],
+        cond_width=model["cond_dim"],
+        time="adaln",
+        norm_bias=False,
+        compute_dtype=dtype,
+    )
+    params = params_from_state_dict(weights, config.heads, padded_vocab(vocab))
+    return _jitted(config, vocab), jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
+
+
+@functools.cache
+def _jitted(config: ModelConfig, vocab: int) -> Callable:
+    """One function for all cases of a size: it compiles once."""
+    return jax.jit(make_network(config, vocab).apply)
 
 
 def params_from_state_dict(weights: dict, heads: int, padded_vocab: int) -> dict:

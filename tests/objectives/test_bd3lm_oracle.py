@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.blocks import block_causal, block_diffusion
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import make_network, padded_vocab
 from ddm_jax.objectives import bd3lm
-from tests.models.published import params_from_state_dict
+from tests.models.published import published_dit
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-5}}
 CASES = {"bs4": 4, "bs4_time": 4, "bs8": 8}
@@ -27,18 +25,7 @@ def network(oracle, dtype):
     weights, _ = oracle("mdlm", "dit_weights")
     arrays, meta = oracle("bd3lms", "model_loss")
     model, vocab = meta["config"]["model"], arrays["bs4_logits"].shape[-1] - 1
-    config = ModelConfig(
-        width=model["hidden_size"],
-        depth=model["n_blocks"],
-        heads=model["n_heads"],
-        cond_width=model["cond_dim"],
-        time="adaln",
-        norm_bias=False,
-        compute_dtype=dtype,
-    )
-    made = make_network(config, vocab)
-    params = params_from_state_dict(weights, config.heads, padded_vocab(vocab))
-    return jax.jit(made.apply), jax.tree.map(lambda w: jnp.asarray(w, dtype), params), vocab
+    return *published_dit(weights, model, vocab, dtype), vocab
 
 
 def test_mask_equals_oracle(oracle):

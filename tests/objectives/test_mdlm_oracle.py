@@ -1,20 +1,18 @@
 """MDLM's losses, their gradients and its times equal the published ones."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import stratify
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout, make_network, padded_vocab
+from ddm_jax.models.network import Readout
 from ddm_jax.objectives.mdlm import importance_noise, mdlm_at, mdlm_importance_at
+from ddm_jax.objectives.sedd import absorb_at
 from ddm_jax.objectives.signature import SAMPLING_EPS, uniform_time
-from tests.models.published import params_from_state_dict, state_dict_from_params
+from tests.models.published import published_dit, state_dict_from_params
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-6}}
 CASES = ["mid", "ext0", "ext1"]
@@ -45,34 +43,18 @@ def process_of(noise, mask_id):
     return Absorbing(SCHEDULES[name](**options), mask_id)
 
 
-@functools.cache
-def network_of(config, mask_id):
-    """One network for all cases: it compiles once."""
-    return jax.jit(make_network(config, mask_id).apply)
-
-
 def setup(oracle, case, variant, dtype):
     """(apply, params, batch, xt, arrays, variant's settings, process); inside enable_x64."""
     weights, _ = oracle("mdlm", "dit_weights")
     arrays, meta = oracle("mdlm", "losses")
     model, settings = meta["config"]["model"], meta["variants"][variant]
-    config = ModelConfig(
-        width=model["hidden_size"],
-        depth=model["n_blocks"],
-        heads=model["n_heads"],
-        cond_width=model["cond_dim"],
-        time="adaln",
-        norm_bias=False,
-        compute_dtype=dtype,
-    )
     mask_id = weights["vocab_embed.embedding"].shape[0] - 1
-    params = params_from_state_dict(weights, config.heads, padded_vocab(mask_id))
-    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
+    network, params = published_dit(weights, model, mask_id, dtype)
 
     def apply(params, tokens, sigma):
         # without time conditioning the published network is told sigma = 0
         told = sigma if settings["time_conditioning"] else jnp.zeros_like(sigma)
-        return network_of(config, mask_id)(params, tokens, told)
+        return network(params, tokens, told)
 
     x0, xt = (jnp.asarray(arrays[f"{case}_{x}"]) for x in ("x0", "xt"))
     batch = {"tokens": x0, "valid": jnp.ones(x0.shape, bool)}
@@ -96,6 +78,17 @@ def test_continuous_losses_equal_oracle(oracle, case, dtype):
             loss = np.asarray(mdlm_at(apply, params, batch, xt, t, process).loss)
         # the published cosines lose up to 2 % in float32 (INDEX.md, list of inaccurate arrays)
         compare(loss, arrays, f"{case}_{variant}", dtype, twin="cosine" in variant)
+
+
+@each_dtype
+@each_case
+def test_score_entropy_of_mdlms_code_equals_oracle(oracle, case, dtype):
+    """Its `sedd` parameterisation is SEDD's own, and so ours."""
+    with jax.enable_x64(dtype == "float64"):
+        apply, params, batch, xt, arrays, _, process = setup(oracle, case, "sedd", dtype)
+        t = jnp.asarray(arrays[f"{case}_t"], dtype)
+        loss = np.asarray(absorb_at(apply, params, batch, xt, t, process).loss)
+    compare(loss, arrays, f"{case}_sedd", dtype)
 
 
 @each_dtype

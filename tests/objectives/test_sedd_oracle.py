@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout, make_network, padded_vocab
+from ddm_jax.models.network import Readout
 from ddm_jax.objectives import sedd
-from tests.models.published import params_from_state_dict, state_dict_from_params
+from tests.models.published import published_dit, state_dict_from_params
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-9}}
 SCHEDULE = {"loglinear": "log_linear", "geometric": "geometric"}
@@ -36,18 +35,7 @@ def network_of(oracle, meta, dtype):
     """(apply, params) of the published weights; inside enable_x64."""
     weights, _ = oracle("sedd", "model_weights")
     model, tokens = meta["config"]["model"], meta["config"]["tokens"]
-    config = ModelConfig(
-        width=model["hidden_size"],
-        depth=model["n_blocks"],
-        heads=model["n_heads"],
-        cond_width=model["cond_dim"],
-        time="adaln",
-        norm_bias=False,
-        compute_dtype=dtype,
-    )
-    params = params_from_state_dict(weights, config.heads, padded_vocab(tokens))
-    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
-    return make_network(config, tokens).apply, params
+    return published_dit(weights, model, tokens, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import make_network, padded_vocab
 from ddm_jax.objectives.udlm import udlm_at
-from tests.models.published import params_from_state_dict
+from tests.models.published import published_dit
 from tests.plug_in import loss_of
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-9}}
@@ -30,18 +28,7 @@ def network(oracle, vocab, dtype):
     weights, _ = oracle("mdlm", "dit_weights")
     _, meta = oracle("duo", "losses")
     model = meta["config"]["model"]
-    config = ModelConfig(
-        width=model["hidden_size"],
-        depth=model["n_blocks"],
-        heads=model["n_heads"],
-        cond_width=model["cond_dim"],
-        time="adaln",
-        norm_bias=False,
-        compute_dtype=dtype,
-    )
-    params = params_from_state_dict(weights, config.heads, padded_vocab(vocab))
-    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
-    return make_network(config, vocab).apply, params
+    return published_dit(weights, model, vocab, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
