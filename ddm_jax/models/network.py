@@ -115,7 +115,6 @@ class Network:
 
     init: Callable[[Array], Params]
     apply: Callable[..., Readout]
-    uses_time: bool
     vocab_size: int
 
 
@@ -163,7 +162,7 @@ def make_network(
         kernel = params["embed"]["embedding"].T if config.tied_head else head["kernel"]
         return Readout(hidden, kernel, head["bias"], vocab_size)
 
-    return Network(init, apply, config.time == "adaln", vocab_size)
+    return Network(init, apply, vocab_size)
 
 
 def with_parameters(network: Network, name: str, init: Callable[[Array], Params]) -> Network:

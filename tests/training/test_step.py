@@ -81,7 +81,7 @@ def test_corruption_is_bitwise_the_same_under_every_layout():
         jax.debug.callback(lambda *x: seen.append([np.asarray(a) for a in x]), row, xt, noise.u)
         return OBJECTIVES["radd_t_dce"].loss(apply, params, batch, noise, process)
 
-    objective = Objective(spy, ("masked",), uses_time=False)
+    objective = Objective(spy, ("masked",))
     batch = next(batches(1))
     batch["tokens"][:, 0] = np.arange(BATCH)
     batch["valid"][:, 0] = True
@@ -127,7 +127,7 @@ def test_non_finite_step_changes_counters_only(poison):
 
     good = functools.partial(setup, with_train(log_every=100))
     step, state = good()
-    bad_step, _ = good(objective=Objective(switched(True), ("masked",), uses_time=False))
+    bad_step, _ = good(objective=Objective(switched(True), ("masked",)))
     step, bad_step = jax.jit(step), jax.jit(bad_step)
     first, second, third = batches(3)
     second["tokens"][0, 0] = VOCAB - 1
