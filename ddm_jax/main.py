@@ -23,11 +23,11 @@ def main(argv: Sequence[str]) -> None:
     """Trains, draws the curve and says how it went."""
     del argv
     config = settle(cli.read_config(_CONFIG.value))
-    print(describe(config))
     recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
     workdir = Path(_WORKDIR.value or f"work/{recipe}").expanduser()
     check_workdir(workdir, config)  # before data is prepared, which may take minutes
     experiment = build(config)
+    print(describe(config))
     outcome = train(experiment, workdir)
     unigram = experiment.data.unigram_entropy("validation")
     curve = draw_curve(workdir, unigram)

@@ -20,6 +20,7 @@ from ddm_jax.config import resolve
 from ddm_jax.data.prepare import prepare
 from ddm_jax.data.prepared import PrepareSpec
 from ddm_jax.errors import UserError
+from ddm_jax.experiment import settle
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.training.record import write_record
 
@@ -350,7 +351,7 @@ def config_with(**fields):
     for name, value in fields.items():
         section, _, field = name.partition("__")
         config[section][field] = value
-    return resolve(config)
+    return settle(resolve(config))
 
 
 # the work directory is looked at before data, which is not there
