@@ -129,6 +129,7 @@ def test_absorbing_losses_equal_oracle(oracle, suffix):
             )
             for name, v in valid.items()
         }
+        out = jax.device_get(out)
     per_example = out["masked"].bound / steps / x0.shape[1]
     want = arrays[f"absorbing_per_example{suffix}"]
     np.testing.assert_allclose(per_example, want, **TOLERANCE[suffix])
