@@ -10,6 +10,7 @@ its own seeds. Ends with a table for docs/results.md.
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -19,6 +20,7 @@ from ddm_jax.config import Config, resolve
 from ddm_jax.experiment import build, settle
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.training.loop import train
+from ddm_jax.training.writers import write_atomically
 
 ABSORBING = {"objective.name": "d3pm", "process.name": "d3pm_absorbing"}
 UNIFORM = {"objective.name": "d3pm", "process.name": "d3pm_uniform"}
@@ -97,11 +99,13 @@ def cell_config(corpus: str, row: str, seed: int) -> Config:
 def run_cell(folder: Path, corpus: str, row: str, seed: int) -> None:
     """Trains and writes cell.json last, so that a cell that has one is finished."""
     config = cell_config(corpus, row, seed)
-    place = "".join(c if c.isalnum() else "_" for c in f"{Path(corpus).name} {row} {seed}")
+    place = "".join(c if c.isalnum() else "_" for c in f"{corpus} {row} {seed}")
     if (folder / place / "cell.json").exists():
         return
     experiment = build(config)
     outcome = train(experiment, folder / place)
+    if not outcome.finished:
+        sys.exit(f"Stopped in {folder / place}: the same command goes on.")
     cell = {
         "corpus": corpus,
         "row": row,
@@ -111,13 +115,13 @@ def run_cell(folder: Path, corpus: str, row: str, seed: int) -> None:
         **outcome.bound.metrics(),
         "estimates": outcome.bound.estimates,
     }
-    (folder / place / "cell.json").write_text(json.dumps(cell), encoding="utf-8")
+    write_atomically(folder / place / "cell.json", json.dumps(cell))
 
 
 def table(cells: list[dict]) -> str:
-    """Markdown: nats per token, mean over seeds, spread (largest - smallest), standard error."""
+    """Markdown: nats per token, mean over seeds, their range, standard error of one estimate."""
     corpora = sorted({c["corpus"] for c in cells})
-    lines = ["| objective | " + " | ".join(f"{c}: mean | spread | stderr" for c in corpora) + " |"]
+    lines = ["| objective | " + " | ".join(f"{c} | range | stderr" for c in corpora) + " |"]
     lines.append("|---|" + "---|---|---|" * len(corpora))
     for row in ROWS:
         parts = [row]
@@ -125,9 +129,8 @@ def table(cells: list[dict]) -> str:
             found = [c for c in cells if (c["corpus"], c["row"]) == (corpus, row)]
             nll = [c["nll"] for c in found]
             if found:
-                stderr = statistics.mean(c["stderr"] for c in found)
-                parts += [f"{statistics.mean(nll):.3f}", f"{max(nll) - min(nll):.3f}"]
-                parts.append(f"{stderr:.3f} ({len(nll)} seeds)")
+                parts += [f"{statistics.mean(nll):.2f}", f"{min(nll):.2f} to {max(nll):.2f}"]
+                parts.append(f"{statistics.mean(c['stderr'] for c in found):.2f}")
             else:
                 parts += ["", "", ""]
         lines.append("| " + " | ".join(parts) + " |")

@@ -86,7 +86,7 @@ class ObjectiveConfig:
     clip_low: float | None = number(None, low=0, high=1)  # bd3lm: mask ratios in training
     clip_high: float | None = number(None, low=0, high=1)
     weighting: str | None = choice(None, "elbo", "clamped", "dynamic")  # gidd
-    power: float | None = number(None, low=0)  # genmd4: w of alpha = 1 - t^w before training
+    power: float | None = number(None, low=1e-3)  # genmd4: w of alpha = 1 - t^w before training
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,10 @@ def settle(config: Config) -> Config:
     estimator = config.eval.estimator
     estimator = objective.estimator or name if estimator == "auto" else estimator
     estimates = lookup(OBJECTIVES, estimator, "config.eval.estimator")
-    if estimates.estimates is None or process not in estimates.processes:
+    # what is sampled in the same way says the same thing of the same tokens
+    fits = process in estimates.processes and time in estimates.times
+    fits &= not set(estimates.samplers).isdisjoint(objective.samplers)
+    if estimates.estimates is None or not fits:
         raise UserError(
             f"config.eval.estimator={estimator!r} does not estimate the likelihood of "
             f"config.objective.name={name!r}: leave it at 'auto'."
@@ -83,12 +86,7 @@ def settle(config: Config) -> Config:
         eval=dataclasses.replace(config.eval, estimator=estimator, draws=draws),
         sampler=dataclasses.replace(config.sampler, name=sampler),
     )
-    block = settled.objective.block_size
-    if block and config.data.length % block:
-        raise UserError(
-            f"config.data.length={config.data.length} is not divisible by "
-            f"config.objective.block_size={block}: choose a divisor."
-        )
+    _check_options(settled)
     return settled
 
 
@@ -187,6 +185,26 @@ def make_alpha_bar(config: ScheduleConfig, steps: int) -> np.ndarray:
     if config.name in DISCRETE_SCHEDULES:
         return DISCRETE_SCHEDULES[config.name](steps)
     return grid(make_schedule(config), steps)
+
+
+def _check_options(config: Config) -> None:
+    """What options of an objective must be, given others."""
+    options = config.objective
+    if options.block_size and config.data.length % options.block_size:
+        raise UserError(
+            f"config.data.length={config.data.length} is not divisible by "
+            f"config.objective.block_size={options.block_size}: choose a divisor."
+        )
+    if options.importance and options.steps:
+        raise UserError(
+            "config.objective.importance=True does not go with config.objective.steps="
+            f"{options.steps}: set config.objective.steps=0, or leave importance empty."
+        )
+    if options.clip_low is not None and not options.clip_low < options.clip_high:
+        raise UserError(
+            f"config.objective.clip_low={options.clip_low} is not below config.objective.clip_high="
+            f"{options.clip_high}: give an interval of mask ratios within 0 and 1."
+        )
 
 
 def _settled_schedule(config: ScheduleConfig, name: str, discrete: bool) -> ScheduleConfig:

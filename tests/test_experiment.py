@@ -45,6 +45,7 @@ def test_rows_name_what_there_is(name):
     assert estimator.estimates
     assert set(row.processes) <= set(estimator.processes)
     assert set(row.times) <= set(estimator.times)
+    assert row.samplers[0] in estimator.samplers
 
 
 def test_options_are_fields_of_their_sections():
@@ -80,6 +81,18 @@ def test_exact_likelihood_takes_one_draw():
         ({"objective__name": "udlm", "sampler__name": "analytic"}, ("'udlm'", "'ancestral'")),
         ({"objective__name": "udlm", "eval__estimator": "radd_ao"}, ("radd_ao", "'udlm'", "auto")),
         ({"objective__name": "radd_ao", "eval__estimator": "mlm"}, ("'mlm'", "'radd_ao'")),
+        ({"objective__name": "md4", "eval__estimator": "radd_ao"}, ("radd_ao", "'md4'", "auto")),
+        ({"objective__name": "bd3lm", "eval__estimator": "radd_ao"}, ("radd_ao", "'bd3lm'")),
+        ({"objective__name": "mdlm", "eval__estimator": "genmd4"}, ("genmd4", "'mdlm'")),
+        (
+            {"objective__name": "mdlm", "objective__importance": True, "objective__steps": 4},
+            ("importance=True", "steps=4"),
+        ),
+        (
+            {"objective__name": "bd3lm", "objective__clip_low": 0.6, "objective__clip_high": 0.4},
+            ("clip_low=0.6", "clip_high=0.4"),
+        ),
+        ({"objective__name": "genmd4", "objective__power": 0.0}, ("power=0.0", "out of range")),
         ({"objective__name": "mdlm", "schedule__name": "rdm_linear"}, ("rdm_linear", "cosine")),
         ({"objective__name": "bd3lm", "objective__block_size": 3}, ("1024", "block_size=3")),
         ({"objective__name": "mdlm", "objective__ce_weight": 1.0}, ("ce_weight", "importance")),
@@ -91,6 +104,11 @@ def test_parts_that_do_not_fit_are_named(fields, parts):
         settled(**fields)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_another_estimator_of_the_same_networks_is_taken():
+    config = settled(objective__name="mdlm", eval__estimator="radd_ao")
+    assert (config.model.time, config.eval.estimator) == ("constant", "radd_ao")
 
 
 def test_discrete_processes_take_continuous_schedules_too():

@@ -23,7 +23,6 @@ from ddm_jax.diffusion.vector_absorbing import (
     equal_powers,
     with_learnt_powers,
 )
-from ddm_jax.errors import UserError
 from ddm_jax.models.network import pick
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share, uniform_time
 
@@ -31,8 +30,6 @@ from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise,
 def init(key: Array, process: Absorbing, power: float = 1.0) -> dict[str, Array]:
     """What params["objective"] starts from: every w = power, which is above 0."""
     del key
-    if not power > 0:
-        raise UserError(f"config.objective.power={power} is out of range: give a number above 0.")
     return equal_powers(process, power)
 
 

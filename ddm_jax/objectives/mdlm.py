@@ -16,7 +16,6 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_independently
 from ddm_jax.diffusion.schedules import Schedule
-from ddm_jax.errors import UserError
 from ddm_jax.objectives.masked import masked_cross_entropy, on_grid, time_weight, weighted
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, uniform_time
 
@@ -33,13 +32,8 @@ def mdlm(
     """MDLM's loss with its corruption drawn. Optimises a bound on -log p(x0).
 
     steps: 0 for continuous time, or T for the bound in T steps. importance: draw times in
-    proportion to their weight, which is then the same for all (only with steps=0).
+    proportion to their weight, which is then the same for all (continuous time, whatever steps).
     """
-    if importance and steps:
-        raise UserError(
-            f"config.objective.importance=True does not go with config.objective.steps={steps}: "
-            "set config.objective.steps=0, or leave importance empty."
-        )
     x0, valid = batch["tokens"], batch["valid"]
     if importance:
         log_m = importance_noise(noise.u, process.schedule)

@@ -3,13 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.vector_absorbing import VectorAbsorbing
-from ddm_jax.errors import UserError
 from ddm_jax.models import network as network_module
 from ddm_jax.models.network import Readout
 from ddm_jax.objectives import OBJECTIVES, LossOutput, Noise
@@ -273,8 +271,3 @@ def test_gradient_is_finite_at_both_ends_of_time():
     )
     assert np.isfinite(value)
     assert np.isfinite(grad).all()
-
-
-def test_power_must_be_positive():
-    with pytest.raises(UserError, match=r"config.objective.power=0.0 is out of range"):
-        init(jax.random.key(0), PROCESS, 0.0)

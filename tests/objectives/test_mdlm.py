@@ -11,7 +11,6 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES, Noise, radd
 from ddm_jax.objectives.masked import on_grid, time_weight
 from ddm_jax.objectives.md4 import md4_at
@@ -161,11 +160,6 @@ def test_grid_times_are_drawn_equally_often():
     assert counts[0] == 0
     assert (abs(counts[1:] - 100) <= 1).all()
     assert on_grid(jnp.float32(1 - 2.0**-24), 1000) == 1
-
-
-def test_importance_does_not_go_with_steps():
-    with pytest.raises(UserError, match=r"config.objective.importance=True .*steps=4"):
-        draw("mdlm", wrong_denoiser(VOCAB, LENGTH), 2, steps=4, importance=True)
 
 
 @pytest.mark.parametrize("steps", [0, 3])
