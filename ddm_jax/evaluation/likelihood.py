@@ -13,7 +13,6 @@ from jax import Array
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratify, uniforms
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch, Loss, Noise
-from ddm_jax.objectives.signature import BOUND
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def estimate(
     batches: Iterable[Batch],
     draws: int,
     bytes_per_token: float,
-    estimates: str = BOUND,
+    estimates: str,
 ) -> Bound:
     """Runs a `make_bound` function over held-out batches; rows without a valid token are skipped.
 

@@ -13,6 +13,7 @@ from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.evaluation.likelihood import estimate, make_bound
 from ddm_jax.models.network import Readout
 from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.objectives.signature import BOUND
 from tests.enumerable import all_sequences, exact_denoiser, random_joint, wrong_denoiser
 
 VOCAB, LENGTH, PADDING = 3, 4, 2
@@ -44,7 +45,7 @@ def bound_of(apply, name="radd_ao", draws=1, process=PROCESS):
 
 
 def run(apply, batches, name="radd_ao", draws=1, bytes_per_token=1.0):
-    return estimate(bound_of(apply, name, draws), {}, batches, draws, bytes_per_token)
+    return estimate(bound_of(apply, name, draws), {}, batches, draws, bytes_per_token, BOUND)
 
 
 def ignoring_padding(apply):
@@ -91,7 +92,9 @@ def test_standard_error_is_the_spread_over_texts_and_corruptions():
     # numbered through, so that every run has corruptions of its own
     nats, tokens = bound_of(wrong_denoiser(VOCAB, LENGTH))({}, batch, jnp.arange(runs * size))
     found = [
-        estimate(lambda params, batch, index: (batch["nats"], batch["n"]), {}, [part], 1, 1.0)
+        estimate(
+            lambda params, batch, index: (batch["nats"], batch["n"]), {}, [part], 1, 1.0, BOUND
+        )
         for part in split({"tokens": batch["tokens"], "nats": nats, "n": tokens}, size)
     ]
     spread = np.std([b.nll for b in found], ddof=1)
@@ -138,7 +141,7 @@ def test_uniform_model_of_256_tokens_has_8_bits_a_token():
     batch = whole(np.arange(64).reshape(8, 8))
     batch["valid"] = np.tri(8, dtype=bool)
     for bytes_per_token, bits in ((1.0, 8), (4.0, 2)):
-        found = estimate(bound, {}, [batch], 1, bytes_per_token)
+        found = estimate(bound, {}, [batch], 1, bytes_per_token, BOUND)
         assert found.bits_per_byte == pytest.approx(bits, rel=1e-6)
         assert found.nll == pytest.approx(math.log(256), rel=1e-6)
         assert found.ppl == pytest.approx(256, rel=1e-5)

@@ -62,3 +62,14 @@ def test_weight_decay_leaves_norms_and_biases_alone():
     np.testing.assert_allclose(updates["qkv"]["kernel"], -0.05)
     assert not np.any(updates["norm"]["scale"])
     assert not np.any(updates["norm"]["bias"])
+
+
+def test_clip_of_zero_is_none():
+    params = {"kernel": jnp.ones(3)}
+    grad = {"kernel": jnp.array([1e3, 2.0, -5.0])}
+    found = []
+    for clip in (0.0, 1e9):
+        optimizer = make_optimizer(OptimConfig(clip=clip, warmup_steps=0), 10)
+        found.append(optimizer.update(grad, optimizer.init(params), params)[0]["kernel"])
+    np.testing.assert_array_equal(*found)
+    assert (found[0] != 0).all()

@@ -12,7 +12,7 @@ from ddm_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network
-from ddm_jax.objectives import OBJECTIVES, Objective
+from ddm_jax.objectives import OBJECTIVES, LossOutput, Objective
 from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
@@ -162,3 +162,20 @@ def test_step_reduces_the_loss_on_one_batch():
         state, metrics = step(state, batch)
         seen.append(float(metrics["loss"]))
     assert np.mean(seen[-10:]) < 0.8 * seen[0]
+
+
+def test_times_are_drawn_as_the_config_says():
+    seen = []
+
+    def spy(apply, params, batch, noise, process):
+        jax.debug.callback(lambda u: seen.append(np.asarray(u)), noise.u)
+        loss = 0 * noise.u + params["final_norm"]["scale"].sum()
+        return LossOutput(loss, None)
+
+    for times in ("stratified", "antithetic"):
+        step, state = setup(with_train(times=times), objective=Objective(spy))
+        jax.block_until_ready(jax.jit(step)(state, next(batches(1))))
+        jax.effects_barrier()
+    stratified, antithetic = seen
+    np.testing.assert_allclose(np.diff(np.sort(stratified)), 1 / BATCH, atol=1e-6)
+    np.testing.assert_allclose(antithetic.reshape(-1, 2).sum(1), 1, atol=1e-6)
