@@ -33,7 +33,7 @@ class Experiment:
     process: Any
     objective: Objective
     estimator: Objective
-    sampler: Any
+    sampler: Callable
     network: Network
     layout: Layout
 
@@ -64,9 +64,8 @@ def settle(config: Config) -> Config:
     estimator = config.eval.estimator
     estimator = objective.estimator or name if estimator == "auto" else estimator
     estimates = lookup(OBJECTIVES, estimator, "config.eval.estimator")
-    # what is sampled in the same way says the same thing of the same tokens
     fits = process in estimates.processes and time in estimates.times
-    fits &= not set(estimates.samplers).isdisjoint(objective.samplers)
+    fits &= not set(estimates.predicts).isdisjoint(objective.predicts)
     if estimates.estimates is None or not fits:
         raise UserError(
             f"config.eval.estimator={estimator!r} does not estimate the likelihood of "
@@ -74,7 +73,14 @@ def settle(config: Config) -> Config:
         )
     draws = 1 if estimates.estimates == EXACT else config.eval.draws
     lookup({**SAMPLERS, "auto": None}, config.sampler.name, "config.sampler.name")
-    sampler = chosen("config.sampler.name", config.sampler.name, objective.samplers)
+    fitting = fitting_samplers(objective, process, time)
+    sampler = fitting[0] if config.sampler.name == "auto" else config.sampler.name
+    if sampler not in fitting:
+        raise UserError(
+            f"config.sampler.name={sampler!r} does not fit config.objective.name={name!r} with "
+            f"config.process.name={process!r} and config.model.time={time!r}: use one of "
+            f"{', '.join(fitting)}, or leave it at 'auto'."
+        )
     settled = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, time=time),
@@ -84,10 +90,21 @@ def settle(config: Config) -> Config:
         process=_with_options(config.process, process, "config.process", row.make),
         schedule=_settled_schedule(config.schedule, schedule, row.discrete),
         eval=dataclasses.replace(config.eval, estimator=estimator, draws=draws),
-        sampler=dataclasses.replace(config.sampler, name=sampler),
+        sampler=_with_options(config.sampler, sampler, "config.sampler", SAMPLERS[sampler].sample),
     )
     _check_options(settled)
     return settled
+
+
+def fitting_samplers(objective: Objective, process: str, time: str) -> list[str]:
+    """The names of the samplers for such networks, the one to use by default first."""
+    return [
+        name
+        for name, row in SAMPLERS.items()
+        if not set(row.predicts).isdisjoint(objective.predicts)
+        and process in row.processes
+        and time in row.times
+    ]
 
 
 def describe(config: Config) -> str:
@@ -124,7 +141,7 @@ def build(config: Config) -> Experiment:
         process=process,
         objective=objective,
         estimator=with_options(OBJECTIVES[config.eval.estimator], config),
-        sampler=SAMPLERS[config.sampler.name],
+        sampler=make_sampler(config),
         network=network,
         layout=layout,
     )
@@ -150,6 +167,12 @@ def with_options(objective: Objective, config: Config) -> Objective:
     """The objective whose loss has the options of a settled config."""
     options = _chosen(objective.loss, config.objective)
     return dataclasses.replace(objective, loss=functools.partial(objective.loss, **options))
+
+
+def make_sampler(config: Config) -> Callable:
+    """The sampler of a settled config, with its options (samplers/signature.py)."""
+    sample = SAMPLERS[config.sampler.name].sample
+    return functools.partial(sample, **_chosen(sample, config.sampler, config.objective))
 
 
 def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: int) -> Any:
@@ -220,20 +243,22 @@ def _settled_schedule(config: ScheduleConfig, name: str, discrete: bool) -> Sche
 def _with_options(section: Any, name: str, where: str, *functions: Callable | None) -> Any:
     """The section of this name, with the defaults of the functions for options that are empty."""
     known = {o: x for function in functions if function for o, x in _defaults(function).items()}
-    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    fields = [f.name for f in dataclasses.fields(section) if f.default is None]
+    values = {name: getattr(section, name) for name in fields}
     for option, value in values.items():
-        if option != "name" and value is not None and option not in known:
+        if value is not None and option not in known:
             has = f"which has {', '.join(known)}" if known else "which has no options"
             raise UserError(
                 f"{where}.{option} does not apply to {where}.name={name!r}, {has}: leave it empty."
             )
-    filled = {o: known[o] for o in known if values[o] is None}
+    filled = {o: known[o] for o in known if o in values and values[o] is None}
     return dataclasses.replace(section, name=name, **filled)
 
 
-def _chosen(function: Callable, section: Any) -> dict[str, Any]:
-    """The options of a function that a config section sets."""
-    values = {name: getattr(section, name) for name in _defaults(function)}
+def _chosen(function: Callable, *sections: Any) -> dict[str, Any]:
+    """The options of a function that config sections set, the first one that has a field."""
+    fields = {f.name: getattr(s, f.name) for s in reversed(sections) for f in dataclasses.fields(s)}
+    values = {name: fields[name] for name in _defaults(function)}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -39,10 +39,11 @@ def table_network(log_p: np.ndarray):
     vocab, length = log_p.shape[-1], log_p.shape[-2]
     log_p = jnp.asarray(log_p)
 
-    def apply(params, tokens, sigma=None):
+    def apply(params, tokens, sigma=None, read=None):
         index = (tokens * (vocab + 1) ** jnp.arange(length)[::-1]).sum(-1)
         eye = jnp.eye(vocab, dtype=log_p.dtype)
-        return Readout(log_p[index], eye, jnp.zeros(vocab, log_p.dtype), vocab)
+        readout = Readout(log_p[index], eye, jnp.zeros(vocab, log_p.dtype), vocab)
+        return readout if read is None else readout.at(jnp.minimum(read, length - 1))
 
     return apply
 

@@ -5,12 +5,12 @@ import inspect
 
 import pytest
 
-from ddm_jax.config import ObjectiveConfig, ProcessConfig, defaults, resolve
+from ddm_jax.config import ObjectiveConfig, ProcessConfig, SamplerConfig, defaults, resolve
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import describe, settle
+from ddm_jax.experiment import describe, fitting_samplers, make_sampler, settle
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.objectives.signature import EXACT
+from ddm_jax.objectives.signature import EXACT, PREDICTIONS
 from ddm_jax.samplers import SAMPLERS
 
 
@@ -28,9 +28,9 @@ def test_objective_brings_its_own_first_choices(name):
     assert config.process.name == row.processes[0]
     assert config.schedule.name == PROCESSES[row.processes[0]].schedule
     assert config.model.time == row.times[0]
-    assert config.sampler.name == row.samplers[0]
+    assert config.sampler.name == fitting_samplers(row, row.processes[0], row.times[0])[0]
     assert config.eval.estimator == (row.estimator or name)
-    for word in (name, row.processes[0], row.samplers[0], config.eval.estimator):
+    for word in (name, row.processes[0], config.sampler.name, config.eval.estimator):
         assert word in describe(config)
     assert settle(config) == config
 
@@ -39,13 +39,33 @@ def test_objective_brings_its_own_first_choices(name):
 def test_rows_name_what_there_is(name):
     row = OBJECTIVES[name]
     assert set(row.processes) <= set(PROCESSES)
-    assert set(row.samplers) <= set(SAMPLERS)
+    assert set(row.predicts) <= set(PREDICTIONS)
     assert set(row.times) <= {"none", "adaln", "constant"}
     estimator = OBJECTIVES[row.estimator or name]
     assert estimator.estimates
     assert set(row.processes) <= set(estimator.processes)
     assert set(row.times) <= set(estimator.times)
-    assert row.samplers[0] in estimator.samplers
+    assert not set(row.predicts).isdisjoint(estimator.predicts)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampler_rows_name_what_there_is(name):
+    row = SAMPLERS[name]
+    assert set(row.processes) <= set(PROCESSES)
+    assert set(row.predicts) <= set(PREDICTIONS)
+    assert set(row.times) <= {"none", "adaln", "constant"}
+
+
+def test_sampler_must_fit_the_network():
+    """A cached sampler reuses what a network said before, which one that reads the time denies."""
+    for time, default in (("none", "event_driven"), ("adaln", "ancestral")):
+        config = settled(objective__name="md4", model__time=time)
+        assert config.sampler.name == default
+        assert ("cached" in fitting_samplers(OBJECTIVES["md4"], "absorbing", time)) == (
+            time == "none"
+        )
+    with pytest.raises(UserError, match=r"'cached' does not fit .*time='adaln': use one of "):
+        settled(objective__name="md4", model__time="adaln", sampler__name="cached")
 
 
 def test_options_are_fields_of_their_sections():
@@ -57,6 +77,14 @@ def test_options_are_fields_of_their_sections():
     assert fields == {o for row in OBJECTIVES.values() for o in options(row.loss, row.init)}
     fields = {f.name for f in dataclasses.fields(ProcessConfig)} - {"name"}
     assert fields == {o for row in PROCESSES.values() for o in options(row.make)}
+    fields |= {f.name for f in dataclasses.fields(ObjectiveConfig)}
+    fields |= {f.name for f in dataclasses.fields(SamplerConfig)} - {"name", "steps", "num"}
+    assert fields >= {o for row in SAMPLERS.values() for o in options(row.sample)}
+
+
+def test_sampler_has_the_options_of_both_sections():
+    blockwise = make_sampler(settled(objective__name="bd3lm", objective__block_size=8))
+    assert blockwise.keywords == {"block_size": 8}
 
 
 def test_empty_options_take_the_defaults_of_the_objective():

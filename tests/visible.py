@@ -1,5 +1,6 @@
 """Networks for enumeration that know what `attend` lets them see, and nothing else."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,24 +13,31 @@ def visible_network(log_p: np.ndarray, ahead: int = 0):
 
     Each query answers the row of the table that its visible keys spell: key k says what x is at
     positions[k] - ahead, a mask says nothing, and nor does a key that is not visible. Whatever
-    leaks therefore changes the answer. ahead = 1 is for inputs that are shifted by one.
+    leaks therefore changes the answer. ahead = 1 is for inputs that are shifted by one. The cache
+    is the tokens themselves.
     """
     vocab, length = log_p.shape[-1], log_p.shape[-2]
     log_p = jnp.asarray(log_p)
 
-    def apply(params, tokens, sigma=None, attend=None, positions=None):
+    def apply(
+        params, tokens, sigma=None, attend=None, positions=None, cache=None, keep=False, read=None
+    ):
         number = tokens.shape[1]
-        positions = jnp.arange(number) if positions is None else positions
+        positions = key_positions = jnp.arange(number) if positions is None else positions
+        if cache is not None:
+            tokens = jax.lax.dynamic_update_slice_in_dim(cache, tokens, positions[0], axis=1)
+            key_positions = jnp.arange(tokens.shape[1])
         sees = jnp.ones((number, number), bool) if attend is None else attend
         sees = jnp.tri(number, dtype=bool) if isinstance(attend, str) else sees
-        at = (positions - ahead)[:, None] == jnp.arange(length)
+        at = (key_positions - ahead)[:, None] == jnp.arange(length)
         says = sees[:, None, :] & at.T  # [q, position of x, k]
         state = jnp.where(says, tokens[:, None, None], vocab).min(-1)  # the mask is the largest id
         index = (state * (vocab + 1) ** jnp.arange(length)[::-1]).sum(-1)
         hidden = log_p[index, positions]
-        return Readout(
-            hidden, jnp.eye(vocab, dtype=hidden.dtype), jnp.zeros(vocab, hidden.dtype), vocab
-        )
+        kept = tokens if keep or cache is not None else None
+        eye = jnp.eye(vocab, dtype=hidden.dtype)
+        readout = Readout(hidden, eye, jnp.zeros(vocab, hidden.dtype), vocab, kept)
+        return readout if read is None else readout.at(jnp.minimum(read, number - 1))
 
     return apply
 

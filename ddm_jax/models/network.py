@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.transformer import Attend, Constrain, Transformer
+from ddm_jax.models.transformer import Attend, Cache, Constrain, Transformer
 
 Params = dict
 VOCAB_MULTIPLE = 128
@@ -28,17 +28,24 @@ class Readout:
     """Final hidden states [B, L, D] with the head that reads them.
 
     `kernel` is [D, V_pad] and `bias` [V_pad]; only the first `vocab_size` ids are tokens: the mask
-    and the padding never receive probability.
+    and the padding never receive probability. `cache`, where the call kept one, is the keys and
+    values of every layer.
     """
 
     hidden: Array
     kernel: Array
     bias: Array
     vocab_size: int = field(metadata={"static": True})
+    cache: Cache | None = None
 
     def span(self, start: int | Array, length: int) -> "Readout":
         """That of positions start .. start + length - 1 alone."""
         hidden = jax.lax.dynamic_slice_in_dim(self.hidden, start, length, axis=1)
+        return dataclasses.replace(self, hidden=hidden)
+
+    def at(self, positions: Array) -> "Readout":
+        """That of these positions alone, other ones in each sequence: int32[B, K]."""
+        hidden = jnp.take_along_axis(self.hidden, positions[..., None], axis=1)
         return dataclasses.replace(self, hidden=hidden)
 
     def logits(self) -> Array:
@@ -109,6 +116,11 @@ class Network:
     tokens: int32[B, L]. sigma: float32[B], required when the network is conditioned on time and
     ignored when it is not. attend: None (every position sees all), "causal", or bool[L, L] whose
     [q, k] says whether q sees k. positions: int32[L] for the rotary angles, 0..L-1 by default.
+    keep: whether Readout.cache holds the keys and values of these tokens. cache: such a cache of M
+    positions, into which those of the given n neighbours (`positions`, required) are written before
+    the n look at all of it as attend, bool[n, M], lets them; it is kept. read: int32[B, K], the
+    only tokens whose Readout is wanted, which saves most of the last layer (not with "causal", and
+    nothing is kept); None for all. An index beyond the last token stands for it.
     dropout_keys: key[B], one for each example, or None to switch dropout off. params: nested dict
     of float32 arrays, layers stacked on their first axis.
     """
@@ -153,14 +165,20 @@ def make_network(
         attend: Attend = None,
         positions: Array | None = None,
         dropout_keys: Array | None = None,
+        cache: Cache | None = None,
+        keep: bool = False,
+        read: Array | None = None,
     ) -> Readout:
         if config.time == "constant":
             sigma = jnp.zeros(tokens.shape[0])
         model = nnx.merge(graphdef, params)
-        hidden = model(tokens, sigma, attend, positions, dropout_keys, constrain)
+        keep = keep or cache is not None
+        hidden, cache = model(
+            tokens, sigma, attend, positions, dropout_keys, constrain, cache, keep, read
+        )
         head = params["head"]
         kernel = params["embed"]["embedding"].T if config.tied_head else head["kernel"]
-        return Readout(hidden, kernel, head["bias"], vocab_size)
+        return Readout(hidden, kernel, head["bias"], vocab_size, cache)
 
     return Network(init, apply, vocab_size)
 

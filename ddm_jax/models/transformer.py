@@ -30,6 +30,7 @@ EMBED_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 Constrain = Callable[[Array, str], Array]
 Attend = Array | str | None
+Cache = tuple[Array, Array]  # keys and values, [layers, B, M, H, D / H] each
 
 
 class Transformer(nnx.Module):
@@ -62,28 +63,57 @@ class Transformer(nnx.Module):
         positions: Array | None,
         dropout_keys: Array | None,
         constrain: Constrain,
-    ) -> Array:
-        """Hidden states [B, L, D] in the compute dtype of tokens int32[B, L]; see Network.apply."""
+        cache: Cache | None,
+        keep: bool,
+        read: Array | None,
+    ) -> tuple[Array, Cache | None]:
+        """Hidden states [B, L, D] in the compute dtype of tokens int32[B, L]; the cache, if kept.
+
+        Arguments as in Network.apply.
+        """
         config = self.config
         cond = self.time(sigma) if has_adaln(config) else None
         x = constrain(self.embed(tokens), "hidden")
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
 
-        def layer(x: Array, block: Block, index: Array) -> Array:
+        def layer(x: Array, block: Block, index: Array, cache: Cache | None) -> tuple[Array, Cache]:
             keys = None
             if dropout_keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, index)
-            return constrain(block(x, cond, attend, positions, keys), "hidden")
+            x, cache = block(x, cond, attend, positions, keys, cache)
+            return constrain(x, "hidden"), cache if keep else None
 
         if config.remat != "none":
             layer = nnx.remat(layer, policy=REMAT_POLICIES[config.remat])
-        scan = nnx.scan(layer, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
-        x = scan(x, self.blocks, jnp.arange(config.depth))
+        if read is None:
+            scan = nnx.scan(layer, in_axes=(nnx.Carry, 0, 0, 0), out_axes=(nnx.Carry, 0))
+            x, cache = scan(x, self.blocks, jnp.arange(config.depth), cache)
+        else:
+            x, cache = self._read(x, cond, attend, positions, cache, read), None
         x = self.final_norm(x)
         if cond is not None:
             shift, scale = _chunks(self.final_adaln(cond), 2)
             x = x * (1 + scale) + shift
-        return x
+        return x, cache
+
+    def _read(
+        self,
+        x: Array,
+        cond: Array | None,
+        attend: Attend,
+        positions: Array,
+        cache: Cache | None,
+        read: Array,
+    ) -> Array:
+        """All layers, the last one for the tokens in read int32[B, K] alone: [B, K, D]."""
+        graphdef, stack = nnx.split(self.blocks)
+
+        def layer(i: int | Array, x: Array, read: Array | None = None) -> Array:
+            block, of_layer = jax.tree.map(lambda leaf: leaf[i], (stack, cache))
+            return nnx.merge(graphdef, block)(x, cond, attend, positions, None, of_layer, read)[0]
+
+        last = self.config.depth - 1
+        return layer(last, jax.lax.fori_loop(0, last, layer, x), read)
 
 
 class Block(nnx.Module):
@@ -106,32 +136,63 @@ class Block(nnx.Module):
             self.adaln = _modulation(config, 6, rngs)
 
     def __call__(
-        self, x: Array, cond: Array | None, attend: Attend, positions: Array, keys: Array | None
-    ) -> Array:
-        """x [B, L, D], cond [B, C] and dropout keys [B] (or None) -> [B, L, D]."""
-        if cond is None:
-            x = x + self.dropout(self.attention(self.norm1(x), attend, positions), keys, 0)
-            return x + self.dropout(self.mlp(self.norm2(x)), keys, 1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = _chunks(self.adaln(cond), 6)
-        h = self.attention(self.norm1(x) * (1 + scale1) + shift1, attend, positions)
-        x = x + gate1 * self.dropout(h, keys, 0)
-        h = self.mlp(self.norm2(x) * (1 + scale2) + shift2)
-        return x + gate2 * self.dropout(h, keys, 1)
+        self,
+        x: Array,
+        cond: Array | None,
+        attend: Attend,
+        positions: Array,
+        keys: Array | None,
+        cache: Cache | None,
+        read: Array | None = None,
+    ) -> tuple[Array, Cache]:
+        """x [B, L, D], cond [B, C] and dropout keys [B] (or None) -> [B, L, D] and a cache.
 
-    def attention(self, x: Array, attend: Attend, positions: Array) -> Array:
-        """Self-attention, [B, L, D] -> [B, L, D]; attend and positions as in Network.apply."""
+        Of the tokens in read int32[B, K] alone, if given: [B, K, D].
+        """
+        if cond is None:
+            h, cache = self.attention(self.norm1(x), attend, positions, cache, read)
+            x = taken(x, read) + self.dropout(h, keys, 0)
+            return x + self.dropout(self.mlp(self.norm2(x)), keys, 1), cache
+        shift1, scale1, gate1, shift2, scale2, gate2 = _chunks(self.adaln(cond), 6)
+        h = self.norm1(x) * (1 + scale1) + shift1
+        h, cache = self.attention(h, attend, positions, cache, read)
+        x = taken(x, read) + gate1 * self.dropout(h, keys, 0)
+        h = self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return x + gate2 * self.dropout(h, keys, 1), cache
+
+    def attention(
+        self,
+        x: Array,
+        attend: Attend,
+        positions: Array,
+        cache: Cache | None,
+        read: Array | None,
+    ) -> tuple[Array, Cache]:
+        """[B, L, D] -> [B, L, D] and the keys and values seen, [B, M, H, D / H] each.
+
+        attend, positions, cache and read as in Network.apply, the cache that of this layer.
+        """
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         q, k = rotary(q, positions), rotary(k, positions)
+        if cache is not None:
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(old, new, positions[0], axis=1)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
         causal = isinstance(attend, str) and attend == "causal"
+        mask = None if attend is None or causal else attend[None]
+        if read is not None:
+            q = taken(q, read)
+            mask = mask if mask is None else mask[0].at[read].get(mode="clip")
         mixed = jax.nn.dot_product_attention(
             q,
             k,
             v,
-            mask=None if attend is None or causal else attend[None, None],
+            mask=mask if mask is None else mask[:, None],
             is_causal=causal,
             implementation=ATTENTION[self.config.attention],
         )
-        return self.out(mixed)
+        return self.out(mixed), (k, v)
 
     def mlp(self, x: Array) -> Array:
         """Position-wise network, [B, L, D] -> [B, L, D]."""
@@ -178,6 +239,13 @@ class Head(nnx.Module):
 def has_adaln(config: ModelConfig) -> bool:
     """Whether the blocks are modulated, by sigma or by a constant."""
     return config.time in ("adaln", "constant")
+
+
+def taken(x: Array, read: Array | None) -> Array:
+    """The tokens in read int32[B, K] of x [B, L, ...]; all where it is None."""
+    if read is None:
+        return x
+    return jax.vmap(lambda x, at: x.at[at].get(mode="clip"))(x, read)
 
 
 def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:

@@ -16,13 +16,15 @@ OBJECTIVES = {
     "radd_t_dce": Objective(radd.t_dce, **_RADD),
     "radd_lambda_dce": Objective(radd.lambda_dce, **_RADD),
     "radd_ao": Objective(radd.any_order, **_RADD),
-    "sedd_absorb": Objective(sedd.absorb, metrics=("masked",), times=_ANY_TIME),
+    "sedd_absorb": Objective(
+        sedd.absorb, metrics=("masked",), times=_ANY_TIME, predicts=("score", "x0")
+    ),
     "sedd_uniform": Objective(
         sedd.uniform,
         metrics=("noised",),
         processes=("uniform",),
         times=("adaln",),
-        samplers=("analytic",),
+        predicts=("score",),
     ),
     "mdlm": Objective(mdlm.mdlm, metrics=("masked",), times=("constant", "none", "adaln")),
     "md4": Objective(md4.md4, metrics=("masked",), times=_ANY_TIME),
@@ -30,11 +32,11 @@ OBJECTIVES = {
         genmd4.genmd4,
         metrics=("masked", "power_min", "power_max"),
         times=_ANY_TIME,
-        samplers=("vector_ancestral",),
+        predicts=("vector",),
         init=genmd4.init,
     ),
-    "bd3lm": Objective(bd3lm.bd3lm, metrics=("masked",), times=_NO_TIME, samplers=("blockwise",)),
-    "ar": Objective(ar.ar, times=_NO_TIME, estimates=EXACT, samplers=("autoregressive",)),
+    "bd3lm": Objective(bd3lm.bd3lm, metrics=("masked",), times=_NO_TIME, predicts=("blocks",)),
+    "ar": Objective(ar.ar, times=_NO_TIME, estimates=EXACT, predicts=("next",)),
     "mlm": Objective(
         mlm.mlm,
         metrics=("selected",),

@@ -54,16 +54,22 @@ BOUND = "an upper bound"
 EXACT = "exact"
 PSEUDO = "a pseudo-likelihood, not comparable with bounds"
 
+# x0: p(x0 | x_t) of each position (mask positions, under masking). score: log s_y, for SEDD's rules
+# and scaled as its loss says. vector: x0 with a schedule for each token. blocks: x0 within a block,
+# from those before it. next: the token at this position from those on its left.
+PREDICTIONS = ("x0", "score", "vector", "blocks", "next")
+
 
 @dataclass(frozen=True)
 class Objective:
     """One row of the table.
 
-    loss: the function. metrics: the names that its LossOutput has. processes, times, samplers: what
-    config.process.name, model.time and sampler.name may be, its own first. estimator: the objective
-    that estimates the likelihood of its networks, itself if empty. estimates: what LossOutput.bound
-    is. init: init(key, process, **options) -> the parameters that the objective learns beside the
-    network's, which it finds in params["objective"].
+    loss: the function. metrics: the names that its LossOutput has. processes, times: what
+    config.process.name and model.time may be, its own first. predicts: what its networks say, which
+    decides how they can be sampled. estimator: the objective that estimates the likelihood of its
+    networks, itself if empty. estimates: what LossOutput.bound is. init:
+    init(key, process, **options) -> the parameters that the objective learns beside the network's,
+    which it finds in params["objective"].
     """
 
     loss: Loss
@@ -72,7 +78,7 @@ class Objective:
     times: tuple[str, ...] = ("none", "constant", "adaln")
     estimator: str = ""
     estimates: str | None = BOUND
-    samplers: tuple[str, ...] = ("ancestral",)
+    predicts: tuple[str, ...] = ("x0",)
     init: Callable[[Array, Any], Any] | None = None
 
 

@@ -1,7 +1,8 @@
 """Ancestral sampling of any process: from t to s < t by sum_x0 q(x_s | x_t, x0) p(x0 | x_t).
 
 For the absorbing process this is Tweedie tau-leaping, every position on its own clock (SEDD section
-4.2, RADD section 4, MDLM eq. 7); for the others the reverse process of D3PM, eq. 4.
+4.2, RADD section 4, MDLM eq. 7), and event_driven.py has the same law for less; for the others it
+is the reverse process of D3PM, eq. 4.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.randomness import example_keys
+from ddm_jax.samplers.draw import filtered
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
@@ -32,7 +34,7 @@ def ancestral(
       prompt: int32[B, L], read where `fixed` and ignored elsewhere.
       fixed: bool[B, L], positions that keep the prompt's token.
       process: the forward process: its `prior`, `condition` and `reverse`.
-      spec: the number of steps.
+      spec: the number of steps, and what tokens are drawn (signature.py).
 
     Returns:
       tokens int32[B, L], without a mask, and Stats with nfe = spec.steps.
@@ -45,7 +47,7 @@ def ancestral(
         s = jnp.where(i == spec.steps - 1, 0.0, s)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         logits = apply(params, x, jnp.full(count, process.condition(t))).logits()
-        return jnp.where(fixed, prompt, process.reverse(step_keys, x, logits, s, t))
+        return jnp.where(fixed, prompt, process.reverse(step_keys, x, filtered(logits, spec), s, t))
 
     start = process.prior(jax.vmap(jax.random.fold_in, (0, None))(keys, spec.steps), length)
     tokens = jax.lax.fori_loop(0, spec.steps, step, jnp.where(fixed, prompt, start))

@@ -1,4 +1,4 @@
-"""Sampling from the left, one token for each evaluation of a causal network, without a cache."""
+"""Sampling from the left, one token for each evaluation of a causal network with a KV cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,8 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.blocks import shifted
-from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.diffusion.randomness import example_keys
+from ddm_jax.samplers.draw import draw, position_keys
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
@@ -25,19 +25,40 @@ def autoregressive(
 ) -> tuple[Array, Stats]:
     """Samples x_i ~ p(x_i given x_1 .. x_{i-1}) in turn, the exact law of the network.
 
-    Arguments and results are those of `ancestral`, with nfe = L. Fixed positions are kept, but the
-    positions on their left do not see them: only a prefix is conditioned on exactly.
+    Arguments and results are those of `ancestral`; spec.steps is not read. The prefix that is fixed
+    in every sequence is read at once, so nfe = L - its length (+ 1 to read it). Other fixed
+    positions are kept, but those on their left do not see them: only a prefix is conditioned on
+    exactly.
     """
-    del spec
     count, length = prompt.shape
     keys = example_keys(key, jnp.arange(count))
+    x = jnp.where(fixed, prompt, process.mask_id)
+    prefix = jnp.cumprod(fixed.all(axis=0)).sum()
 
-    def step(i: Array, x: Array) -> Array:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        logits = apply(params, shifted(x, process.mask_id), attend="causal").span(i, 1).logits()
-        x = jax.lax.dynamic_update_slice_in_dim(x, categorical(step_keys, logits), i, axis=1)
-        return jnp.where(fixed, prompt, x)
+    def read_all() -> Any:
+        # what is beyond the prefix is written again before anything looks at it
+        given = shifted(x, process.mask_id)
+        return apply(params, given, attend="causal", keep=True).cache
 
-    start = jnp.where(fixed, prompt, process.prior(keys, length))
-    tokens = jax.lax.fori_loop(0, length, step, start)
-    return tokens, Stats(nfe=jnp.full(count, length))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(read_all))
+    cache = jax.lax.cond(prefix > 0, read_all, lambda: nothing)
+
+    def step(i: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        x, cache = carry
+        before = jax.lax.dynamic_slice_in_dim(x, i - 1, 1, axis=1)
+        before = jnp.where(i == 0, process.mask_id, before)
+        readout = apply(
+            params,
+            before,
+            attend=(jnp.arange(length) <= i)[None],
+            positions=i[None],
+            cache=cache,
+        )
+        at = jnp.full((count, 1), i)
+        new = draw(position_keys(keys, at), readout.logits(), spec)
+        old = jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
+        new = jnp.where(old == process.mask_id, new, old)
+        return jax.lax.dynamic_update_slice_in_dim(x, new, i, axis=1), readout.cache
+
+    tokens, _ = jax.lax.fori_loop(prefix, length, step, (x, cache))
+    return tokens, Stats(nfe=jnp.full(count, length - prefix + (prefix > 0)))

@@ -3,25 +3,34 @@
     sample(apply, params, key, prompt, fixed, process, spec) -> (tokens int32[B, L], Stats)
 
 `prompt` int32[B, L] holds at the positions where `fixed` bool[B, L] is true, anywhere in the
-sequence; the rest is drawn.
+sequence; the rest is drawn. The arguments of a sampler beyond these seven have defaults: they are
+its options, fields of config.sampler, or of config.objective where training had to know them too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 from jax import Array
 
+ABSORBING = ("absorbing", "d3pm_absorbing")
+NO_TIME = ("none", "constant")
+ANY_TIME = ("adaln", *NO_TIME)
 
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SampleSpec:
-    """Static settings of a sampler.
+    """What may change from call to call without compiling again.
 
-    steps: network evaluations where the sampler lets one choose. block_size: tokens that block
-    diffusion generates at once.
+    steps: int32[], steps of time, where the sampler lets one choose. temperature: float32[], at
+    least 0; 0 takes the best token. top_k: int32[], 0 for all. top_p: float32[] in (0, 1].
     """
 
-    steps: int
-    block_size: int = 0
+    steps: int | Array
+    temperature: float | Array = 1.0
+    top_k: int | Array = 0
+    top_p: float | Array = 1.0
 
 
 @jax.tree_util.register_dataclass
@@ -30,3 +39,18 @@ class Stats:
     """nfe: int32[B], network evaluations that each sequence took."""
 
     nfe: Array
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One row of the table.
+
+    sample: the function. predicts: what the network may have been trained to say
+    (Objective.predicts), any of them. processes, times: what config.process.name and model.time may
+    be.
+    """
+
+    sample: Callable[..., tuple[Array, Stats]]
+    predicts: tuple[str, ...] = ("x0",)
+    processes: tuple[str, ...] = ABSORBING
+    times: tuple[str, ...] = ANY_TIME

@@ -42,7 +42,7 @@ def make_validation(
             experiment.sampler,
             experiment.network.apply,
             process=experiment.process,
-            spec=SampleSpec(config.sampler.steps, config.objective.block_size or 0),
+            spec=SampleSpec(config.sampler.steps),
         )
     )
     empty = jnp.zeros((config.sampler.num, config.data.length), jnp.int32)

@@ -56,6 +56,49 @@ def test_attention_pattern_and_positions_come_with_the_call():
     np.testing.assert_allclose(shuffled, in_order[:, order], atol=1e-5)
 
 
+@pytest.mark.parametrize("time", ["none", "adaln"])
+def test_tokens_one_by_one_over_a_cache_are_a_causal_pass(time):
+    network = make_network(ModelConfig(**SMALL | {"time": time}), VOCAB)
+    params, x = random_params(network), tokens()
+    sigma, length = jnp.linspace(0.1, 2, len(x)), x.shape[1]
+    whole = network.apply(params, x, sigma, attend="causal", keep=True)
+    cache = jax.tree.map(jnp.zeros_like, whole.cache)
+    for start, number in ((0, 3), *((i, 1) for i in range(3, length))):
+        at = start + jnp.arange(number)
+        one = network.apply(
+            params,
+            x[:, start : start + number],
+            sigma,
+            attend=jnp.arange(length) <= at[:, None],
+            positions=at,
+            cache=cache,
+        )
+        cache = one.cache
+        np.testing.assert_allclose(one.hidden, whole.hidden[:, at], atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), cache, whole.cache)
+    assert network.apply(params, x, sigma).cache is None
+
+
+@pytest.mark.parametrize("time", ["none", "adaln"])
+def test_reading_a_few_tokens_is_reading_all_and_taking_these(time):
+    network = make_network(ModelConfig(**SMALL | {"time": time}), VOCAB)
+    params, x = random_params(network), tokens()
+    sigma, length = jnp.linspace(0.1, 2, len(x)), x.shape[1]
+    read = jnp.asarray(np.random.default_rng(0).integers(0, length + 1, (len(x), 3)), jnp.int32)
+    sees = jnp.asarray(np.random.default_rng(1).random((length, length)) < 0.7) | jnp.eye(
+        length, dtype=bool
+    )
+    cache = network.apply(params, x[::-1], sigma, keep=True).cache
+    for given in (
+        {},
+        {"attend": sees},
+        {"attend": sees, "positions": jnp.arange(length), "cache": cache},
+    ):
+        few = network.apply(params, x, sigma, read=read, **given)
+        every = network.apply(params, x, sigma, **given).at(jnp.minimum(read, length - 1))
+        np.testing.assert_allclose(few.hidden, every.hidden, atol=1e-5)
+
+
 def test_constant_time_is_adaln_at_sigma_zero():
     adaln = make_network(ModelConfig(**SMALL, time="adaln"), VOCAB)
     params, x = random_params(adaln), tokens()

@@ -18,7 +18,8 @@ from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import Readout
 from ddm_jax.samplers import SAMPLERS, SampleSpec
-from tests.enumerable import all_sequences, conditionals, exact_denoiser, random_joint
+from tests.enumerable import all_sequences, exact_denoiser, random_joint
+from tests.laws import absorbing_law, chi_square
 
 VOCAB, LENGTH, COUNT = 3, 3, 40_000
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
@@ -32,7 +33,10 @@ def process(schedule="log_linear", mask_id=VOCAB):
 def sample(apply, steps, prompt, fixed, schedule="log_linear", mask_id=VOCAB, seed=0):
     """(tokens, nfe) of the jitted sampler."""
     run = functools.partial(
-        SAMPLERS["ancestral"], apply, process=process(schedule, mask_id), spec=SampleSpec(steps)
+        SAMPLERS["ancestral"].sample,
+        apply,
+        process=process(schedule, mask_id),
+        spec=SampleSpec(steps),
     )
     tokens, stats = jax.jit(run)({}, step_key(seed, 0), jnp.asarray(prompt), jnp.asarray(fixed))
     return np.asarray(tokens), np.asarray(stats.nfe)
@@ -45,32 +49,7 @@ def sample_joint(steps, count=COUNT):
 
 def law_of_chain(steps, start):
     """p(x) after `steps` steps from one state, under log-linear noise: float64[V^L]."""
-    one_hot = np.eye(VOCAB + 1)
-    p0 = np.pad(conditionals(JOINT, STATES), ((0, 0), (0, 0), (0, 1)))  # never the mask
-    law = (start == STATES).all(1).astype(float)
-    for i in range(steps):
-        t, s = 1 - i / steps, 1 - (i + 1) / steps
-        reveal = (t - s) / t  # (alpha_s - alpha_t) / (1 - alpha_t); 1 at the last step
-        moves = (1 - reveal) * one_hot[VOCAB] + reveal * p0
-        per_position = np.where((STATES == VOCAB)[..., None], moves, one_hot[STATES])
-        # from every state to every state: the positions move independently
-        law = law @ per_position[:, np.arange(LENGTH), STATES].prod(-1)
-    clean = (STATES != VOCAB).all(1)
-    np.testing.assert_allclose(law[clean].sum(), 1)
-    return law[clean]
-
-
-def chi_square(tokens, law):
-    """(Pearson's statistic, what the true law exceeds once in 10^6), rare sequences pooled."""
-    number = tokens @ VOCAB ** np.arange(tokens.shape[1])[::-1]
-    counts, expected = np.bincount(number, minlength=len(law)), len(tokens) * law
-    assert counts[law == 0].sum() == 0
-    rare = expected < 10
-    counts = np.append(counts[~rare], counts[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    return statistic, chi2.isf(1e-6, df=len(counts) - 1)
+    return absorbing_law(JOINT, steps, start)
 
 
 MASKS = [VOCAB] * LENGTH

@@ -83,7 +83,10 @@ def sample(name, steps, fixed=None, count=COUNT):
     prompt = np.full((count, LENGTH), fixed[1] if fixed else 0, np.int32)
     held = np.broadcast_to(np.arange(LENGTH) == (fixed[0] if fixed else -1), prompt.shape)
     run = functools.partial(
-        SAMPLERS["ancestral"], knowing(matrix_at, steps), process=process, spec=SampleSpec(steps)
+        SAMPLERS["ancestral"].sample,
+        knowing(matrix_at, steps),
+        process=process,
+        spec=SampleSpec(steps),
     )
     tokens, _ = jax.jit(run)({}, step_key(0, 0), jnp.asarray(prompt), jnp.asarray(held))
     return np.asarray(tokens)

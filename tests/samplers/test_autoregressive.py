@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.blocks import shifted
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
+from ddm_jax.models.network import make_network
 from ddm_jax.samplers import SAMPLERS, SampleSpec
 from tests.enumerable import random_joint
-from tests.samplers.test_ancestral import chi_square
+from tests.laws import chi_square
 from tests.visible import exact_table, visible_network
 
 VOCAB, LENGTH, COUNT = 3, 3, 40_000
@@ -22,7 +25,7 @@ JOINT = random_joint(VOCAB, LENGTH, seed=3)
 def sampler():
     return jax.jit(
         functools.partial(
-            SAMPLERS["autoregressive"],
+            SAMPLERS["autoregressive"].sample,
             visible_network(np.float32(exact_table(JOINT)), ahead=1),
             process=Absorbing(SCHEDULES["log_linear"](), VOCAB),
             spec=SampleSpec(steps=7),
@@ -32,7 +35,8 @@ def sampler():
 
 def sample(prompt, fixed, seed=0):
     tokens, stats = sampler()({}, step_key(seed, 0), jnp.asarray(prompt), jnp.asarray(fixed))
-    np.testing.assert_array_equal(stats.nfe, np.full(len(prompt), LENGTH))
+    prefix = np.cumprod(np.asarray(fixed).all(0)).sum()  # read in one evaluation
+    np.testing.assert_array_equal(stats.nfe, np.full(len(prompt), LENGTH - prefix + (prefix > 0)))
     return np.asarray(tokens)
 
 
@@ -52,6 +56,33 @@ def test_prefix_is_conditioned_on_and_what_is_fixed_later_only_kept():
     law[2, :, 1] = JOINT[2].sum(-1) / JOINT[2].sum()
     statistic, limit = chi_square(tokens, law.reshape(-1))
     assert statistic < limit
+
+
+def test_long_prefix_is_conditioned_on():
+    prompt = np.broadcast_to(np.array([2, 1, 0], np.int32), (COUNT, LENGTH))
+    tokens = sample(prompt, np.broadcast_to([True, True, False], prompt.shape))
+    law = np.zeros_like(JOINT)
+    law[2, 1] = JOINT[2, 1] / JOINT[2, 1].sum()
+    statistic, limit = chi_square(tokens, law.reshape(-1))
+    assert statistic < limit
+
+
+def test_greedy_tokens_are_the_best_of_one_causal_pass():
+    """A transformer over its cache says what it says of the whole sequence at once."""
+    network = make_network(ModelConfig(width=32, depth=2, heads=4, time="none"), 20)
+    params = network.init(jax.random.key(0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    prompt = jax.random.randint(jax.random.key(2), (3, 10), 0, 20)
+    fixed = jnp.arange(10) < jnp.array([[4], [1], [7]])
+    run = functools.partial(
+        SAMPLERS["autoregressive"].sample,
+        network.apply,
+        process=Absorbing(SCHEDULES["log_linear"](), 20),
+        spec=SampleSpec(1, temperature=0.0),
+    )
+    tokens, _ = jax.jit(run)(params, step_key(0, 0), prompt, fixed)
+    logits = network.apply(params, shifted(tokens, 20), attend="causal").logits()
+    np.testing.assert_array_equal(tokens, jnp.where(fixed, prompt, logits.argmax(-1)))
 
 
 def test_sequence_depends_on_the_key_and_its_number_alone():

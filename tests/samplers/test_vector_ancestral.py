@@ -9,7 +9,7 @@ from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.samplers import SAMPLERS, SampleSpec
 from tests.enumerable import all_sequences, conditionals, exact_denoiser, random_joint
-from tests.samplers.test_ancestral import chi_square
+from tests.laws import chi_square
 
 VOCAB, LENGTH, COUNT, STEPS = 3, 3, 40_000, 3
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
@@ -24,7 +24,7 @@ def sample(w, prompt, fixed):
 
     @jax.jit
     def run(key, prompt, fixed):
-        return SAMPLERS["vector_ancestral"](
+        return SAMPLERS["vector_ancestral"].sample(
             exact_denoiser(JOINT), params, key, prompt, fixed, PROCESS, SampleSpec(STEPS)
         )
 

@@ -1,0 +1,223 @@
+"""The event-driven sampler and the published cached one: the law of the chain for less.
+
+Chi-squares reject the right law once in 10^6.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.randomness import step_key
+from ddm_jax.diffusion.schedules import SCHEDULES
+from ddm_jax.models.network import Readout
+from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.samplers.event_driven import reveal_steps
+from tests.enumerable import exact_denoiser, random_joint
+from tests.laws import absorbing_law, chi_square
+
+VOCAB, LENGTH, COUNT = 3, 4, 100_000
+JOINT = random_joint(VOCAB, LENGTH, seed=3)
+MASKS = [VOCAB] * LENGTH
+
+
+def process(schedule="log_linear", mask_id=VOCAB, **options):
+    return Absorbing(SCHEDULES[schedule](**options), mask_id)
+
+
+@functools.cache
+def sampler(name):
+    apply = exact_denoiser(JOINT)
+    return jax.jit(functools.partial(SAMPLERS[name].sample, apply, process=process()))
+
+
+def sample(name, steps, prompt=None, fixed=None, seed=0, count=COUNT, **spec):
+    prompt = np.zeros((count, LENGTH), np.int32) if prompt is None else prompt
+    fixed = np.zeros(prompt.shape, bool) if fixed is None else fixed
+    spec = SampleSpec(jnp.int32(steps), **spec)
+    tokens, stats = sampler(name)({}, step_key(seed, 0), prompt, fixed, spec=spec)
+    return np.asarray(tokens), np.asarray(stats.nfe)
+
+
+@pytest.mark.parametrize("name", ["event_driven", "cached"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_samples_follow_the_law_of_the_chain(name, steps):
+    tokens, _ = sample(name, steps)
+    statistic, limit = chi_square(tokens, absorbing_law(JOINT, steps, MASKS))
+    assert statistic < limit
+
+
+def test_the_chi_square_tells_the_number_of_steps():
+    tokens, _ = sample("event_driven", 7)
+    for law in (absorbing_law(JOINT, 6, MASKS), JOINT.reshape(-1)):
+        statistic, limit = chi_square(tokens, law)
+        assert statistic > limit
+
+
+def test_very_many_steps_sample_the_joint():
+    """At 100,000 steps two of four positions move at once in 6 of 10^5 samples."""
+    tokens, _ = sample("event_driven", 100_000)
+    statistic, limit = chi_square(tokens, JOINT.reshape(-1))
+    assert statistic < limit
+
+
+def test_fixed_positions_stay_and_the_rest_follows_given_them():
+    start = [VOCAB, 1, VOCAB, 0]
+    prompt = np.broadcast_to(np.array(start) % VOCAB, (COUNT, LENGTH)).astype(np.int32)
+    fixed = np.broadcast_to(np.array(start) < VOCAB, prompt.shape)
+    tokens, nfe = sample("event_driven", 5, prompt, fixed)
+    statistic, limit = chi_square(tokens, absorbing_law(JOINT, 5, start))
+    assert statistic < limit
+    assert nfe.max() == 2
+
+
+def test_everything_fixed_needs_no_evaluation():
+    prompt = np.ones((5, LENGTH), np.int32)
+    tokens, nfe = sample("event_driven", 5, prompt, prompt > 0)
+    np.testing.assert_array_equal(tokens, prompt)
+    np.testing.assert_array_equal(nfe, np.zeros(5))
+
+
+def test_cached_draws_the_same_samples_from_the_same_key():
+    for steps in (1, 3, 20):
+        tokens, nfe = sample("event_driven", steps, count=200)
+        same, batch_nfe = sample("cached", steps, count=200)
+        np.testing.assert_array_equal(tokens, same)
+        assert nfe.max() <= batch_nfe[0] <= steps
+
+
+def test_many_positions_at_once_are_drawn_like_few():
+    """24 positions in 2 steps: more than are read in one go."""
+    length, vocab = 24, 5
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(length, vocab)), jnp.float32)
+
+    def apply(params, tokens, sigma=None, read=None):
+        hidden = jnp.broadcast_to(logits, (*tokens.shape, vocab))
+        readout = Readout(hidden, jnp.eye(vocab), jnp.zeros(vocab), vocab)
+        return readout if read is None else readout.at(jnp.minimum(read, length - 1))
+
+    empty = jnp.zeros((3, length), jnp.int32)
+    found = []
+    for name, steps in (("event_driven", 2), ("event_driven", 1_000), ("cached", 2)):
+        run = functools.partial(SAMPLERS[name].sample, apply, process=process(mask_id=vocab))
+        tokens, _ = jax.jit(run)({}, step_key(0, 0), empty, empty > 0, spec=SampleSpec(steps))
+        found.append(np.asarray(tokens))
+    np.testing.assert_array_equal(found[0], found[1])  # positions keep their keys
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(("length", "steps"), [(16, 4), (16, 16), (16, 100), (64, 32)])
+def test_nfe_has_the_expectation_of_the_closed_form(length, steps):
+    """N (1 - (1 - 1/N)^l) under log-linear noise, within 5 standard errors."""
+    count = 4_000
+    law = jnp.log(jnp.ones(1))
+
+    def apply(params, tokens, sigma=None, read=None):
+        hidden = jnp.zeros((*(tokens if read is None else read).shape, 1))
+        return Readout(hidden, jnp.ones((1, 1)), law, 1)
+
+    empty = jnp.zeros((count, length), jnp.int32)
+    run = functools.partial(SAMPLERS["event_driven"].sample, apply, process=process(mask_id=1))
+    _, stats = jax.jit(run)({}, step_key(0, 0), empty, empty > 0, spec=SampleSpec(steps))
+    nfe = np.asarray(stats.nfe, np.float64)
+    expected = steps * (1 - (1 - 1 / steps) ** length)
+    error = max(nfe.std() / np.sqrt(count), 1e-12)
+    assert abs(nfe.mean() - expected) < 5 * error
+    assert norm.sf(5) < 1e-6
+
+
+def test_a_batch_costs_the_evaluations_of_its_slowest_sequence():
+    calls = []
+    network = exact_denoiser(JOINT)
+
+    def spy(params, tokens, sigma=None, read=None):
+        jax.debug.callback(lambda: calls.append(1))
+        return network(params, tokens, sigma, read)
+
+    empty = jnp.zeros((32, LENGTH), jnp.int32)
+    run = functools.partial(SAMPLERS["event_driven"].sample, spy, process=process())
+    _, stats = jax.jit(run)({}, step_key(0, 0), empty, empty > 0, spec=SampleSpec(64))
+    jax.block_until_ready(stats)
+    jax.effects_barrier()
+    assert len(calls) == stats.nfe.max()
+    assert stats.nfe.min() < stats.nfe.max()
+
+
+def test_every_sequence_is_told_the_time_of_its_own_step():
+    """At each evaluation sigma belongs to the step at which its sequence changes."""
+    seen = []
+
+    def apply(params, tokens, sigma, read=None):
+        jax.debug.callback(lambda x, s: seen.append((np.array(x), np.array(s))), tokens, sigma)
+        hidden = jnp.zeros((*(tokens if read is None else read).shape, 2))
+        return Readout(hidden, jnp.eye(2), jnp.zeros(2), 2)
+
+    steps, noise = 50, process("cosine", 2)
+    empty = jnp.zeros((6, 12), jnp.int32)
+    run = functools.partial(SAMPLERS["event_driven"].sample, apply, process=noise)
+    tokens, _ = jax.jit(run)({}, step_key(3, 0), empty, empty > 0, spec=SampleSpec(steps))
+    jax.block_until_ready(tokens)
+    jax.effects_barrier()
+    states = [x for x, _ in seen] + [np.asarray(tokens)]
+    for row in range(6):
+        times = []
+        for (x, sigma), after in zip(seen, states[1:], strict=True):
+            if (x[row] != after[row]).any():
+                times.append(float(noise.schedule.time(sigma[row])) * steps)
+        on_grid = np.round(times)
+        np.testing.assert_allclose(times, on_grid, atol=1e-2)
+        assert (np.diff(on_grid) < 0).all()
+        assert on_grid[0] <= steps
+        assert on_grid[-1] >= 1
+
+
+@pytest.mark.parametrize("schedule", ["log_linear", "cosine", "geometric"])
+def test_positions_are_revealed_at_the_rate_of_the_schedule(schedule):
+    """(alpha_s - alpha_t) / (1 - alpha_t) of what is left, and in the last step all."""
+    steps, noise = 5, process(schedule)
+    u = (jnp.arange(100_000) + 0.5) / 100_000
+    found = np.bincount(reveal_steps(u, noise, jnp.int32(steps)), minlength=steps) / len(u)
+    t = 1 - jnp.arange(steps) / steps
+    chance = np.append(noise.reveal(t[1:], t[:-1]), 1)
+    expected = chance * np.cumprod(np.append(1, 1 - chance[:-1]))
+    np.testing.assert_allclose(found, expected, atol=3e-5)
+
+
+def test_steps_temperature_and_prompt_do_not_compile_again():
+    traces = []
+    network = exact_denoiser(JOINT)
+
+    def counting(params, tokens, sigma=None, read=None):
+        traces.append(1)
+        return network(params, tokens, sigma, read)
+
+    run = jax.jit(functools.partial(SAMPLERS["event_driven"].sample, counting, process=process()))
+    prompt = jnp.zeros((4, LENGTH), jnp.int32)
+    counts = []
+    for steps, temperature, top_k, top_p, fixed in ((4, 1, 0, 1, False), (9, 0.5, 2, 0.9, True)):
+        spec = SampleSpec(
+            jnp.int32(steps), jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
+        )
+        run({}, step_key(0, 0), prompt + fixed, jnp.full(prompt.shape, fixed), spec=spec)
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
+
+
+def test_temperature_zero_takes_the_best_token():
+    tokens, _ = sample("event_driven", 1, count=50, temperature=jnp.float32(0))
+    best = [JOINT.sum(tuple(j for j in range(LENGTH) if j != i)).argmax() for i in range(LENGTH)]
+    np.testing.assert_array_equal(tokens, np.broadcast_to(best, tokens.shape))
+
+
+def test_sequence_depends_on_the_key_and_its_number_alone():
+    prompt = np.random.default_rng(0).integers(0, VOCAB, (500, LENGTH)).astype(np.int32)
+    fixed = np.random.default_rng(1).random(prompt.shape) < 0.3
+    tokens, _ = sample("event_driven", 3, prompt, fixed)
+    np.testing.assert_array_equal(tokens[fixed], prompt[fixed])
+    others = np.concatenate([prompt[:5], 1 - prompt[5:] % 2])
+    np.testing.assert_array_equal(sample("event_driven", 3, others, fixed)[0][:5], tokens[:5])
+    assert (sample("event_driven", 3, prompt, fixed, seed=1)[0] != tokens).any()
