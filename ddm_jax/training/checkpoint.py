@@ -40,11 +40,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and none can be read; nothing is moved.
         """
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            abstract,
-            layout.state_shardings(abstract),
-        )
+        abstract = jax.tree.map(_placed, abstract, layout.state_shardings(abstract))
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), loader=ocp.args.JsonRestore()
         )
@@ -86,6 +82,64 @@ class Checkpoints:
             _first_line(error),
             target,
         )
+
+
+def restore_averaged(folder: Path, abstract: Any, layout: Layout) -> tuple[int, Any]:
+    """(step, averaged weights) of the newest readable checkpoint, for those who only look.
+
+    Nothing in the folder is changed, whether its run has ended or not. Checkpoints that cannot be
+    read are passed over with a warning.
+
+    Args:
+      folder: that of `Checkpoints`.
+      abstract: shapes and types of the weights.
+      layout: where they go.
+
+    Raises:
+      UserError: there is no checkpoint, or none can be read.
+    """
+    shardings = layout.state_shardings(abstract)
+    item = {"ema": jax.tree.map(_placed, abstract, shardings)}
+    args = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    damaged: dict[int, Exception] = {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        # listed again each time: a run that goes on saves new ones and deletes old ones
+        while left := set(_steps(folder)) - damaged.keys():
+            step = max(left)
+            try:
+                ema = reader.restore(folder.absolute() / str(step) / "state", args=args)["ema"]
+                if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(ema)):
+                    raise ValueError("it holds another network")
+            except Exception as error:  # whatever a torn file makes Orbax raise
+                damaged[step] = error
+                continue
+            for broken, error in damaged.items():
+                logging.warning(
+                    "Checkpoint %d cannot be read (%s): taking %d.",
+                    broken,
+                    _first_line(error),
+                    step,
+                )
+            return step, ema
+    if not damaged:
+        raise UserError(f"{folder} has no checkpoint yet: wait until the run has saved one.")
+    newest, error = next(iter(damaged.items()))
+    raise UserError(
+        f"None of the checkpoints in {folder} can be read (step {newest}: {_first_line(error)}): "
+        "restore them from a copy."
+    )
+
+
+def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _steps(folder: Path) -> list[int]:
+    return ocp.utils.checkpoint_steps(folder.absolute()) if folder.is_dir() else []
 
 
 def _first_line(error: Exception) -> str:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from ddm_jax.config import Config
-from ddm_jax.data.prepared import PreparedSet
+from ddm_jax.config import Config, resolve
+from ddm_jax.data import tokenizers
+from ddm_jax.data.opening import command
+from ddm_jax.data.prepared import PreparedSet, PrepareSpec
+from ddm_jax.data.tokenizers import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.training.writers import write_atomically
 
@@ -47,6 +51,44 @@ def write_record(workdir: Path, config: Config, data: PreparedSet) -> None:
         write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise _unusable(workdir, error) from error
+
+
+def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
+    """The settled config of the run in workdir, and the tokenizer of its prepared set.
+
+    Raises:
+      UserError: there is no run, its record cannot be read, or its prepared set is gone or another.
+    """
+    path = workdir / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config = resolve(ConfigDict(record["config"]))
+        folder, spec = Path(record["data"]["folder"]), PrepareSpec(**record["data"]["spec"])
+        fingerprint = record["data"]["tokenizer"]["fingerprint"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"--workdir={workdir} is not the folder of a run (it has no config.json): give one "
+            "that `python -m ddm_jax.main` wrote."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give another run.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not the record of a run ({type(error).__name__}: {error}): give another "
+            "--workdir."
+        ) from error
+    if not folder.is_dir():
+        raise UserError(
+            f"The run in {workdir} read {folder}, which is gone: put it back, or run "
+            f"`{command(spec, folder)}`."
+        )
+    tokenizer = tokenizers.load(folder)
+    if tokenizer.fingerprint != fingerprint:
+        raise UserError(
+            f"The tokenizer in {folder} is not the one that the run in {workdir} had: put that "
+            "one back."
+        )
+    return config, tokenizer
 
 
 def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
