@@ -1,24 +1,32 @@
-"""SEDD's analytic sampler (Lou et al. 2023, section 4.2, "Tweedie tau-leaping"), uniform process.
+"""SEDD's analytic sampler, "Tweedie tau-leaping" (Lou et al. 2023, section 4.2).
 
 It goes from t to s < t by the score itself, with no p(x0) in between (theorem 4.2):
 
     p(x_s = y | x_t) ~ [exp(-d Q) s]_y exp(d Q)[x_t, y],   d = sigma_bar(t) - sigma_bar(s)
 
-per position, Q = (1 1^T - V I)/V and s_y = p_t(y) / p_t(x_t). With the exact score a lone position
-moves by its true reverse law, in steps of any size.
+per position, s_y = p_t(y) / p_t(x_t). With the exact score a lone position moves by its true
+reverse law, in steps of any size. A law is told as the chance of leaving x_t and the logits of
+where to: temperature, top-k and top-p touch the second alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.categorical import categorical
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.randomness import example_keys, uniforms
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.samplers.ancestral import ancestral
+from ddm_jax.models.network import Readout
+from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.signature import SampleSpec, Stats
+
+# (logits [..., V], xt [...], s, t) -> the chance of leaving xt [...], above 1 where it is certain,
+# and the logits of where to [..., V]; s < t broadcast with xt, and s = 0 is the last step
+Law = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
 def analytic(
@@ -27,36 +35,119 @@ def analytic(
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Uniform,
+    process: Absorbing | Uniform,
     spec: SampleSpec,
+    scale_by_sigma: bool = True,
 ) -> tuple[Array, Stats]:
     """Samples in spec.steps equal steps of time, from t = 1 to 0; the last one is SEDD's denoiser.
 
-    As `ancestral`, for a network whose logits are log s_y.
+    Arguments and results are those of `ancestral`, for the networks of objectives/sedd.py.
+    scale_by_sigma: that of `sedd.absorb`; not read for uniform noise. Under uniform noise a network
+    takes fixed tokens for noised ones, so that the law given them is the conditional one only
+    roughly, however many the steps.
     """
-    by_score = _ByScore(process.schedule, process.vocab_size)
-    return ancestral(apply, params, key, prompt, fixed, by_score, spec)
+    law = analytic_law(process, scale_by_sigma)
+    return jump(apply, params, key, prompt, fixed, process, spec, law)
+
+
+def jump(
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Absorbing | Uniform,
+    spec: SampleSpec,
+    law: Law,
+) -> tuple[Array, Stats]:
+    """Samples by a law: each position of its own in every step. The rest is as in `ancestral`."""
+    count, length = prompt.shape
+    keys = example_keys(key, jnp.arange(count))
+
+    def step(i: Array, x: Array) -> Array:
+        t, s = 1 - i / spec.steps, 1 - (i + 1) / spec.steps
+        s = jnp.where(i == spec.steps - 1, 0.0, s)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        when, what = jnp.moveaxis(jax.vmap(jax.random.split)(step_keys), 1, 0)
+        readout = apply(params, x, jnp.full(count, process.condition(t)))
+        chance = readout.read(lambda logits, xt: law(logits, xt, s, t)[0], x)
+        chosen = ~fixed & (uniforms(when, (length,)) < chance)
+        jumps = _Jumps(readout, x, lambda logits, xt: law(logits, xt, s, t)[1])
+        return fill(what, x, chosen, jumps, spec)
+
+    start = process.prior(jax.vmap(jax.random.fold_in, (0, None))(keys, spec.steps), length)
+    tokens = jax.lax.fori_loop(0, spec.steps, step, jnp.where(fixed, prompt, start))
+    return tokens, Stats(nfe=jnp.full(count, spec.steps))
 
 
 @dataclass(frozen=True)
-class _ByScore(Uniform):
-    """The uniform process, whose reverse reads logits as log scores."""
+class _Jumps:
+    """The readout that `fill` draws from: its logits say where to jump from x_t."""
 
-    def reverse(self, keys: Array, xt: Array, logits: Array, s: Array, t: Array) -> Array:
-        weights = tweedie(logits, xt, *self.between(s, t))
-        return categorical(keys, jnp.log(weights))
+    readout: Readout
+    xt: Array
+    where_to: Callable[[Array, Array], Array]
+
+    @property
+    def bias(self) -> Array:
+        return self.readout.bias
+
+    def at(self, positions: Array) -> "_Jumps":
+        xt = jnp.take_along_axis(self.xt, positions, axis=1)
+        return _Jumps(self.readout.at(positions), xt, self.where_to)
+
+    def logits(self) -> Array:
+        return self.where_to(self.readout.logits(), self.xt)
+
+
+def analytic_law(process: Absorbing | Uniform, scale_by_sigma: bool = True) -> Law:
+    """Theorem 4.2 for one of the two processes.
+
+    Under masking a mask turns into y with probability (e^d - 1) s_y: the chance of leaving it is
+    that of `ancestral`, times `mass`.
+    """
+
+    def masked(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+        chance = process.reveal(s, t) * mass(process, logits, t, scale_by_sigma)
+        return from_masks(process, chance, xt, s), logits
+
+    def uniform(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+        between = process.between(jnp.asarray(s)[..., None], jnp.asarray(t)[..., None])
+        weights = tweedie(logits, xt, *between)
+        others = jnp.where(xt[..., None] == jnp.arange(logits.shape[-1]), 0, weights)
+        return others.sum(axis=-1) / weights.sum(axis=-1), jnp.log(others)
+
+    return uniform if isinstance(process, Uniform) else masked
+
+
+def from_masks(process: Absorbing, chance: Array, xt: Array, s: Array) -> Array:
+    """The chance at the masks, 0 elsewhere, and 1 at the masks of the last step."""
+    return jnp.where(xt == process.mask_id, jnp.where(s <= 0, 1.0, chance), 0.0)
+
+
+def mass(process: Absorbing, logits: Array, t: Array, scale_by_sigma: bool) -> Array:
+    """(e^sigma_bar - 1) sum_y s_y of a mask, 1 where the score is true: float[..., V] -> [...].
+
+    scale_by_sigma: whether logits are log s_y + log(e^sigma_bar - 1) + log V, or log s_y itself.
+    """
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    if scale_by_sigma:
+        return jnp.exp(lse) / logits.shape[-1]
+    # log(e^sigma_bar - 1), which would overflow
+    schedule = process.schedule
+    return jnp.exp(lse + jnp.log(schedule.one_minus_alpha(t)) + schedule.sigma_bar(t))
 
 
 def tweedie(log_score: Array, xt: Array, kept: Array, redrawn: Array) -> Array:
-    """p(x_s | x_t) of each position, up to a factor; 0 where a wrong score would make it negative.
+    """p(x_s | x_t) under uniform noise, up to a factor; 0 where a wrong score makes it negative.
 
     Args:
-      log_score: float[B, L, V], what it says of xt is taken to be 0. xt: int32[B, L].
+      log_score: float[..., V], what it says of xt is taken to be 0. xt: int32[...].
       kept, redrawn: e^-d and 1 - e^-d, the probability that a token is redrawn between s and t;
-        float[] or of a shape that broadcasts with [B, L, V].
+        float[] or of a shape that broadcasts with [..., V].
 
     Returns:
-      float[B, L, V].
+      float[..., V]; Q = (1 1^T - V I)/V.
     """
     vocab_size = log_score.shape[-1]
     is_xt = xt[..., None] == jnp.arange(vocab_size)

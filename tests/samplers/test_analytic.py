@@ -1,187 +1,145 @@
 """SEDD's analytic sampler against the exactly computed law of its chain, vocabulary 3.
 
-The scores are those of an enumerable distribution. One position alone has the right law in any
-number of steps; several move without sight of each other, and the law is the joint distribution
-only as the steps grow. Chi-squares reject the right law once in 10^6.
+One position alone has the right law in any number of steps; several move without sight of each
+other, and the law is the joint distribution only as the steps grow. Chi-squares reject the right
+law once in 10^6.
 """
 
-import functools
-import itertools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.linalg import expm
 
-from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SAMPLERS, SampleSpec
-from ddm_jax.samplers.analytic import tweedie
-from tests.enumerable import all_sequences, random_joint
-from tests.samplers.test_ancestral import chi_square
+from ddm_jax.samplers.analytic import analytic, tweedie
+from tests.enumerable import random_joint
+from tests.laws import absorbing_law, chi_square
+from tests.scores import Chain
 
-VOCAB, COUNT = 3, 40_000
-Q = np.ones((VOCAB, VOCAB)) / VOCAB - np.eye(VOCAB)
-
-
-def noised(joint, alpha):
-    """p_t over all sequences: float64[VOCAB] * length."""
-    for _ in range(joint.ndim):  # each pass noises the first axis and puts it last
-        joint = np.tensordot(joint, alpha * np.eye(VOCAB) + (1 - alpha) / VOCAB, axes=(0, 0))
-    return joint
-
-
-def scores(joint, alpha):
-    """p_t(x with y at i) / p_t(x): float64[VOCAB^length, length, VOCAB]."""
-    p_t, states = noised(joint, alpha), all_sequences(VOCAB, joint.ndim)
-    table = np.zeros((*states.shape, VOCAB))
-    for (n, x), i, y in itertools.product(enumerate(states), range(joint.ndim), range(VOCAB)):
-        other = tuple(np.where(np.arange(joint.ndim) == i, y, x))
-        table[n, i, y] = p_t[other] / p_t[tuple(x)]
-    return table
-
-
-def times(schedule, steps):
-    """(alpha, sigma_bar) at t = 1, 1 - 1/steps, .., 0, clean at the end: float64[steps + 1]."""
-    with jax.enable_x64(True):
-        alpha = np.array(schedule.alpha(1 - np.arange(steps + 1) / steps))
-    alpha[-1] = 1
-    return alpha, -np.log(alpha)
-
-
-def law_of_chain(joint, schedule, steps, fixed=None, prompt=None):
-    """p(x) after `steps` steps from the uniform prior, by matrix exponentials: float64[V^L]."""
-    states, length = all_sequences(VOCAB, joint.ndim), joint.ndim
-    fixed = np.zeros(length, bool) if fixed is None else fixed
-    starts = (~fixed | (states == prompt)).all(1)
-    law = starts / starts.sum()
-    alpha, sigma_bar = times(schedule, steps)
-    for i in range(steps):
-        d = sigma_bar[i] - sigma_bar[i + 1]
-        earlier = scores(joint, alpha[i]) @ expm(-d * Q).T
-        moves = np.maximum(earlier, 0) * expm(d * Q)[states]
-        moves /= moves.sum(-1, keepdims=True)
-        moves = np.where(fixed[:, None], np.eye(VOCAB)[states], moves)
-        law = law @ moves[:, np.arange(length), states].prod(-1)
-    return law
-
-
-def network(joint, schedule, steps):
-    """An `apply` with the scores at the times of `steps` steps, and junk for that of x_t."""
-    alpha, sigma_bar = times(schedule, steps)
-    table = np.log(np.stack([scores(joint, a) for a in alpha[:-1]]))
-    states = all_sequences(VOCAB, joint.ndim)
-    table += 50 * np.eye(VOCAB)[states]
-    table, sigma_bar = jnp.asarray(table), jnp.asarray(sigma_bar[:-1])
-
-    def apply(params, tokens, sigma):
-        step = jnp.argmin(abs(sigma[:, None] - sigma_bar), axis=1)
-        number = (tokens * VOCAB ** np.arange(joint.ndim)[::-1]).sum(-1)
-        return Readout(table[step, number], jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
-
-    return apply
-
-
-def sample(joint, schedule, steps, fixed=None, prompt=None):
-    """(tokens, nfe) of the jitted sampler."""
-    length = joint.ndim
-    fixed = np.broadcast_to(np.zeros(length, bool) if fixed is None else fixed, (COUNT, length))
-    prompt = np.broadcast_to(np.zeros(length, int) if prompt is None else prompt, fixed.shape)
-    run = functools.partial(
-        SAMPLERS["analytic"],
-        network(joint, schedule, steps),
-        process=Uniform(schedule, VOCAB),
-        spec=SampleSpec(steps),
-    )
-    tokens, stats = jax.jit(run)({}, step_key(0, 0), jnp.asarray(prompt), jnp.asarray(fixed))
-    return np.asarray(tokens), np.asarray(stats.nfe)
-
-
+VOCAB, COUNT = 3, 20_000
 JOINT = random_joint(VOCAB, 3, seed=3)
 NOISE = SCHEDULES["log_linear"](eps=1e-3)
+CLEAN = SCHEDULES["log_linear"](eps=1e-6)  # its x_1 is the prior to 1e-6
+KINDS = ["absorbing", "uniform"]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_samples_follow_the_law_of_the_chain(steps):
-    tokens, nfe = sample(JOINT, NOISE, steps)
-    statistic, limit = chi_square(tokens, law_of_chain(JOINT, NOISE, steps))
+@pytest.mark.parametrize(("steps", "count"), [(1, COUNT), (3, 5 * COUNT)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_follow_the_law_of_the_chain(kind, steps, count):
+    chain = Chain(JOINT, kind, NOISE, steps)
+    tokens, nfe = chain.sample(analytic, count)
+    statistic, limit = chi_square(tokens, chain.law("analytic"))
     assert statistic < limit
-    np.testing.assert_array_equal(nfe, np.full(COUNT, steps))
+    np.testing.assert_array_equal(nfe, np.full(count, steps))
     # the chi-square would notice one step more, and the joint distribution
-    for law in (law_of_chain(JOINT, NOISE, steps + 1), JOINT.reshape(-1)):
+    for law in (Chain(JOINT, kind, NOISE, steps + 1).law("analytic"), JOINT.reshape(-1)):
         assert chi_square(tokens, law)[0] > limit
+
+
+def test_wrong_scores_decide_when_a_mask_is_revealed():
+    """They sum to what they like: the law is not that of `ancestral` with the normalised ones."""
+    chain = Chain(JOINT, "absorbing", NOISE, 4, wrong=1.0)
+    tokens, _ = chain.sample(analytic, COUNT)
+    statistic, limit = chi_square(tokens, chain.law("analytic"))
+    assert statistic < limit
+    plain, _ = chain.sample(analytic, COUNT, scale_by_sigma=False)
+    assert (plain == tokens).all(axis=1).mean() > 0.999  # the same scores, said in another way
+
+
+def test_wrong_scores_of_uniform_noise_are_cut_off_where_they_are_impossible():
+    chain = Chain(JOINT, "uniform", NOISE, 4, wrong=1.0)
+    statistic, limit = chi_square(chain.sample(analytic, COUNT)[0], chain.law("analytic"))
+    assert statistic < limit
+
+
+def test_true_scores_under_masking_have_the_law_of_ancestral():
+    law = Chain(JOINT, "absorbing", NOISE, 5).law("analytic")
+    np.testing.assert_allclose(law, absorbing_law(JOINT, 5, [VOCAB] * 3), rtol=1e-6)
 
 
 def test_geometric_noise_starts_at_scores_of_one_and_ends_clean():
     """At alpha(1) = 2e-9 scores differ by as little; alpha(0), 0.74 here, is 1 at the last step."""
-    noise = SCHEDULES["geometric"](sigma_min=0.3)
-    tokens, _ = sample(JOINT, noise, 3)
-    statistic, limit = chi_square(tokens, law_of_chain(JOINT, noise, 3))
+    chain = Chain(JOINT, "uniform", SCHEDULES["geometric"](sigma_min=0.3), 3)
+    statistic, limit = chi_square(chain.sample(analytic, COUNT)[0], chain.law("analytic"))
     assert statistic < limit
 
 
-def test_fixed_positions_stay_and_the_rest_follows_the_chain():
-    fixed, prompt = np.array([False, True, False]), np.array([0, 2, 0])
-    tokens, _ = sample(JOINT, NOISE, 4, fixed, prompt)
+def test_small_scores_beside_large_ones_are_not_lost_in_float32():
+    """Late, when another token is all but certain: mean(s) is far above what is left of s_y."""
+    score, redrawn = np.array([[1e6, 1e-3, 1.0]]), 1e-9
+    want = (score - redrawn * score.mean()) * np.array([[redrawn, redrawn, 3 - 2 * redrawn]]) / 3
+    ours = tweedie(jnp.log(jnp.float32(score)), jnp.array([2]), 1 - redrawn, redrawn)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fixed_positions_stay_and_the_rest_follows_the_chain(kind):
+    fixed, prompt = np.array([False, True, False]), np.array([0, 2, 0], np.int32)
+    chain = Chain(JOINT, kind, NOISE, 4)
+    tokens, _ = chain.sample(analytic, COUNT, fixed, prompt)
     assert (tokens[:, 1] == 2).all()
-    statistic, limit = chi_square(tokens, law_of_chain(JOINT, NOISE, 4, fixed, prompt))
+    statistic, limit = chi_square(tokens, chain.law("analytic", fixed, prompt))
     assert statistic < limit
+
+
+def test_lone_mask_follows_the_true_conditional():
+    fixed, prompt = np.array([True, False, True]), np.array([2, 0, 1], np.int32)
+    tokens, _ = Chain(JOINT, "absorbing", NOISE, 3).sample(analytic, COUNT, fixed, prompt)
+    law = np.zeros_like(JOINT)
+    law[2, :, 1] = JOINT[2, :, 1] / JOINT[2, :, 1].sum()
+    statistic, limit = chi_square(tokens, law.reshape(-1))
+    assert statistic < limit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("spec", "sharpen"),
+    [
+        ({"temperature": 0.5}, lambda p: p**2 / np.maximum((p**2).sum(-1, keepdims=True), 1e-300)),
+        ({"temperature": 0.0}, lambda p: p == p.max(-1, keepdims=True)),
+        ({"top_k": 1}, lambda p: p == p.max(-1, keepdims=True)),
+        ({"top_p": 0.3}, lambda p: p == p.max(-1, keepdims=True)),  # the best of 3 has 1/3 or more
+    ],
+)
+def test_filters_change_where_a_position_goes_and_not_when(kind, spec, sharpen):
+    chain = Chain(JOINT, kind, NOISE, 3)
+    tokens, _ = chain.sample(analytic, COUNT, **spec)
+    statistic, limit = chi_square(tokens, chain.law("analytic", sharpen=sharpen))
+    assert statistic < limit
+    assert chi_square(tokens, chain.law("analytic"))[0] > limit
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_law_of_a_lone_position_is_exact_in_any_number_of_steps(steps):
-    """From the uniform prior, which at alpha(1) = 1e-6 is the law of x_1."""
-    joint, noise = np.array([0.2, 0.7, 0.1]), SCHEDULES["log_linear"](eps=1e-6)
-    np.testing.assert_allclose(law_of_chain(joint, noise, steps), joint, atol=3e-6)
-    statistic, limit = chi_square(sample(joint, noise, steps)[0], joint)
+@pytest.mark.parametrize("kind", KINDS)
+def test_law_of_a_lone_position_is_exact_in_any_number_of_steps(kind, steps):
+    """From the prior, which is the law of x_1 here."""
+    joint = np.array([0.2, 0.7, 0.1])
+    chain = Chain(joint, kind, CLEAN, steps)
+    np.testing.assert_allclose(chain.law("analytic"), joint, atol=3e-6)
+    statistic, limit = chi_square(chain.sample(analytic, COUNT)[0], joint)
     assert statistic < limit
 
 
-def test_law_of_the_chain_tends_to_the_joint_as_one_over_the_steps():
-    """Down to the distance of x_1 from its prior, which is nothing at alpha(1) = 1e-6."""
-    noise = SCHEDULES["log_linear"](eps=1e-6)
+@pytest.mark.parametrize("kind", KINDS)
+def test_law_of_the_chain_tends_to_the_joint_as_one_over_the_steps(kind):
     joint = random_joint(VOCAB, 2, seed=3)
     far = [
-        abs(law_of_chain(joint, noise, n) - joint.reshape(-1)).sum() / 2 for n in (1, 16, 64, 128)
+        abs(Chain(joint, kind, CLEAN, n).law("analytic") - joint.reshape(-1)).sum() / 2
+        for n in (1, 16, 64, 128)
     ]
     assert far[0] > far[1] > far[2] > far[3]
     assert far[2] / far[3] == pytest.approx(2, rel=0.05)
     assert far[3] < 0.01
 
 
-def test_law_of_a_step_equals_oracle(oracle):
-    """Up to a factor: its weights of the analytic step and of the denoiser."""
-    arrays, meta = oracle("sedd", "sampler_step_uniform")
-    xt, tokens = arrays["x"], meta["config"]["tokens"]
-    # the published geometric schedule keeps its ends in float32
-    ends = {"sigma_min": float(np.float32(1e-4)), "sigma_max": float(np.float32(20))}
-    schedules = {
-        "loglinear": SCHEDULES["log_linear"](),
-        "geometric": SCHEDULES["geometric"](**ends),
-    }
-    step = float(arrays["mid_step_size"])
-    cases = [
-        ("loglinear", step, "mid_loglinear_analytic_probs", True),
-        ("loglinear", step, "mid_loglinear_analytic_probs", False),
-        ("geometric", step, "mid_geometric_analytic_probs", False),
-        ("loglinear", None, "denoiser_mid_loglinear_probs", True),
-        ("loglinear", None, "denoiser_mid_loglinear_probs", False),
-        ("geometric", None, "denoiser_mid_geometric_probs", False),
-    ]
-    for name, step, probs, double in cases:
-        with jax.enable_x64(True):
-            schedule, t = schedules[name], np.float64(arrays["mid_t"])[..., None]
-            s = 0 if step is None else t - step
-            clean = 1 if step is None else schedule.alpha(s)
-            kept = schedule.alpha(t) / clean
-            score = arrays[f"mid_{name}_score" + "__f64" * double]
-            ours = np.asarray(tweedie(jnp.log(score), jnp.asarray(xt), kept, 1 - kept))
-        want = arrays[probs + "__f64" * double]
-        assert want.shape == (*xt.shape, tokens)
-        want = np.maximum(want, 0)
-        ours, want = (w / w.sum(-1, keepdims=True) for w in (ours, want))
-        tolerance = 1e-6 if double else 1e-4
-        np.testing.assert_allclose(ours, want, rtol=tolerance, atol=tolerance, err_msg=probs)
+def test_sequence_depends_on_the_key_and_its_number_alone():
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, VOCAB, (64, 3)).astype(np.int32)
+    fixed = rng.random(prompt.shape) < 0.3
+    chain = Chain(JOINT, "uniform", NOISE, 4)
+    all_of_them, _ = chain.sample(analytic, 64, fixed, prompt)
+    few, _ = chain.sample(analytic, 5, fixed[:5], prompt[:5])
+    np.testing.assert_array_equal(few, all_of_them[:5])
+    others = np.concatenate([prompt[:5], 1 - prompt[5:] % 2])
+    changed, _ = chain.sample(analytic, 64, fixed, others)
+    np.testing.assert_array_equal(changed[:5], all_of_them[:5])

@@ -1,0 +1,77 @@
+"""Euler steps of the reverse process (Lou et al. 2023, section 4.2; Ou et al. 2024, section 4).
+
+A position jumps from x_t to y between t and t - dt with probability dt sigma(t) Q(x_t, y) s_y, cut
+off where the sum over y exceeds 1: the steps of analytic.py to first order in dt. The last step is
+SEDD's denoiser, as there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.samplers.analytic import Law, analytic_law, from_masks, jump, mass
+from ddm_jax.samplers.signature import SampleSpec, Stats
+
+
+def euler(
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Absorbing | Uniform,
+    spec: SampleSpec,
+    scale_by_sigma: bool = True,
+) -> tuple[Array, Stats]:
+    """Samples as `analytic`, whose arguments and results these are, by SEDD's Euler rule."""
+    law = euler_law(process, scale_by_sigma)
+    return jump(apply, params, key, prompt, fixed, process, spec, law)
+
+
+def euler_x0(
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Absorbing,
+    spec: SampleSpec,
+) -> tuple[Array, Stats]:
+    """Samples as `ancestral`, whose arguments and results these are, by RADD's Euler rule."""
+    return jump(apply, params, key, prompt, fixed, process, spec, euler_x0_law(process))
+
+
+def euler_law(process: Absorbing | Uniform, scale_by_sigma: bool = True) -> Law:
+    """The rule for log scores, as `analytic_law`."""
+    denoise = analytic_law(process, scale_by_sigma)
+
+    def masked(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+        chance = (t - s) * process.schedule.weight(t) * mass(process, logits, t, scale_by_sigma)
+        return from_masks(process, chance, xt, s), logits
+
+    def uniform(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+        vocab_size = logits.shape[-1]
+        others = jnp.where(xt[..., None] == jnp.arange(vocab_size), -jnp.inf, logits)
+        rate = process.schedule.rate(t) / vocab_size * jnp.exp(jax.nn.logsumexp(others, axis=-1))
+        last = jnp.asarray(s) <= 0
+        chance, where_to = denoise(logits, xt, s, t)
+        return (
+            jnp.where(last, chance, (t - s) * rate),
+            jnp.where(last[..., None], where_to, others),
+        )
+
+    return uniform if isinstance(process, Uniform) else masked
+
+
+def euler_x0_law(process: Absorbing) -> Law:
+    """The rule for logits of p(x0 | x_t) under masking, whose score is p(y) / (e^sigma_bar - 1)."""
+
+    def masked(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+        return from_masks(process, (t - s) * process.schedule.weight(t), xt, s), logits
+
+    return masked
