@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
         runs["torch_cached"] = torch_cached(params, config)
     names = ["event_driven", *(n for n in runs if n != "event_driven")]
     names = [n for n in names if n == "event_driven" or n in (_ONLY.value or names)]
-    print(f"{'sampler':16} {'steps':>6} {'seconds':>8} {'NFE':>7} {'max':>5} {'of event_driven':>18}")
+    print(
+        f"{'sampler':16} {'steps':>6} {'seconds':>8} {'NFE':>7} {'max':>5} {'of event_driven':>18}"
+    )
     result: dict[str, dict[str, Any]] = {}
     for steps in map(int, _STEPS.value):
         rows = {}

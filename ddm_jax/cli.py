@@ -96,6 +96,9 @@ def _mistake(error: Exception) -> str | None:
     if wrong := re.match(r"flag --config\.([\w.]+)=(.*?): ", text):
         words = TYPE_WORDS[field_type(wrong[1])]
         return f"config.{wrong[1]}={wrong[2]!r} has the wrong type: give {words}."
+    if wrong := re.match(r"flag (--\w+=.*?): (invalid literal|could not convert)", text):
+        words = TYPE_WORDS[int if wrong[2].startswith("invalid") else float]
+        return f"{wrong[1]} has the wrong type: give {words}."
     return text if isinstance(error, flags.Error) else None
 
 

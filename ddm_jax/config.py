@@ -147,11 +147,19 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Text samples while training."""
+    """Text samples while training; empty options take their defaults, others may not apply."""
 
     name: str = "auto"
     steps: int = number(128, low=1)
     num: int = number(3, low=1)
+    order: str | None = None  # ordered: left, right, random or positions, "2,0,1"
+    gamma: float | None = number(None, low=0)  # entropy: nats of a step
+    routing: str | None = choice(None, "uncond", "cond", "default")  # rdm
+    cutoff: str | None = choice(None, "linear", "cosine")  # rdm: how many positions stay noise
+    noise_scale: float | None = number(None, low=0)  # rdm: of the noise on the scores
+    strategy: str | None = choice(None, "cap", "rescale")  # remdm
+    eta: float | None = number(None, low=0, high=1)  # remdm: how much is masked again
+    kappa: float | None = number(None, low=0, high=1)  # predictor_corrector: ancestral part
 
 
 @dataclass(frozen=True)

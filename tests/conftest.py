@@ -1,7 +1,9 @@
 """What every test shares: eight CPU devices, the oracle loader, and a float64 switch."""
 
+import getpass
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,13 @@ FLAGS = {"xla_force_host_platform_device_count": 8, "xla_backend_optimization_le
 for _flag, _value in FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_flag}={_value}"
+# what one process has compiled, the others of this machine need not, nor the next run
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": f"{tempfile.gettempdir()}/ddm_jax_tests-{getpass.getuser()}",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+}
+for _name, _setting in CACHE.items():
+    os.environ.setdefault(_name, _setting)
 
 import jax
 import pytest

@@ -1,5 +1,6 @@
 """The README tells the truth: its links, its tables, its recipe and its commands."""
 
+import json
 import os
 import re
 import shlex
@@ -76,3 +77,12 @@ def test_override_command_of_the_readme_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert '"finished": true' in done.stdout.splitlines()[-1]
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+    # and what was trained there can be sampled
+    words = ["-m", "ddm_jax.sample", f"--workdir={tmp_path / 'run'}", "--prefix=Message", "--json"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout.splitlines()[-1])["out"]
+    lines = Path(out).read_text(encoding="utf-8").splitlines()
+    assert all(json.loads(line)["text"].startswith("Message") for line in lines)

@@ -49,6 +49,10 @@ class Steps:
         """alpha_bar(s) - alpha_bar(t)."""
         return difference(self.alpha_bar, self.index(s), self.index(t))
 
+    def same(self, s: ArrayLike, t: ArrayLike) -> jax.Array:
+        """Whether two times are one step, between which nothing happens: bool[...]."""
+        return self.index(s) == self.index(t)
+
     def condition(self, t: ArrayLike) -> jax.Array:
         """What the network is told of the time."""
         return CONDITION * (self.index(t) / self.count)
@@ -78,6 +82,13 @@ class D3PMUniform(Uniform):
     def condition(self, t: jax.Array) -> jax.Array:
         """What the network is told of the time: 1000 t, float[...]."""
         return self.schedule.condition(t)
+
+    def reverse(
+        self, keys: jax.Array, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """As that of Uniform, s <= t; over no step x_t stays, even where p rules it out."""
+        drawn = super().reverse(keys, xt, logits, s, t)
+        return jnp.where(self.schedule.same(s, t), xt, drawn)
 
     def row(self, x0: jax.Array, t: jax.Array) -> jax.Array:
         """q(x_t = . | x_0): int32[...], float[] or [...] -> float[..., V]."""

@@ -62,6 +62,8 @@ class MatrixProcess:
     ) -> jax.Array:
         """x_s ~ q(x_t | x_s) sum_x0 q(x_s | x_0) p(x_0), normalised (D3PM eq. 4).
 
+        Over no step x_t stays, even where p rules it out.
+
         Args:
           keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s <= t.
 
@@ -69,7 +71,11 @@ class MatrixProcess:
           int32[B, L].
         """
         of_xs = self.marginal(jax.nn.softmax(logits, axis=-1), s)
-        return categorical(keys, jnp.log(of_xs) + jnp.log(self.column(xt, s, t)))
+        to_xt = self.column(xt, s, t)
+        # what p allows may be so far from x_t that the way there rounds to 0; it is not impossible
+        to_xt = jnp.maximum(to_xt, jnp.finfo(to_xt.dtype).tiny)
+        drawn = categorical(keys, jnp.log(of_xs) + jnp.log(to_xt))
+        return jnp.where(self.schedule.same(s, t), xt, drawn)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,32 +1,45 @@
 """Samplers, one family a file, one signature (signature.py)."""
 
+from ddm_jax.samplers.adaptive import confidence, entropy, margin
 from ddm_jax.samplers.analytic import analytic
 from ddm_jax.samplers.ancestral import ancestral
 from ddm_jax.samplers.autoregressive import autoregressive
 from ddm_jax.samplers.blockwise import blockwise
 from ddm_jax.samplers.cached import cached
+from ddm_jax.samplers.euler import euler, euler_x0
 from ddm_jax.samplers.event_driven import event_driven
+from ddm_jax.samplers.first_hitting import first_hitting
+from ddm_jax.samplers.ordered import ordered
+from ddm_jax.samplers.predictor_corrector import predictor_corrector
+from ddm_jax.samplers.remasking import remdm
+from ddm_jax.samplers.route_denoise import rdm
 from ddm_jax.samplers.signature import ABSORBING, NO_TIME, Sampler, SampleSpec, Stats
 from ddm_jax.samplers.vector_ancestral import vector_ancestral
 
-_ANY_PROCESS = (
-    *ABSORBING,
-    "uniform",
-    "hybrid",
-    "d3pm_uniform",
-    "d3pm_gaussian",
-    "d3pm_nearest",
-)
+_SEDD = {"predicts": ("score",), "processes": ("absorbing", "uniform")}
+_UNIFORM = ("uniform", "d3pm_uniform")
 
 # the first that fits is the default
 SAMPLERS = {
     "event_driven": Sampler(event_driven),
-    "ancestral": Sampler(ancestral, processes=_ANY_PROCESS),
-    "cached": Sampler(cached, times=NO_TIME),
-    "analytic": Sampler(analytic, predicts=("score",), processes=("uniform",)),
+    "ancestral": Sampler(
+        ancestral, processes=(*ABSORBING, *_UNIFORM, "hybrid", "d3pm_gaussian", "d3pm_nearest")
+    ),
+    "analytic": Sampler(analytic, **_SEDD),
     "vector_ancestral": Sampler(vector_ancestral, predicts=("vector",)),
     "blockwise": Sampler(blockwise, predicts=("blocks",), times=NO_TIME),
     "autoregressive": Sampler(autoregressive, predicts=("next",), times=NO_TIME),
+    "cached": Sampler(cached, times=NO_TIME),
+    "first_hitting": Sampler(first_hitting, processes=("absorbing",)),
+    "ordered": Sampler(ordered, times=NO_TIME),
+    "confidence": Sampler(confidence, times=NO_TIME),
+    "margin": Sampler(margin, times=NO_TIME),
+    "entropy": Sampler(entropy, times=NO_TIME),
+    "rdm": Sampler(rdm, processes=(*ABSORBING, *_UNIFORM)),
+    "remdm": Sampler(remdm),
+    "predictor_corrector": Sampler(predictor_corrector, processes=(*ABSORBING, *_UNIFORM)),
+    "euler": Sampler(euler, **_SEDD),
+    "euler_x0": Sampler(euler_x0, processes=("absorbing",)),
 }
 
 __all__ = ["SAMPLERS", "SampleSpec", "Sampler", "Stats"]

@@ -74,7 +74,7 @@ def fill(keys: Array, x: Array, chosen: Array, readout: Readout, spec: SampleSpe
         return lambda x: jax.lax.fori_loop(0, -(-numbers // size), chunk, x)
 
     row_bytes = 4 * count * readout.bias.shape[0]
-    many = min(max(LOGIT_BYTES // row_bytes, 1), MANY)
+    many = min(max(LOGIT_BYTES // row_bytes, 1), MANY, length)
     if many <= FEW:
         return in_chunks_of(many)(x)
     return jax.lax.cond(numbers <= FEW, in_chunks_of(FEW), in_chunks_of(many), x)

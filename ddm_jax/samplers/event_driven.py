@@ -100,9 +100,10 @@ def walk(
         # where nothing is left to do the step does not matter, but must be one
         step = jnp.where(masked, step_of, step_of.max()).min(axis=1)
         chosen = masked & (step_of == step[:, None])
+        few = min(FEW, x.shape[1])
         x = jax.lax.cond(
-            chosen.sum(axis=1).max() <= FEW,
-            lambda: write(keys, x, at := positions_of(chosen, FEW), evaluate(x, step, at), spec),
+            chosen.sum(axis=1).max() <= few,
+            lambda: write(keys, x, at := positions_of(chosen, few), evaluate(x, step, at), spec),
             lambda: fill(keys, x, chosen, evaluate(x, step, None), spec),
         )
         return x, nfe + masked.any(axis=1)

@@ -10,8 +10,8 @@ from ddm_jax.diffusion.categorical import categorical, race
 from ddm_jax.diffusion.randomness import example_keys, step_key
 
 # entries down to 1e-6, not in order of size
-TAILED = np.array([1e-6, 0.7, 1e-5, 0.2989, 1e-4, 1e-3 - 1.1e-5])
-DRAWS, CHUNK = 20_000_000, 1_000_000
+TAILED = np.array([1e-6, 0.7, 1e-4, 0.3 - 1.01e-4])
+DRAWS, CHUNK = 50_000_000, 1_000_000
 
 
 def counts_of(draw, logits, draws: int = DRAWS) -> np.ndarray:
@@ -36,10 +36,28 @@ def probabilities(logits: jax.Array) -> np.ndarray:
     return np.asarray(jax.nn.softmax(logits.astype(jnp.float32)), np.float64)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_draws_have_the_right_tails(dtype):
-    logits = jnp.log(TAILED).astype(dtype)
-    assert fits(counts_of(categorical, logits), probabilities(logits))
+def test_draws_have_the_right_tails():
+    logits = jnp.log(TAILED)
+    assert logits.dtype == jnp.float32
+    counts = counts_of(categorical, logits)
+    assert counts.sum() == DRAWS
+    assert fits(counts, probabilities(logits))
+
+
+def test_bfloat16_logits_draw_as_their_values_do():
+    """The same tokens as from float32 logits of these values, key by key."""
+    rounded = jnp.log(TAILED).astype(jnp.bfloat16)
+    assert (rounded.astype(jnp.float32) != jnp.log(TAILED)).any()
+    rows = [
+        jnp.broadcast_to(x, (CHUNK, len(TAILED))) for x in (rounded, rounded.astype(jnp.float32))
+    ]
+    of_bfloat16, of_float32 = (categorical(step_key(0, 0), x) for x in rows)
+    np.testing.assert_array_equal(of_bfloat16, of_float32)
+    # whose law is that of the rounded values, no colder
+    counts = counts_of(categorical, rounded, DRAWS // 10)
+    assert fits(counts, probabilities(rounded))
+    colder = probabilities(rounded) ** 1.01
+    assert not fits(counts, colder / colder.sum())
 
 
 def test_the_tail_test_fails_for_gumbels_in_bfloat16():

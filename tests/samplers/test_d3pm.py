@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from ddm_jax.diffusion import matrices
 from ddm_jax.diffusion.d3pm import CONDITION
-from ddm_jax.diffusion.randomness import step_key
+from ddm_jax.diffusion.discrete import d3pm_linear, d3pm_mutual_information
+from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.models.network import Readout
 from ddm_jax.samplers import SAMPLERS, SampleSpec
 from tests import chains
@@ -29,39 +31,96 @@ def denoiser(size):
     return np.random.default_rng(2).dirichlet(np.ones(VOCAB), size=shape)
 
 
-def law_of_chain(name, size, times):
-    """p(x) after the steps between `times`, T down to 0, by Bayes' rule on explicit matrices."""
+def law_of_chain(name, p, times):
+    """p(x) after the steps between `times`, T down to 0, by Bayes' rule on explicit matrices.
+
+    p: what the network says, float64[T, S^2, L, V].
+    """
     chain, product = (f(name, STEPS, VOCAB) for f in (chains.one_step, chains.products))
-    xs, p = all_sequences(size, LENGTH), denoiser(size)
+    size = len(product[0])
+    xs = all_sequences(size, LENGTH)
     law = chains.prior(name, VOCAB)[xs].prod(1)
     for t, s in itertools.pairwise(times):
         stride = np.linalg.multi_dot([np.eye(size), *chain[s:t], np.eye(size)])
         moves = stride.T[xs] * (p[t - 1] @ product[s][:VOCAB])
         total = moves.sum(-1, keepdims=True)
-        moves = np.divide(moves, total, out=np.zeros_like(moves), where=total > 0)
+        # under absorbing noise a token stays, even one that the network rules out
+        moves = np.divide(moves, total, out=np.eye(size)[xs], where=total > 0)
         law = law @ moves[:, np.arange(LENGTH), xs].prod(-1)
     np.testing.assert_allclose(law.sum(), 1, rtol=1e-9)
     return law
 
 
-@pytest.mark.parametrize("name", chains.NAMES)
-@pytest.mark.parametrize("times", [(4, 3, 2, 1, 0), (4, 2, 0)], ids=["every step", "every other"])
-def test_samples_follow_the_law_of_the_chain(name, times):
+@functools.cache
+def sampler(name):
     size = VOCAB + (name == "absorbing")
     log_p = jnp.log(denoiser(size))
 
     def apply(params, tokens, sigma):
+        # at time 0, where there is nothing left to ask, an answer that is as wrong as any
         t = jnp.round(sigma / CONDITION * STEPS).astype(int) - 1
         hidden = log_p[t, tokens[:, 0] * size + tokens[:, 1]]
         return Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
 
-    process, spec = chains.make(name, STEPS, VOCAB), SampleSpec(len(times) - 1)
-    run = functools.partial(SAMPLERS["ancestral"], apply, {}, process=process, spec=spec)
+    process = chains.make(name, STEPS, VOCAB)
+    return jax.jit(functools.partial(SAMPLERS["ancestral"].sample, apply, {}, process=process))
+
+
+def assert_law(name, steps, times, top_k=0):
+    """`steps` steps draw the law of the chain through `times`."""
+    size = VOCAB + (name == "absorbing")
     empty = jnp.zeros((COUNT, LENGTH), int)
-    tokens, _ = jax.jit(run)(step_key(0, 0), empty, empty > 0)
-    expected = COUNT * law_of_chain(name, size, times)
+    spec = SampleSpec(jnp.int32(steps), top_k=jnp.int32(top_k))
+    tokens, _ = sampler(name)(key=step_key(0, 0), prompt=empty, fixed=empty > 0, spec=spec)
+    p = denoiser(size)
+    p = np.where(p == p.max(-1, keepdims=True), 1.0, 0.0) if top_k else p
+    expected = COUNT * law_of_chain(name, p, times)
     counts = np.bincount(np.asarray(tokens) @ [size, 1], minlength=size**LENGTH)
     possible = expected > 1e-6
     assert counts[~possible].sum() == 0
     statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
-    assert statistic < chi2.isf(1e-6, df=possible.sum() - 1)
+    assert statistic < chi2.isf(1e-6, df=max(possible.sum() - 1, 1))
+
+
+STRIDES = {4: (4, 3, 2, 1, 0), 2: (4, 2, 0), 1: (4, 0)}
+
+
+@pytest.mark.parametrize("name", chains.NAMES)
+@pytest.mark.parametrize("steps", STRIDES)
+def test_samples_follow_the_law_of_the_chain(name, steps):
+    assert_law(name, steps, STRIDES[steps])
+
+
+@pytest.mark.parametrize("name", chains.NAMES)
+def test_a_stride_that_does_not_divide_the_chain_rounds_its_times(name):
+    """Times 8/3 and 4/3 of 4 are taken for 3 and 1: steps of one, two and one."""
+    assert_law(name, 3, (4, 3, 1, 0))
+    with pytest.raises(AssertionError):
+        assert_law(name, 3, (4, 3, 2, 1, 0))
+
+
+@pytest.mark.parametrize("top_k", [0, 1])
+@pytest.mark.parametrize("steps", [7, 8, 33])
+@pytest.mark.parametrize("name", chains.NAMES)
+def test_more_steps_than_the_chain_has_are_its_own_steps(name, steps, top_k):
+    """A step between two times that round to one changes nothing, whatever the network says."""
+    assert_law(name, steps, STRIDES[STEPS], top_k)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "nearest"])
+@pytest.mark.parametrize("s", [0, 1])
+def test_a_token_that_is_far_from_the_last_one_can_be_drawn(name, s):
+    """The network allows token 200 alone, and x_t = 7 came from there with a chance of e^-1000."""
+    vocab, steps = 400, 100
+    angle = 2 * np.pi * np.arange(vocab) / vocab
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    process = {
+        "gaussian": lambda: matrices.gaussian(d3pm_linear(steps), vocab, steps),
+        "nearest": lambda: matrices.neighbour_process(
+            d3pm_mutual_information(steps), circle, neighbours=2
+        ),
+    }[name]()
+    keys = example_keys(step_key(0, 0), jnp.arange(9))
+    logits = jnp.full((9, 1, vocab), -jnp.inf).at[:, :, 200].set(0.0)
+    x = process.reverse(keys, jnp.full((9, 1), 7), logits, s / steps, (s + 1) / steps)
+    assert (abs(x - 200) <= 10 * s).all()

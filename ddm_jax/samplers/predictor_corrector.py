@@ -1,0 +1,72 @@
+"""The psi samplers: a step forwards mixed with denoising in full and noising anew (Duo's code).
+
+x_s ~ kappa q(x_s | x_t) + (1 - kappa) sum_x0 q(x_s | x_0) q(x_0 | x_t), per position, where
+q(x_s | x_t) is the step of `ancestral`: kappa = 1 is `ancestral`, and below it a token that once
+was right for its neighbours may change with them. For masking this is the rule of remasking.py with
+sigma = (1 - kappa)(1 - alpha_s).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.categorical import categorical
+from ddm_jax.diffusion.randomness import example_keys, uniforms
+from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.samplers.draw import filtered
+from ddm_jax.samplers.remasking import remask
+from ddm_jax.samplers.signature import SampleSpec, Stats
+
+
+def predictor_corrector(
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Absorbing | Uniform,
+    spec: SampleSpec,
+    kappa: float = 0.9,
+) -> tuple[Array, Stats]:
+    """Samples in spec.steps equal steps of time, of which the last leaves no noise.
+
+    Arguments and results are those of `ancestral`, and kappa, from 0 to 1, is the part of the
+    ancestral step.
+    """
+    count, length = prompt.shape
+    keys = example_keys(key, jnp.arange(count))
+
+    def step(i: Array, x: Array) -> Array:
+        t, s = 1 - i / spec.steps, 1 - (i + 1) / spec.steps
+        s = jnp.where(i == spec.steps - 1, 0.0, s)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        readout = apply(params, x, jnp.full(count, process.condition(t)))
+        if isinstance(process, Absorbing):
+            sigma = (1 - kappa) * process.schedule.one_minus_alpha(s)
+            return remask(step_keys, x, fixed, readout, process, sigma, s, t, spec)
+        new = mix(step_keys, x, filtered(readout.logits(), spec), process, kappa, s, t)
+        return jnp.where(fixed, prompt, new)
+
+    start = process.prior(jax.vmap(jax.random.fold_in, (0, None))(keys, spec.steps), length)
+    tokens = jax.lax.fori_loop(0, spec.steps, step, jnp.where(fixed, prompt, start))
+    return tokens, Stats(nfe=jnp.full(count, spec.steps))
+
+
+def mix(
+    keys: Array, x: Array, logits: Array, process: Uniform, kappa: float, s: Array, t: Array
+) -> Array:
+    """One step from t to s: key[B], int32[B, L], float[B, L, V], float[], float[] -> int32[B, L].
+
+    Each position goes to s at once, or to 0 and from there to s.
+    """
+    which, what, noise = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
+    at_once = (uniforms(which, x.shape[1:]) < kappa) | (s <= 0)
+    first = jnp.where(at_once, s, 0.0)[..., None]
+    law = process.reverse_logits(x, logits, first, t)
+    # where two times are one step of a grid x_t stays, even if p rules it out
+    new = jnp.where(law.max(axis=-1) > -jnp.inf, categorical(what, law), x)
+    return process.corrupt(noise, new, jnp.full(len(x), s), movable=~at_once)

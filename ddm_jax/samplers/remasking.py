@@ -1,0 +1,84 @@
+"""ReMDM: masks are revealed, and tokens masked again (Wang et al. 2025, arXiv:2503.00307).
+
+q(x_s | x_t, x_0) of its eq. 6: a token of x_t turns into the mask with probability sigma, a mask
+into x_0 with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). Whatever sigma from 0 to min(1, (1 -
+alpha_s) / alpha_t), q(x_s | x_0) is that of masking, so the same network serves; 0 is `ancestral`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.randomness import example_keys, uniforms
+from ddm_jax.models.network import Readout
+from ddm_jax.samplers.draw import fill
+from ddm_jax.samplers.signature import SampleSpec, Stats
+
+
+def remdm(
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Absorbing,
+    spec: SampleSpec,
+    strategy: str = "cap",
+    eta: float = 0.04,
+) -> tuple[Array, Stats]:
+    """Samples in spec.steps equal steps of time, of which the last reveals all.
+
+    Arguments and results are those of `ancestral`, and
+
+      strategy: "cap" for sigma = min(eta, sigma_max), "rescale" for eta sigma_max, where sigma_max
+        is the bound above (section 4.1).
+      eta: from 0 to 1, how much is masked again.
+    """
+
+    def sigma(s: Array, t: Array) -> Array:
+        schedule = process.schedule
+        largest = jnp.minimum(1, schedule.one_minus_alpha(s) / schedule.alpha(t))
+        return jnp.minimum(eta, largest) if strategy == "cap" else eta * largest
+
+    count = prompt.shape[0]
+    keys = example_keys(key, jnp.arange(count))
+
+    def step(i: Array, x: Array) -> Array:
+        t, s = 1 - i / spec.steps, 1 - (i + 1) / spec.steps
+        s = jnp.where(i == spec.steps - 1, 0.0, s)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        readout = apply(params, x, jnp.full(count, process.condition(t)))
+        return remask(step_keys, x, fixed, readout, process, sigma(s, t), s, t, spec)
+
+    start = jnp.where(fixed, prompt, process.mask_id)
+    tokens = jax.lax.fori_loop(0, spec.steps, step, start)
+    return tokens, Stats(nfe=jnp.full(count, spec.steps))
+
+
+def remask(
+    keys: Array,
+    x: Array,
+    fixed: Array,
+    readout: Readout,
+    process: Absorbing,
+    sigma: Array,
+    s: Array,
+    t: Array,
+    spec: SampleSpec,
+) -> Array:
+    """One step from t to s: int32[B, L]. At s = 0 all is revealed and nothing masked again.
+
+    keys: key[B]. x: int32[B, L]. fixed: bool[B, L]. readout: of x. sigma, s, t: float[].
+    """
+    when, what = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    u = uniforms(when, x.shape[1:])
+    alpha, noise = process.schedule.alpha(t), process.schedule.one_minus_alpha(t)
+    chance = jnp.where(s <= 0, 1.0, process.reveal(s, t) + sigma * alpha / noise)
+    sigma = jnp.where(s <= 0, 0.0, sigma)
+    masked = (x == process.mask_id) & ~fixed
+    revealed = fill(what, x, masked & (u < chance), readout, spec)
+    return jnp.where(~masked & ~fixed & (u < sigma), process.mask_id, revealed)

@@ -1,0 +1,106 @@
+"""Route and denoise: RDM's sampler (Zheng et al. 2023, arXiv:2302.05737, section 4.3).
+
+Each step reads the network at all positions and lets the tokens it is surest of stand; the rest is
+noise again. The schedule fixes how many, the network which: the law is no longer that of the
+reverse process, but for absorbing noise routed by default.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.randomness import example_keys, uniforms
+from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.models.network import Readout
+from ddm_jax.samplers.draw import fill
+from ddm_jax.samplers.routing import State, falling, lowest, noise_count, noise_rate, route
+from ddm_jax.samplers.signature import SampleSpec, Stats
+
+
+def rdm(
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Absorbing | Uniform,
+    spec: SampleSpec,
+    routing: str = "uncond",
+    cutoff: str = "linear",
+    noise_scale: float = 0.0,
+) -> tuple[Array, Stats]:
+    """Samples in spec.steps steps, after the last of which nothing is noise.
+
+    Arguments and results are those of `ancestral`, and
+
+      routing: "uncond" or "cond", by the scores (routing.py); "default" reveals with the chance
+        (alpha_s - alpha_t) / (1 - alpha_t) of the process, for good.
+      cutoff: "linear" or "cosine", how many positions stay noise after each step.
+      noise_scale: times the rate of the cutoff, of the Gumbel noise on the scores that are ranked;
+        0 ranks the scores themselves.
+
+    The network is told time 1 - i / steps at step i. Scores are log-probabilities at temperature 1,
+    whatever tokens are drawn at; temperature 0 takes the best.
+    """
+    count, length = prompt.shape
+    keys = example_keys(key, jnp.arange(count))
+    schedule, steps = process.schedule, spec.steps
+
+    def step(i: Array, state: State) -> State:
+        t, s = 1 - i / steps, jnp.maximum(1 - (i + 1) / steps, 0)
+        what, when, whether, other = split(keys, i, 4)
+        readout = apply(params, state.tokens, jnp.full(count, process.condition(t)))
+        tokens, scores = denoise(what, state.tokens, ~fixed, readout, spec)
+
+        u = uniforms(when, (length,))
+        if routing == "default":
+            reveal = schedule.drop(s, t) / schedule.one_minus_alpha(t)
+            stays = (u >= reveal) & (i < steps - 1)
+        else:
+            ranked = scores
+            if noise_scale > 0:
+                ranked += noise_scale * noise_rate(i, steps, cutoff) * -jnp.log(-jnp.log(u))
+            k = noise_count((~fixed).sum(axis=1), i, steps, cutoff)
+            stays = lowest(ranked, k, ~fixed)
+        falls = falling(state, tokens, scores, stays, routing)
+
+        kept = uniforms(whether, (length,)) < schedule.alpha(t) / schedule.alpha(s)
+        noise = jnp.where(state.noised & kept, state.tokens, process.prior(other, length))
+        return route(state, tokens, scores, noise, stays, falls)
+
+    (start,) = split(keys, steps, 1)
+    start = jnp.where(fixed, prompt, process.prior(start, length))
+    state = State(start, jnp.zeros(start.shape, jnp.float32), ~fixed)
+    tokens = jax.lax.fori_loop(0, steps, step, state).tokens
+    return tokens, Stats(nfe=jnp.full(count, steps))
+
+
+def split(keys: Array, step: int | Array, number: int) -> Array:
+    """The keys of a step, `number` for each sequence: key[B] -> key[number, B]."""
+    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), number))(keys)
+    return jnp.moveaxis(keys, 1, 0)
+
+
+def denoise(
+    keys: Array, x: Array, free: Array, readout: Readout, spec: SampleSpec
+) -> tuple[Array, Array]:
+    """A token for every free position and its log-probability: int32[B, L], float32[B, L]."""
+
+    def drawn() -> tuple[Array, Array]:
+        tokens = fill(keys, x, free, readout, spec)
+        logit, lse = readout.target(tokens)
+        return tokens, (logit - lse).astype(jnp.float32)
+
+    def best() -> tuple[Array, Array]:
+        def read(logits: Array) -> tuple[Array, Array]:
+            score = logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+            return logits.argmax(axis=-1).astype(jnp.int32), score.astype(jnp.float32)
+
+        tokens, scores = readout.read(read)
+        return jnp.where(free, tokens, x), scores
+
+    return jax.lax.cond(jnp.asarray(spec.temperature) > 0, drawn, best)
