@@ -29,6 +29,7 @@ from ddm_jax.parallel.layouts import dp
 from ddm_jax.prompts import Prompt, between, from_template, read_template
 from ddm_jax.trained import draw, make_program, make_spec, open_run, with_sampler
 from ddm_jax.training.interrupt import Interrupt
+from ddm_jax.training.record import read_record
 from ddm_jax.training.writers import write_atomically
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
@@ -75,12 +76,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     _check_flags()
     workdir, num = Path(_WORKDIR.value).expanduser(), _NUM.value
+    # all that can be wrong in the flags is found before weights are read, which may take minutes
+    config, tokenizer = read_record(workdir)
+    config = with_sampler(config, _SAMPLER.value, _STEPS.value, _LENGTH.value, _OPTION.value)
+    name, steps, length = config.sampler.name, config.sampler.steps, config.data.length
+    prompt, texts = _read_prompt(tokenizer, length)
     batch_size = min(_BATCH_SIZE.value, num)
     layout = dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
     run = open_run(workdir, layout)
-    config = with_sampler(run.config, _SAMPLER.value, _STEPS.value, _LENGTH.value, _OPTION.value)
-    name, steps, length = config.sampler.name, config.sampler.steps, config.data.length
-    prompt, texts = _read_prompt(run.tokenizer, length)
     out = workdir / "samples" / f"{run.step:08d}-{name}-{steps}.jsonl"
     out = Path(_OUT.value).expanduser() if _OUT.value else out
     _check_out(out)
@@ -105,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
         for tokens, nfe, seconds in draw(program, run.params, key, rows, spec, num):
             total_s += seconds
             for row, evaluations in zip(tokens, nfe, strict=True):
-                sample = {"text": run.tokenizer.decode(row), "tokens": row.tolist()}
+                sample = {"text": tokenizer.decode(row), "tokens": row.tolist()}
                 samples.append(sample | {"nfe": int(evaluations), "seconds": seconds / batch_size})
             progress.show(samples, total_s)
             if interrupt.received:

@@ -184,7 +184,7 @@ TOGETHER = {
         overrides(sampler__name="blockwise"),
         "config.sampler.name='blockwise'",
         "'radd_t_dce'",
-        "use 'ancestral'",
+        "use one of event_driven, ancestral",
     ),
     "option of another objective": (
         overrides(objective__block_size=4),

@@ -17,7 +17,7 @@ from tests.enumerable import random_joint
 from tests.laws import chi_square
 from tests.visible import exact_table, visible_network
 
-VOCAB, LENGTH, COUNT = 3, 3, 40_000
+VOCAB, LENGTH, COUNT = 3, 3, 100_000
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
 
 

@@ -19,7 +19,7 @@ from tests.enumerable import all_sequences, conditionals, random_joint
 from tests.laws import chi_square
 from tests.visible import exact_table, visible_network
 
-VOCAB, LENGTH, COUNT = 3, 4, 40_000
+VOCAB, LENGTH, COUNT = 3, 4, 100_000
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
 STATES = all_sequences(VOCAB + 1, LENGTH)  # the mask is token VOCAB
 MASKS = [VOCAB] * LENGTH
