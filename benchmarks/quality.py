@@ -39,7 +39,7 @@ NO_STEPS = ("first_hitting", "ordered", "entropy", "autoregressive")  # --steps 
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run to sample from.")
 _JUDGE = flags.DEFINE_string("judge", "", "Autoregressive run that judges the samples.")
-_STEPS = flags.DEFINE_list("steps", ["4", "8", "16", "32", "64", "256"], "Numbers of steps.")
+_STEPS = flags.DEFINE_list("steps", ["4", "8", "16", "32", "64"], "Numbers of steps.")
 _NUM = flags.DEFINE_integer("num", 128, "Sequences of each sampler and number of steps.")
 _SAMPLERS = flags.DEFINE_list("samplers", [], "Samplers; all that fit the run if empty.")
 _PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw.")
@@ -183,7 +183,7 @@ def draw_picture(rows: list[Row], path: Path) -> None:
         axis.axhline(value(rows[0]), color="black", linewidth=1, linestyle=":", label="real text")
         for i, name in enumerate(names):
             points = [(row.nfe, value(row)) for row in rows if row.sampler == name]
-            style = {"color": f"C{i % 10}", "marker": "os^Dv"[i // 10 + (len(points) == 1)]}
+            style = {"color": plt.get_cmap("tab20")(i), "marker": "os"[len(points) == 1]}
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1, markersize=5, **style)
         axis.set_xscale("log", base=2)
         axis.set_xlabel("network evaluations of a sequence")

@@ -47,7 +47,7 @@ class ModelConfig:
     tied_head: bool = False
     dropout: float = number(0.0, low=0, high=0.99)
     compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
-    attention: str = choice("auto", "xla", "cudnn")  # jax.nn.dot_product_attention
+    attention: str = choice("auto", "plain", "xla", "cudnn")  # models/attention.py
     remat: str = choice("none", "dots", "full")  # what the backward pass recomputes
 
 

@@ -15,13 +15,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ddm_jax.config import ModelConfig
+from ddm_jax.models.attention import ATTENTION
 
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-ATTENTION = {"auto": None, "xla": "xla", "cudnn": "cudnn"}
 SIGMA_FREQUENCIES = 128  # cosines and as many sines; SEDD's frequency_embedding_size is 256
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what a PyTorch Linear starts from, as in the published code.
@@ -184,14 +184,8 @@ class Block(nnx.Module):
         if read is not None:
             q = taken(q, read)
             mask = mask if mask is None else mask[0].at[read].get(mode="clip")
-        mixed = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask if mask is None else mask[:, None],
-            is_causal=causal,
-            implementation=ATTENTION[self.config.attention],
-        )
+        mask = mask if mask is None else mask[:, None]
+        mixed = ATTENTION[self.config.attention](q, k, v, mask, causal)
         return self.out(mixed), (k, v)
 
     def mlp(self, x: Array) -> Array:

@@ -15,7 +15,8 @@ from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.models.network import LOGIT_BYTES, Readout
 from ddm_jax.samplers.signature import SampleSpec
 
-FEW, MANY = 8, 64  # positions of a sequence that are read at once, where none has more or some do
+FEW = 8  # positions of a sequence that are read at once, where none has more
+ROWS = 256  # of the head, over all sequences, that are read at once where some have more
 
 
 def filtered(logits: Array, spec: SampleSpec) -> Array:
@@ -73,8 +74,8 @@ def fill(keys: Array, x: Array, chosen: Array, readout: Readout, spec: SampleSpe
 
         return lambda x: jax.lax.fori_loop(0, -(-numbers // size), chunk, x)
 
-    row_bytes = 4 * count * readout.bias.shape[0]
-    many = min(max(LOGIT_BYTES // row_bytes, 1), MANY, length)
+    most = max(LOGIT_BYTES // (4 * count * readout.bias.shape[0]), 1)
+    many = min(max(ROWS // count, FEW), most, length)
     if many <= FEW:
         return in_chunks_of(many)(x)
     return jax.lax.cond(numbers <= FEW, in_chunks_of(FEW), in_chunks_of(many), x)

@@ -9,8 +9,7 @@ from ddm_jax.config import ModelConfig
 from ddm_jax.models.network import make_network, padded_vocab
 from tests.models.published import params_from_state_dict
 
-# jax.nn.dot_product_attention keeps its softmax in float32, hence the atol in float64
-TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 2e-6}}
+TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-9}}
 SUFFIX = {"float32": "", "float64": "__f64"}
 
 

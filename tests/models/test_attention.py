@@ -1,0 +1,65 @@
+"""Our attention on the CPU is jax's, in value and gradient, for every pattern that is used."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax.models.attention import ATTENTION, fastest, library, plain
+
+B, T, S, H, D = 2, 5, 7, 3, 4
+
+
+def inputs(dtype="float32", queries=T):
+    shapes = ((B, queries, H, D), (B, S, H, D), (B, S, H, D))
+    random = np.random.default_rng(0)
+    return tuple(jnp.asarray(3 * random.normal(size=shape), dtype) for shape in shapes)
+
+
+def patterns():
+    random = np.random.default_rng(1)
+    shared, own = random.random((1, 1, T, S)) < 0.6, random.random((B, 1, T, S)) < 0.6
+    some = np.arange(S) == 0  # every query sees something
+    return {"all": None, "shared": jnp.asarray(shared | some), "own": jnp.asarray(own | some)}
+
+
+@pytest.mark.parametrize("pattern", ["all", "shared", "own", "causal"])
+def test_plain_attention_is_that_of_the_library(pattern):
+    causal = pattern == "causal"
+    q, k, v = inputs(queries=S if causal else T)
+    mask = None if causal else patterns()[pattern]
+    close = functools.partial(np.testing.assert_allclose, atol=3e-5)
+    close(*(f(q, k, v, mask, causal) for f in (plain, library)))
+    gradients = (
+        jax.grad(lambda args, f=f: jnp.sin(f(*args, mask, causal)).sum())((q, k, v))
+        for f in (plain, library)
+    )
+    jax.tree.map(close, *gradients)
+
+
+def test_large_scores_and_bfloat16_do_no_harm():
+    q, k, v = inputs("bfloat16")
+    exact = plain(*(x.astype(jnp.float32) for x in (q, k, v)), None, False)
+    assert plain(q, k, v, None, False).dtype == jnp.bfloat16
+    np.testing.assert_allclose(plain(q, k, v, None, False), exact, atol=0.1)
+    assert np.isfinite(plain(1e3 * q, k, v, None, False).astype(jnp.float32)).all()
+
+
+def test_float64_is_kept(float64):
+    q, k, v = inputs("float64")
+    scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(D)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    want = np.einsum("bhts,bshd->bthd", p / p.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(plain(q, k, v, None, False), want, rtol=1e-12)
+
+
+def test_every_name_is_compiled_on_the_cpu_but_cudnn():
+    q, k, v = inputs()
+    want = library(q, k, v, None, False)
+    for name in ("auto", "plain", "xla"):
+        np.testing.assert_allclose(ATTENTION[name](q, k, v, None, False), want, atol=2e-6)
+    text = jax.jit(functools.partial(fastest, mask=None, causal=False)).lower(q, k, v).as_text()
+    alone = jax.jit(functools.partial(plain, mask=None, causal=False)).lower(q, k, v).as_text()
+    assert text.count("dot_general") == alone.count("dot_general") == 2
