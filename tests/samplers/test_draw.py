@@ -11,7 +11,8 @@ from scipy.stats import chi2
 from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.models.network import Readout
 from ddm_jax.samplers import SampleSpec
-from ddm_jax.samplers.draw import FEW, ROWS, draw, fill, filtered
+from ddm_jax.samplers.draw import FEW, draw, fill, filtered
+from ddm_jax.samplers.draw import ROWS as READ_ROWS
 from tests.programs import outputs
 
 
@@ -83,7 +84,7 @@ def test_bfloat16_logits_are_those_of_their_values():
 
 
 VOCAB, LENGTH, COUNT = 5, 70, 6
-MANY = ROWS // COUNT
+MANY = READ_ROWS // COUNT
 
 
 def readout(logits):
