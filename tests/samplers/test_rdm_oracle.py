@@ -260,6 +260,26 @@ def test_trajectories_equal_oracle(oracle, kind):
     assert ran >= 3
 
 
+def test_default_trajectory_equals_oracle(oracle):
+    """Masks revealed with chance stepsize / step, decided by the recorded uniforms."""
+    arrays, record = oracle("rdm", "trajectories")
+    config = record["config"]
+    steps = cur_steps(config["T"], config["max_step"])
+    tokens = arrays["absorbing_default_tokens"]
+    movable = movable_of(tokens[0], config)
+    state = State(jnp.asarray(tokens[0]), jnp.zeros(movable.shape), jnp.asarray(movable))
+    noise = jnp.full(movable.shape, config["specials"]["unk_mask"])
+    for i in range(config["max_step"]):
+        logits = arrays["emb"][np.asarray(state.tokens)] + arrays["pos"]
+        logits = said(logits + steps[i] / config["T"] * arrays["tvec"], "absorbing", config)
+        best, log_p = jnp.argmax(logits, -1), jax.nn.log_softmax(logits).max(-1)
+        stays = jnp.asarray(arrays["absorbing_default_draw0"][i] >= 1 - steps[i + 1] / steps[i])
+        state = route(
+            state, best, log_p, noise, stays, falling(state, best, log_p, stays, "default")
+        )
+        np.testing.assert_array_equal(state.tokens, tokens[i + 1])
+
+
 def noise_tokens(oracle, config, steps, i, tokens, u):
     """argmax of Gumbel noise on log q_noise(. | x_t): x_t kept, or noise without special tokens."""
     arrays, _ = oracle("rdm", "schedules")
