@@ -162,7 +162,11 @@ TOGETHER = {
     "process": (overrides(process__name="foo"), "config.process.name='foo'", "absorbing"),
     "sampler": (overrides(sampler__name="foo"), "config.sampler.name='foo'", "ancestral"),
     "layout": (overrides(layout__name="foo"), "config.layout.name='foo'", "dp"),
-    "attention": (overrides(model__attention="x"), "model.attention='x'", "auto, xla, cudnn"),
+    "attention": (
+        overrides(model__attention="x"),
+        "model.attention='x'",
+        "auto, plain, xla, cudnn",
+    ),
     "option of another schedule": (
         overrides(schedule__k=3),
         "config.schedule.k does not apply",
