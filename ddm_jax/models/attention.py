@@ -33,13 +33,14 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Arr
     """
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bhtd,bhsd->bhts", q * q.shape[-1] ** -0.5, k).astype(dtype)
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=dtype)
+    scores = scores * q.shape[-1] ** -0.5
     if causal:
         mask = jnp.tri(q.shape[2], k.shape[2], dtype=bool)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v)
+    mixed = jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v, preferred_element_type=dtype)
     mixed = mixed / weights.sum(axis=-1, keepdims=True)
     return jnp.swapaxes(mixed.astype(v.dtype), 1, 2)
 

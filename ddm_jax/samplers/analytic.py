@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.randomness import example_keys, uniforms
+from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.diffusion.uniform import Uniform
 from ddm_jax.models.network import Readout
+from ddm_jax.samplers.ancestral import through_time
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
@@ -61,23 +62,15 @@ def jump(
     law: Law,
 ) -> tuple[Array, Stats]:
     """Samples by a law: each position of its own in every step. The rest is as in `ancestral`."""
-    count, length = prompt.shape
-    keys = example_keys(key, jnp.arange(count))
 
-    def step(i: Array, x: Array) -> Array:
-        t, s = 1 - i / spec.steps, 1 - (i + 1) / spec.steps
-        s = jnp.where(i == spec.steps - 1, 0.0, s)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        when, what = jnp.moveaxis(jax.vmap(jax.random.split)(step_keys), 1, 0)
-        readout = apply(params, x, jnp.full(count, process.condition(t)))
+    def step(keys: Array, x: Array, readout: Readout, s: Array, t: Array) -> Array:
+        when, what = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         chance = readout.read(lambda logits, xt: law(logits, xt, s, t)[0], x)
-        chosen = ~fixed & (uniforms(when, (length,)) < chance)
+        chosen = ~fixed & (uniforms(when, x.shape[1:]) < chance)
         jumps = _Jumps(readout, x, lambda logits, xt: law(logits, xt, s, t)[1])
         return fill(what, x, chosen, jumps, spec)
 
-    start = process.prior(jax.vmap(jax.random.fold_in, (0, None))(keys, spec.steps), length)
-    tokens = jax.lax.fori_loop(0, spec.steps, step, jnp.where(fixed, prompt, start))
-    return tokens, Stats(nfe=jnp.full(count, spec.steps))
+    return through_time(step, apply, params, key, prompt, fixed, process, spec)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.randomness import example_keys
+from ddm_jax.models.network import Readout
 from ddm_jax.samplers.draw import filtered
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
@@ -39,16 +40,40 @@ def ancestral(
     Returns:
       tokens int32[B, L], without a mask, and Stats with nfe = spec.steps.
     """
+
+    def step(keys: Array, x: Array, readout: Readout, s: Array, t: Array) -> Array:
+        return process.reverse(keys, x, filtered(readout.logits(), spec), s, t)
+
+    return through_time(step, apply, params, key, prompt, fixed, process, spec)
+
+
+def through_time(
+    step: Callable[[Array, Array, Readout, Array, Array], Array],
+    apply: Callable,
+    params: Any,
+    key: Array,
+    prompt: Array,
+    fixed: Array,
+    process: Any,
+    spec: SampleSpec,
+) -> tuple[Array, Stats]:
+    """The loop of every sampler that evaluates the network at each of spec.steps equal steps.
+
+    step: (keys key[B], x_t int32[B, L], its readout, s, t float[]) -> x_s; the last s is 0 exactly.
+    What it does to fixed positions is undone. The rest is as in `ancestral`.
+    """
     count, length = prompt.shape
     keys = example_keys(key, jnp.arange(count))
 
-    def step(i: Array, x: Array) -> Array:
+    def at(i: int | Array) -> Array:
+        return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+
+    def one(i: Array, x: Array) -> Array:
         t, s = 1 - i / spec.steps, 1 - (i + 1) / spec.steps
         s = jnp.where(i == spec.steps - 1, 0.0, s)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        logits = apply(params, x, jnp.full(count, process.condition(t))).logits()
-        return jnp.where(fixed, prompt, process.reverse(step_keys, x, filtered(logits, spec), s, t))
+        readout = apply(params, x, jnp.full(count, process.condition(t)))
+        return jnp.where(fixed, prompt, step(at(i), x, readout, s, t))
 
-    start = process.prior(jax.vmap(jax.random.fold_in, (0, None))(keys, spec.steps), length)
-    tokens = jax.lax.fori_loop(0, spec.steps, step, jnp.where(fixed, prompt, start))
+    start = jnp.where(fixed, prompt, process.prior(at(spec.steps), length))
+    tokens = jax.lax.fori_loop(0, spec.steps, one, start)
     return tokens, Stats(nfe=jnp.full(count, spec.steps))

@@ -15,8 +15,10 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.categorical import categorical
-from ddm_jax.diffusion.randomness import example_keys, uniforms
+from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.models.network import Readout
+from ddm_jax.samplers.ancestral import through_time
 from ddm_jax.samplers.draw import filtered
 from ddm_jax.samplers.remasking import remask
 from ddm_jax.samplers.signature import SampleSpec, Stats
@@ -37,23 +39,14 @@ def predictor_corrector(
     Arguments and results are those of `ancestral`, and kappa, from 0 to 1, is the part of the
     ancestral step.
     """
-    count, length = prompt.shape
-    keys = example_keys(key, jnp.arange(count))
 
-    def step(i: Array, x: Array) -> Array:
-        t, s = 1 - i / spec.steps, 1 - (i + 1) / spec.steps
-        s = jnp.where(i == spec.steps - 1, 0.0, s)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        readout = apply(params, x, jnp.full(count, process.condition(t)))
+    def step(keys: Array, x: Array, readout: Readout, s: Array, t: Array) -> Array:
         if isinstance(process, Absorbing):
             sigma = (1 - kappa) * process.schedule.one_minus_alpha(s)
-            return remask(step_keys, x, fixed, readout, process, sigma, s, t, spec)
-        new = mix(step_keys, x, filtered(readout.logits(), spec), process, kappa, s, t)
-        return jnp.where(fixed, prompt, new)
+            return remask(keys, x, fixed, readout, process, sigma, s, t, spec)
+        return mix(keys, x, filtered(readout.logits(), spec), process, kappa, s, t)
 
-    start = process.prior(jax.vmap(jax.random.fold_in, (0, None))(keys, spec.steps), length)
-    tokens = jax.lax.fori_loop(0, spec.steps, step, jnp.where(fixed, prompt, start))
-    return tokens, Stats(nfe=jnp.full(count, spec.steps))
+    return through_time(step, apply, params, key, prompt, fixed, process, spec)
 
 
 def mix(

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.randomness import example_keys, uniforms
+from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.models.network import Readout
+from ddm_jax.samplers.ancestral import through_time
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
@@ -44,19 +45,10 @@ def remdm(
         largest = jnp.minimum(1, schedule.one_minus_alpha(s) / schedule.alpha(t))
         return jnp.minimum(eta, largest) if strategy == "cap" else eta * largest
 
-    count = prompt.shape[0]
-    keys = example_keys(key, jnp.arange(count))
+    def step(keys: Array, x: Array, readout: Readout, s: Array, t: Array) -> Array:
+        return remask(keys, x, fixed, readout, process, sigma(s, t), s, t, spec)
 
-    def step(i: Array, x: Array) -> Array:
-        t, s = 1 - i / spec.steps, 1 - (i + 1) / spec.steps
-        s = jnp.where(i == spec.steps - 1, 0.0, s)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        readout = apply(params, x, jnp.full(count, process.condition(t)))
-        return remask(step_keys, x, fixed, readout, process, sigma(s, t), s, t, spec)
-
-    start = jnp.where(fixed, prompt, process.mask_id)
-    tokens = jax.lax.fori_loop(0, spec.steps, step, start)
-    return tokens, Stats(nfe=jnp.full(count, spec.steps))
+    return through_time(step, apply, params, key, prompt, fixed, process, spec)
 
 
 def remask(

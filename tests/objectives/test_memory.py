@@ -9,24 +9,17 @@ from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.experiment import make_parts, settle
 from ddm_jax.models import network as network_module
 from ddm_jax.objectives import OBJECTIVES, Noise
+from tests.programs import outputs
 
 VOCAB, BATCH, LENGTH = 5_000, 4, 16
 
 
 def largest_float(jaxpr):
     """The size of the largest float array that a program computes, inner programs included."""
-    sizes = [0]
-    for equation in jaxpr.eqns:
-        for out in equation.outvars:
-            if jnp.issubdtype(getattr(out.aval, "dtype", jnp.int32), jnp.floating):
-                sizes.append(out.aval.size)
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                sizes.append(largest_float(inner))
-    return max(sizes)
+    floats = (
+        x for _, x in outputs(jaxpr) if jnp.issubdtype(getattr(x, "dtype", int), jnp.floating)
+    )
+    return max(x.size for x in floats)
 
 
 def gradient_program(name):
