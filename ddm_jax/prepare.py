@@ -1,4 +1,4 @@
-"""Command line: text -> a prepared set of packed tokens. See docs/data.md.
+"""Command line: text -> a prepared set of packed tokens, or of pairs. See docs/data.md.
 
 python -m ddm_jax.prepare --source=embedded --tokenizer=gpt2 --length=1024 --out=/data/sotu
 """
@@ -16,20 +16,35 @@ from ddm_jax.data import sources, tokenizers
 from ddm_jax.data.builder import BeamSpec
 from ddm_jax.data.packing import PACKS
 from ddm_jax.data.prepare import prepare
+from ddm_jax.data.prepare_pairs import prepare_pairs
 from ddm_jax.data.prepared import PreparedSet, PrepareSpec, default_folder
+from ddm_jax.data.prepared_pairs import PairSpec, PreparedPairs, spec_kind
+from ddm_jax.errors import UserError
 
 DEFAULTS = PrepareSpec()
+PAIR_DEFAULTS = PairSpec()
 
 _SOURCE = flags.DEFINE_string("source", DEFAULTS.source, f"One of {', '.join(sources.KINDS)}.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", DEFAULTS.tokenizer, f"One of {', '.join(tokenizers.KINDS)}."
 )
-_LENGTH = flags.DEFINE_integer("length", DEFAULTS.length, "Tokens a block.")
+_LENGTH = flags.DEFINE_integer(
+    "length", DEFAULTS.length, "Tokens a block; of pairs, of the longest target, EOS included."
+)
+_SOURCE_LENGTH = flags.DEFINE_integer(
+    "source_length",
+    PAIR_DEFAULTS.source_length,
+    "Of pairs: tokens of the longest source, likewise.",
+)
 _PACK = flags.DEFINE_enum("pack", DEFAULTS.pack, list(PACKS), "How documents become blocks.")
+_VALIDATION_FILES = flags.DEFINE_string(
+    "validation", PAIR_DEFAULTS.validation, "Held-out pairs, named like --source=pairs:...."
+)
+_TEST_FILES = flags.DEFINE_string("test", PAIR_DEFAULTS.test, "Likewise.")
 _VALIDATION = flags.DEFINE_float(
     "validation_fraction",
     DEFAULTS.validation_fraction,
-    "Of the documents, where the source has no such split.",
+    "Of the documents or pairs, where there is no such split.",
 )
 _TEST = flags.DEFINE_float("test_fraction", DEFAULTS.test_fraction, "Likewise.")
 _ROOT = flags.DEFINE_string("root", "~/.cache/ddm_jax", "Prepared sets lie here by default.")
@@ -42,8 +57,15 @@ _BEAM_OPTIONS = flags.DEFINE_multi_string(
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
-def summary(prepared: PreparedSet) -> str:
+# What has no meaning for the other kind of data.
+OF_BLOCKS = ("pack", "beam_runner", "beam_options")
+OF_PAIRS = ("validation", "test", "source_length")
+
+
+def summary(prepared: PreparedSet | PreparedPairs) -> str:
     """A few lines for a reader."""
+    if isinstance(prepared, PreparedPairs):
+        return _pair_summary(prepared)
     lines = [f"{prepared.folder}: {prepared.tokenizer.name}, blocks of {prepared.length}"]
     for split, info in prepared.splits.items():
         lines.append(
@@ -57,22 +79,46 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line.
 
     Raises:
-        UserError: see `ddm_jax.data.prepare.prepare`.
+        UserError: see `ddm_jax.data.prepare.prepare` and `prepare_pairs`; or a flag that has no
+            meaning for the source.
     """
     del argv
-    spec = PrepareSpec(
-        **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(PrepareSpec)}
-    )
+    kind = spec_kind(_SOURCE.value)
+    _check_flags(OF_BLOCKS if kind is PairSpec else OF_PAIRS)
+    spec = kind(**{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(kind)})
     beam = BeamSpec(_BEAM_RUNNER.value, tuple(_BEAM_OPTIONS.value)) if _BEAM_RUNNER.value else None
     out = Path(_OUT.value) if _OUT.value else default_folder(_ROOT.value, spec)
     try:
-        prepared = prepare(spec, out, workers=_WORKERS.value, beam=beam)
+        if isinstance(spec, PairSpec):
+            prepared = prepare_pairs(spec, out, workers=_WORKERS.value)
+        else:
+            prepared = prepare(spec, out, workers=_WORKERS.value, beam=beam)
     except KeyboardInterrupt:
         print("Interrupted: nothing is left behind.", file=sys.stderr)
         sys.exit(130)
     print(summary(prepared))
     if _JSON.value:
         print(json.dumps({"folder": str(prepared.folder), **prepared.description()}))
+
+
+def _pair_summary(prepared: PreparedPairs) -> str:
+    source, target = prepared.spec.source_length, prepared.length
+    lines = [f"{prepared.folder}: {prepared.tokenizer.name}, pairs of up to {source} and {target}"]
+    for split, info in prepared.splits.items():
+        lines.append(
+            f"  {split:<10} {info.pairs:>9,} pairs {info.source_tokens:>11,} -> {info.tokens:>11,} "
+            f"tokens  {info.long:,} too long  {info.empty:,} with an empty side left out"
+        )
+    return "\n".join(lines)
+
+
+def _check_flags(foreign: Sequence[str]) -> None:
+    for name in foreign:
+        if flags.FLAGS[name].present:
+            raise UserError(
+                f"--{name}={flags.FLAGS[name].value} does not apply to --source={_SOURCE.value}: "
+                "leave it out."
+            )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class PackedText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         length = next(iter(self._streams.values())).length
-        return _UnpublishedInfo(
+        return UnpublishedInfo(
             builder=self,
             description="Text as packed blocks of tokens, prepared by ddm_jax.",
             features=tfds.features.FeaturesDict(
@@ -95,7 +95,9 @@ class BeamPackedText(PackedText):
         }
 
 
-class _UnpublishedInfo(tfds.core.DatasetInfo):
+class UnpublishedInfo(tfds.core.DatasetInfo):
+    """The description of a data set that is made here."""
+
     def initialize_from_bucket(self) -> None:
         """There is no published copy to look for, and TFDS would leave an empty folder in /tmp."""
 
@@ -119,6 +121,15 @@ def build(
         beam_runner=None if beam is None else beam.runner,
         beam_options=None if beam is None else _beam_options(beam),
     )
+    return write(builder, folder, config)
+
+
+def write(
+    builder: tfds.core.DatasetBuilder,
+    folder: Path,
+    config: tfds.download.DownloadConfig | None = None,
+) -> Path:
+    """Writes the data set of a builder below `folder`; returns the folder of dataset_info.json."""
     tfds.disable_progress_bar()  # one bar is enough
     # TFDS prints that it downloads, and where to: a folder that is about to be renamed.
     with contextlib.redirect_stdout(io.StringIO()):

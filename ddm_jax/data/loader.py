@@ -3,12 +3,12 @@
 The order is global and a function of the seed: example p of training is entry p of the shuffled
 blocks, shuffled anew each epoch, without end. Global batch s is examples [s B, (s + 1) B), and
 process k of n reads rows [k B/n, (k + 1) B/n) of it. So the batches do not depend on the number of
-processes or workers, and the position of an iterator is one number, the step.
+processes or workers, and the position of an iterator is one number, the step. The same holds of
+pairs, whose batches have a few shapes: see `pair_batches`.
 """
 
 import dataclasses
 import functools
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -17,17 +17,21 @@ import jax
 import numpy as np
 from absl import flags
 
+from ddm_jax.data import pair_batches
+from ddm_jax.data.order import shuffled
+from ddm_jax.data.pair_batches import Batch, PairEvalBatches, PairTrainBatches
 from ddm_jax.data.prepared import PreparedSet
+from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.data.records import Blocks
 from ddm_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
-
 
 class TrainIterator(Iterator[Batch]):
-    """Endless batches {"tokens": int32[b, L], "valid": bool[b, L]}; the state is the step."""
+    """Endless batches as of `train_iterator`; the state is the step."""
 
-    def __init__(self, batches: "_TrainBatches", workers: int, prefetch: int) -> None:
+    def __init__(
+        self, batches: "_TrainBatches | PairTrainBatches", workers: int, prefetch: int
+    ) -> None:
         self._batches = batches
         self._workers = workers
         self._prefetch = prefetch
@@ -70,7 +74,7 @@ class TrainIterator(Iterator[Batch]):
 
 
 def train_iterator(
-    prepared: PreparedSet,
+    prepared: PreparedSet | PreparedPairs,
     *,
     batch_size: int,
     seed: int,
@@ -81,9 +85,12 @@ def train_iterator(
 ) -> TrainIterator:
     """Endless shuffled batches of the train split.
 
+    Those of blocks are {"tokens": int32[b, L], "valid": bool[b, L]}; those of pairs also have
+    "seen", "source" and "source_valid" (`pair_records.Pairs.read`), and one of several shapes.
+
     Args:
         prepared: the set to read.
-        batch_size: B, over all processes.
+        batch_size: B, over all processes; of pairs, rows of a batch of the longest bucket.
         seed: decides the order.
         process_index: k, which rows of the global batch to read.
         process_count: n, of b = B/n rows each.
@@ -91,15 +98,19 @@ def train_iterator(
         prefetch: batches read ahead, by each worker.
 
     Raises:
-        UserError: B is not a multiple of n, or the split has no block.
+        UserError: B is not a multiple of n, or the split has no block or pair.
     """
     rows = _share(batch_size, process_index, process_count)
+    if isinstance(prepared, PreparedPairs):
+        pairs = prepared.pairs("train")
+        buckets = pair_batches.fill(prepared, "train", rows, process_count)
+        return TrainIterator(PairTrainBatches(pairs, buckets, seed), workers, prefetch)
     blocks = prepared.blocks("train")
     return TrainIterator(_TrainBatches(blocks, seed, batch_size, rows), workers, prefetch)
 
 
 def eval_batches(
-    prepared: PreparedSet,
+    prepared: PreparedSet | PreparedPairs,
     split: str,
     *,
     batch_size: int,
@@ -107,25 +118,31 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every block of a split once, in order: {"tokens": int32[b, L], "valid": bool[b, L]}.
+    """Every block of a split once, in order, or every pair that fits, by bucket.
 
     All batches have the full shape; rows after the last block hold EOS and are nowhere valid.
+    Batches are as of `train_iterator`.
 
     Args:
         prepared: the set to read.
         split: "train", "validation" or "test".
-        batch_size: B, over all processes.
-        limit: read this many blocks at most.
+        batch_size: B, over all processes; of pairs, rows of a batch of the longest bucket.
+        limit: read the first so many blocks or pairs at most.
         process_index: k; process k reads the same rows of a batch as in training.
         process_count: n.
 
     Raises:
-        UserError: B is not a multiple of n, or the split has no block.
+        UserError: B is not a multiple of n, or the split has no block or pair.
     """
     rows = _share(batch_size, process_index, process_count)
-    blocks = prepared.blocks(split)
-    count = len(blocks) if limit is None else min(limit, len(blocks))
-    batches = _EvalBatches(blocks, batch_size, rows, count, prepared.tokenizer.eos_id)
+    if isinstance(prepared, PreparedPairs):
+        pairs = prepared.pairs(split)
+        buckets = pair_batches.fill(prepared, split, rows, process_count, limit)
+        batches = PairEvalBatches(pairs, buckets)
+    else:
+        blocks = prepared.blocks(split)
+        count = len(blocks) if limit is None else min(limit, len(blocks))
+        batches = _EvalBatches(blocks, batch_size, rows, count, prepared.tokenizer.eos_id)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(num_threads=1)))
 
 
@@ -148,10 +165,7 @@ class _TrainBatches:
 
     @functools.cached_property
     def _order(self) -> grain.MapDataset[int]:
-        # Grain shuffles epoch e with seed + e: hashed, neighbouring seeds share no epoch.
-        digest = hashlib.sha256(str(self.seed).encode()).digest()
-        shuffle_seed = int.from_bytes(digest[:4], "big")
-        return grain.MapDataset.range(len(self.blocks)).shuffle(seed=shuffle_seed)
+        return shuffled(len(self.blocks), str(self.seed))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,6 @@
-"""Text source -> prepared set, at once or never: built in a temporary folder, renamed when done."""
+"""Text source -> prepared set of packed tokens."""
 
-import contextlib
-import dataclasses
-import importlib.metadata
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -16,17 +10,10 @@ from tqdm import tqdm
 
 from ddm_jax.data import builder, sources, tokenizers
 from ddm_jax.data.builder import BeamSpec
+from ddm_jax.data.folders import check_free, publish, temporary_sibling
 from ddm_jax.data.packing import PACKS
-from ddm_jax.data.prepared import (
-    COUNTS,
-    MARKER,
-    PreparedSet,
-    PrepareSpec,
-    SplitInfo,
-    is_prepared,
-    open_prepared,
-)
-from ddm_jax.data.reuse import same_spec, unchanged
+from ddm_jax.data.prepared import COUNTS, PreparedSet, PrepareSpec, SplitInfo, is_prepared
+from ddm_jax.data.reuse import finished
 from ddm_jax.data.sources import Source
 from ddm_jax.data.splits import SPLITS, HeldOut, split_of, without_own_splits
 from ddm_jax.data.tokenise import (
@@ -65,17 +52,14 @@ def prepare(
     """
     _check(spec)
     out = out.expanduser()
-    spec = dataclasses.replace(spec, source=sources.absolute(spec.source))
+    spec = spec.absolute()
     if is_prepared(out):
-        return unchanged(same_spec(open_prepared(out), spec))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"out={out} exists and is not a finished set: remove it or choose another folder."
-        )
-    source, stamp = sources.open_source(spec.source), sources.stamp(spec.source)
+        return finished(out, spec)
+    check_free(out)
+    source, stamp = sources.open_source(spec.source), spec.stamp()
     wanted = HeldOut(spec.validation_fraction, spec.test_fraction)
     held_out = without_own_splits(wanted, source.shards)
-    with _temporary_sibling(out) as scratch:
+    with temporary_sibling(out) as scratch:
         tokenizer = tokenizers.make(spec.tokenizer, lambda: _train_documents(source, held_out))
         work = Rules(tokenizer, held_out, spec.length, spec.pack)
         pieces_folder = scratch / "pieces"
@@ -112,8 +96,7 @@ def prepare(
             tokenizer=tokenizer,
             splits=_split_infos(pieces, streams, counts),
         )
-        _write_marker(built, prepared)
-        _publish(built, out)
+        publish(built, out, prepared.description())
     return prepared
 
 
@@ -169,40 +152,3 @@ def _split_infos(
             bytes_per_token=kept_bytes / max(1, tokens + tail),
         )
     return infos
-
-
-def _write_marker(folder: Path, prepared: PreparedSet) -> None:
-    record = {"package_version": _package_version(), **prepared.description()}
-    (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _package_version() -> str:
-    try:
-        return importlib.metadata.version("ddm_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _publish(built: Path, out: Path) -> None:
-    try:
-        built.rename(out)
-    except OSError:
-        # Another process may have prepared the same set in the meantime; its copy is as good.
-        if not is_prepared(out):
-            raise
-
-
-@contextlib.contextmanager
-def _temporary_sibling(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, on the same file system; removed whatever happens."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be made ({error.strerror}): choose another data.root or out."
-        ) from error
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from ddm_jax.errors import UserError
 FORMAT = 1
 MARKER = "ddm_jax.json"
 COUNTS = "unigram_counts.npy"
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,24 @@ class PrepareSpec:
     pack: str = "wrap"
     validation_fraction: float = 0.04
     test_fraction: float = 0.04
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the default folder says of it."""
+        source, tokenizer = word(self.source), word(self.tokenizer)
+        return source, tokenizer, f"L{self.length}", self.pack
+
+    def absolute(self) -> "PrepareSpec":
+        """The same for every folder that a relative path may start from."""
+        return dataclasses.replace(self, source=sources.absolute(self.source))
+
+    def stamp(self) -> str:
+        """See `sources.stamp`."""
+        return sources.stamp(self.source)
+
+    def fingerprint(self) -> str:
+        """See `sources.fingerprint`."""
+        return sources.fingerprint(sources.open_source(self.source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,19 +120,11 @@ class PreparedSet:
 
     def unigram_entropy(self, split: str) -> float:
         """Nats per token of the split under the train split's unigram counts, each plus one."""
-        counts = dict(zip(SPLITS, np.load(self.folder / COUNTS), strict=True))
-        smoothed = counts["train"] + 1
-        return float(counts[split] @ -np.log(smoothed / smoothed.sum()) / counts[split].sum())
+        return cross_entropy(np.load(self.folder / COUNTS), split)
 
     def has_tokenizer(self, spec: str) -> bool:
-        """Whether `data.tokenizer=spec` stands for the tokenizer of this set.
-
-        Raises:
-            UserError: unknown kind, or no such model file.
-        """
-        if tokenizers.is_trained(spec):
-            return spec == self.tokenizer.name
-        return tokenizers.given(spec).fingerprint == self.tokenizer.fingerprint
+        """See `tokenizers.names`."""
+        return tokenizers.names(spec, self.tokenizer)
 
     def blocks(self, split: str) -> Blocks:
         """Random access to a split.
@@ -125,30 +137,12 @@ class PreparedSet:
                 f"The {split} split of {self.folder} has no block of {self.length} tokens: lower "
                 f"data.length, {_REMEDIES[split]}, or add text."
             )
-        import tensorflow_datasets as tfds
-
-        spans = tfds.builder_from_directory(self.folder).info.splits[split].file_instructions
-        return Blocks(
-            tuple(RecordSpan(s.filename, s.skip, s.take, s.examples_in_shard) for s in spans),
-            self.length,
-            token_dtype(self.tokenizer.vocab_size).name,
-        )
+        dtype = token_dtype(self.tokenizer.vocab_size).name
+        return Blocks(record_spans(self.folder, split), self.length, dtype)
 
     def description(self) -> dict[str, Any]:
         """What ddm_jax.json says: plain values for JSON."""
-        return {
-            "format": FORMAT,
-            "spec": dataclasses.asdict(self.spec),
-            "source_fingerprint": self.source_fingerprint,
-            "source_stamp": self.source_stamp,
-            "tokenizer": {
-                "name": self.tokenizer.name,
-                "fingerprint": self.tokenizer.fingerprint,
-                "vocab_size": self.tokenizer.vocab_size,
-                "eos_id": self.tokenizer.eos_id,
-            },
-            "splits": {split: dataclasses.asdict(info) for split, info in self.splits.items()},
-        }
+        return describe(self)
 
 
 _REMEDIES = {
@@ -158,16 +152,15 @@ _REMEDIES = {
 }
 
 
-def default_folder(root: str | Path, spec: PrepareSpec) -> Path:
-    """`root`/source-tokenizer-Llength-pack-hash8, the hash being of every field of the spec."""
-    same_everywhere = dataclasses.replace(spec, source=sources.absolute(spec.source))
-    fields = json.dumps({"format": FORMAT, **dataclasses.asdict(same_everywhere)}, sort_keys=True)
+def default_folder(root: str | Path, spec: Any) -> Path:
+    """`root`/words-hash8 of a PrepareSpec or a PairSpec, the hash being of all its fields."""
+    spec = spec.absolute()
+    fields = json.dumps({"format": FORMAT, **dataclasses.asdict(spec)}, sort_keys=True)
     digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
-    words = [_words(same_everywhere.source), _words(spec.tokenizer), f"L{spec.length}", spec.pack]
-    return Path(root).expanduser() / "-".join([*words, digest])
+    return Path(root).expanduser() / "-".join([*spec.words, digest])
 
 
-def _words(spec: str) -> str:
+def word(spec: str) -> str:
     """`kind:path` -> kind_stem, the stem being of the last part of the path that has a name."""
     kind, _, name = spec.partition(":")
     stems = ["".join(re.findall(r"\w+", Path(part).stem)) for part in Path(name).parts]
@@ -180,10 +173,39 @@ def is_prepared(folder: Path) -> bool:
 
 
 def open_prepared(folder: Path) -> PreparedSet:
-    """Opens a finished set.
+    """Opens a finished set of packed tokens.
 
     Raises:
         UserError: there is none, it is of another format, or its files are damaged.
+    """
+    return from_record(folder, PreparedSet, PrepareSpec, SplitInfo)
+
+
+def from_record(folder: Path, kind: type[T], spec: type, info: type) -> T:
+    """A `kind` of finished set, with its `spec` and the `info` of each split, from its record.
+
+    Raises:
+        UserError: see `open_prepared`.
+    """
+    record = read_record(folder)
+    try:
+        return kind(
+            folder=folder,
+            spec=spec(**record["spec"]),
+            source_fingerprint=record["source_fingerprint"],
+            source_stamp=record["source_stamp"],
+            tokenizer=tokenizers.load(folder),
+            splits={split: info(**figures) for split, figures in record["splits"].items()},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `describe` said when the set in the folder was finished.
+
+    Raises:
+        UserError: see `open_prepared`.
     """
     if not is_prepared(folder):
         raise UserError(
@@ -192,20 +214,54 @@ def open_prepared(folder: Path) -> PreparedSet:
         )
     try:
         record = json.loads((folder / MARKER).read_text())
-        if record["format"] != FORMAT:
-            raise UserError(
-                f"{folder} has format {record['format']}, this version reads {FORMAT}: prepare the "
-                "data again."
-            )
-        return PreparedSet(
-            folder=folder,
-            spec=PrepareSpec(**record["spec"]),
-            source_fingerprint=record["source_fingerprint"],
-            source_stamp=record["source_stamp"],
-            tokenizer=tokenizers.load(folder),
-            splits={split: SplitInfo(**info) for split, info in record["splits"].items()},
-        )
+        has = record["format"]
     except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
+    if has != FORMAT:
         raise UserError(
-            f"{folder / MARKER} is damaged ({error}): prepare the data again."
-        ) from error
+            f"{folder} has format {has}, this version reads {FORMAT}: prepare the data again."
+        )
+    return record
+
+
+def describe(prepared: Any) -> dict[str, Any]:
+    """The description of a PreparedSet or of PreparedPairs."""
+    tokenizer = prepared.tokenizer
+    return {
+        "format": FORMAT,
+        "spec": dataclasses.asdict(prepared.spec),
+        "source_fingerprint": prepared.source_fingerprint,
+        "source_stamp": prepared.source_stamp,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+        },
+        "splits": {split: dataclasses.asdict(info) for split, info in prepared.splits.items()},
+    }
+
+
+def cross_entropy(counts: np.ndarray, split: str) -> float:
+    """Nats per token of a split under the train split's frequencies.
+
+    Args:
+        counts: int64[3, V], how often each id occurs in the splits; those of train, each plus one,
+            give the frequencies.
+        split: of which the tokens are.
+    """
+    smoothed = counts[SPLITS.index("train")] + 1
+    tokens = counts[SPLITS.index(split)]
+    return float(tokens @ -np.log(smoothed / smoothed.sum()) / tokens.sum())
+
+
+def record_spans(folder: Path, split: str) -> tuple[RecordSpan, ...]:
+    """Where the records of a split are."""
+    import tensorflow_datasets as tfds
+
+    spans = tfds.builder_from_directory(folder).info.splits[split].file_instructions
+    return tuple(RecordSpan(s.filename, s.skip, s.take, s.examples_in_shard) for s in spans)
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder / MARKER} is damaged ({error}): prepare the data again.")

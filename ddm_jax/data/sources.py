@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddm_jax.data import hubs, text_files
+from ddm_jax.data.pair_files import names_pairs
 from ddm_jax.data.text_files import Shard
 from ddm_jax.errors import UserError
 
-KINDS = ("embedded", "text:GLOB", "jsonl:GLOB", "tfds:NAME", "hf:NAME")
+KINDS = ("embedded", "text:GLOB", "jsonl:GLOB", "tfds:NAME", "hf:NAME", "pairs:NAME")
 FILE_KINDS = ("text", "jsonl")
 LOCAL_KINDS = ("embedded", *FILE_KINDS)
 
@@ -55,7 +56,7 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 def names_kind(spec: str) -> bool:
     """Whether the spec begins like a source; otherwise it can only be a prepared folder."""
-    return spec.partition(":")[0] in _OPENERS
+    return spec.partition(":")[0] in _OPENERS or names_pairs(spec)
 
 
 def is_local(spec: str) -> bool:

@@ -117,6 +117,17 @@ def is_trained(spec: str) -> bool:
     return kind == "sentencepiece" and name.isdigit()
 
 
+def names(spec: str, tokenizer: Tokenizer) -> bool:
+    """Whether `data.tokenizer=spec` stands for this tokenizer.
+
+    Raises:
+        UserError: unknown kind, or no such model file.
+    """
+    if is_trained(spec):
+        return spec == tokenizer.name
+    return given(spec).fingerprint == tokenizer.fingerprint
+
+
 def given(spec: str) -> Tokenizer:
     """A tokenizer that needs no training.
 

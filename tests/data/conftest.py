@@ -1,8 +1,11 @@
 import pytest
 
+from ddm_jax.data.pair_files import Pair
 from ddm_jax.data.prepare import prepare
+from ddm_jax.data.prepare_pairs import prepare_pairs
 from ddm_jax.data.prepared import PreparedSet, PrepareSpec
-from tests.data.corpora import make_documents, write_jsonl
+from ddm_jax.data.prepared_pairs import PreparedPairs
+from tests.data.corpora import make_documents, make_pairs, pair_spec, write_jsonl, write_pairs
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +26,21 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> PreparedSe
         corpus, "bytes", length=32, pack="wrap", validation_fraction=0.1, test_fraction=0.1
     )
     return prepare(spec, tmp_path_factory.mktemp("sets") / "wrapped", progress=False)
+
+
+@pytest.fixture(scope="session")
+def all_pairs() -> list[Pair]:
+    return make_pairs(300)
+
+
+@pytest.fixture(scope="session")
+def pair_source(tmp_path_factory: pytest.TempPathFactory, all_pairs: list[Pair]) -> str:
+    """A `data.source` with the pairs."""
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "all.jsonl", all_pairs)
+
+
+@pytest.fixture(scope="session")
+def pairs_set(tmp_path_factory: pytest.TempPathFactory, pair_source: str) -> PreparedPairs:
+    """Their bytes, prepared."""
+    out = tmp_path_factory.mktemp("sets") / "pairs"
+    return prepare_pairs(pair_spec(pair_source), out, progress=False)

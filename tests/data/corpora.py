@@ -1,8 +1,11 @@
 """Small corpora for the data tests."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
+
+from ddm_jax.data.prepared_pairs import PairSpec
 
 WORDS = ("liberty", "états", "commerce", "naïve", "Москва", "peace", "日本", "treasury", "🎈")
 
@@ -26,3 +29,28 @@ def english(count: int = 400) -> list[str]:
     rng = random.Random(1)
     words = ["".join(rng.choices("aeioubcdst", k=rng.randrange(2, 9))) for _ in range(300)]
     return [" ".join(rng.choices(words, k=30)) for _ in range(count)]
+
+
+def make_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Pairs of very different lengths; some sides are empty, some sources come several times."""
+    rng = random.Random(seed)
+
+    def text(most: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randrange(most)))
+
+    return [(text(24), text(48)) for _ in range(count - count // 8)] + [
+        (rng.choice(WORDS), text(48)) for _ in range(count // 8)
+    ]
+
+
+def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> str:
+    """Writes a .jsonl of pairs; returns the `data.source` that names it."""
+    rows = [{"source": source, "target": target} for source, target in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"pairs:{path}"
+
+
+def pair_spec(source: str, **changes: object) -> PairSpec:
+    """Of bytes; some of the pairs of `make_pairs` are too long for it."""
+    spec = PairSpec(source, "", "", "bytes", 256, 128, validation_fraction=0.1, test_fraction=0.1)
+    return dataclasses.replace(spec, **changes)

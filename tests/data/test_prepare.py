@@ -36,9 +36,8 @@ def small(source: str, **changes: object) -> PrepareSpec:
 
 
 def config(spec: PrepareSpec, root: Path, **changes: object) -> types.SimpleNamespace:
-    return types.SimpleNamespace(
-        **{**dataclasses.asdict(spec), "root": str(root), "workers": 0, **changes}
-    )
+    fields = {**dataclasses.asdict(spec), "root": str(root), "workers": 0}
+    return types.SimpleNamespace(**{**fields, "validation": "", "test": "", **changes})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -248,7 +247,7 @@ def test_nothing_is_left_of_a_failed_preparation(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(prepare_module, "_publish", fail)
+    monkeypatch.setattr(prepare_module, "publish", fail)
     with pytest.raises(type(error)):
         prepare(small(corpus), tmp_path / "set")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
@@ -370,6 +369,16 @@ def test_prepared_folder_unlike_the_config_is_refused(
     asked = {"source": str(wrapped.folder), field: value}
     with pytest.raises(UserError, match=complaint):
         open_or_prepare(config(wrapped.spec, tmp_path, **asked))
+
+
+@pytest.mark.parametrize("field", ["validation", "test"])
+def test_held_out_pairs_of_text_are_refused(
+    wrapped: PreparedSet, tmp_path: Path, corpus: str, field: str
+):
+    for source in (corpus, str(wrapped.folder)):
+        asked = config(wrapped.spec, tmp_path, source=source, **{field: "pairs:a,b"})
+        with pytest.raises(UserError, match=rf"data\.{field}=pairs:a,b names held-out pairs"):
+            open_or_prepare(asked)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -12,7 +13,8 @@ import pytest
 
 from ddm_jax.data.opening import command
 from ddm_jax.data.prepared import PrepareSpec, open_prepared
-from tests.data.corpora import make_documents, write_jsonl
+from ddm_jax.data.prepared_pairs import open_folder
+from tests.data.corpora import make_documents, pair_spec, write_jsonl
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -59,3 +61,34 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path):
     assert process.returncode == 130
     assert b"nothing is left behind" in stderr
     assert not list(sets.iterdir())
+
+
+def test_command_of_a_pair_spec_prepares_it(tmp_path: Path, pair_source: str):
+    spec = pair_spec(pair_source, validation=pair_source)
+    done = run(*shlex.split(command(spec, tmp_path / "set"))[3:], "--json")
+    assert done.returncode == 0, done.stderr
+    prepared = open_folder(tmp_path / "set")
+    assert prepared.spec == spec
+    record = json.loads(done.stdout.splitlines()[-1])
+    info = prepared.splits["train"]
+    assert record["splits"]["train"] == dataclasses.asdict(info)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  train ")]
+    for figure in (f"{info.pairs} pairs", f"{info.long} too long", f"{info.empty} with an empty"):
+        assert figure in line
+    assert "tokenise train: 100%" in done.stderr  # the progress bar
+
+
+@pytest.mark.parametrize(
+    ("source", "flag"),
+    [
+        ("pairs:embedded", "--pack=pad"),
+        ("pairs:embedded", "--beam_runner=DirectRunner"),
+        ("embedded", "--test=pairs:embedded"),
+        ("embedded", "--source_length=8"),
+    ],
+)
+def test_flag_of_the_other_kind_of_data_is_refused(tmp_path: Path, source: str, flag: str):
+    done = run(f"--source={source}", flag, f"--out={tmp_path}/set")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{flag} does not apply to --source={source}: leave it out" in done.stderr
