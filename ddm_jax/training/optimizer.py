@@ -13,12 +13,17 @@ DECAYED = ("kernel", "embedding")  # weight decay leaves norms and biases alone
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """lr after n updates: lr (n + 1) / warmup_steps, then constant or falling to 0 at `steps`."""
+    """lr after n updates: lr (n + 1) / warmup_steps, then constant or falling to 0 at `steps`.
+
+    Or without end, for inverse_sqrt: lr sqrt(warmup_steps / (n + 1)) after the warm-up, lr /
+    sqrt(n + 1) where there is none (Vaswani et al. 2017, arXiv:1706.03762, section 5.3; fairseq).
+    """
     after = max(steps - config.warmup_steps, 1)
     main = {
         "constant": optax.constant_schedule(config.lr),
         "cosine": optax.cosine_decay_schedule(config.lr, after),
         "linear": optax.linear_schedule(config.lr, 0.0, after),
+        "inverse_sqrt": _inverse_sqrt(config),
     }[config.decay]
     if not config.warmup_steps:
         return main
@@ -51,3 +56,9 @@ def ema_update(ema: Any, params: Any, updates: Array, decay: float) -> Any:
     """ema + (1 - d)(params - ema), d = min(decay, (1 + n)/(10 + n)) at the n-th update, n >= 1."""
     d = jnp.minimum(decay, (1 + updates) / (10 + updates))
     return jax.tree.map(lambda e, p: e + (1 - d).astype(e.dtype) * (p - e), ema, params)
+
+
+def _inverse_sqrt(config: OptimConfig) -> optax.Schedule:
+    """By updates since the warm-up."""
+    start = max(config.warmup_steps, 1)
+    return lambda n: config.lr * jnp.sqrt(start / (config.warmup_steps + n + 1))

@@ -54,6 +54,16 @@ def test_learning_rate_has_its_ends(decay):
     np.testing.assert_allclose([rate(10), rate(60), rate(110)], [2, middle, end], atol=1e-6)
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_inverse_sqrt_equals_closed_form(warmup):
+    """As Vaswani's min(k^-1/2, k w^-3/2), which is w^-1/2 at its peak, for the k-th update."""
+    rate = learning_rate(OptimConfig(lr=2.0, warmup_steps=warmup, decay="inverse_sqrt"), 8)
+    k, w = np.arange(1, 400), max(warmup, 1)  # beyond `steps`, which it does not depend on
+    want = 2 * w**0.5 * np.minimum(k**-0.5, k * w**-1.5)
+    np.testing.assert_allclose([rate(n) for n in k - 1], want, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(rate)(jnp.int32(40)), want[40], rtol=1e-6)
+
+
 def test_weight_decay_leaves_norms_and_biases_alone():
     params = {"norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)}, "qkv": {"kernel": jnp.ones(3)}}
     optimizer = make_optimizer(OptimConfig(lr=0.1, warmup_steps=0, weight_decay=0.5), 10)

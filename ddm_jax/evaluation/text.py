@@ -1,0 +1,180 @@
+"""Scores of generated text against references, and of candidates against each other.
+
+BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's (Post 2018, arXiv:1804.08771),
+ROUGE-L (Lin 2004) is rouge-score's. Percentages run from 0 to 100.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEUScore
+
+from ddm_jax.errors import UserError
+
+# of single sentences: orders that are longer than the sentence do not count
+_SENTENCE = BLEU(effective_order=True, force=True)
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Corpus BLEU of order 4, one reference each: percent, and sacrebleu's signature.
+
+    Words are those of the 13a tokenisation, case counts: a text of Chinese, Japanese or Thai is
+    few and long words, for which chrF is the better score. Text that is in tokens already is not
+    put together first, and its score compares with others like it alone. An empty hypothesis has
+    nothing right and is short. 0 where no word is right, and where no hypothesis has four.
+
+    Raises:
+      UserError: there are no texts, or not as many references.
+    """
+    score, signature = _corpus_bleu(hypotheses, references)
+    return score.score, signature
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF2, percent: F score of character n-grams up to 6, recall counting twice.
+
+    White space does not count; needs no words, and so fits any script.
+
+    Raises:
+      UserError: as `bleu`.
+    """
+    _check(hypotheses, references)
+    return CHRF().corpus_score(hypotheses, [references]).score
+
+
+def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Mean over pairs of ROUGE-L's F1, percent: longest common subsequence of words, no stemmer.
+
+    Words are runs of the letters a-z and digits of the text in lower case. All else parts words:
+    "für" is "f" and "r", and text of another script has no words. A pair with a side that has none
+    scores 0, whatever the other side: use chrF for such languages.
+
+    Raises:
+      UserError: as `bleu`.
+    """
+    from rouge_score import rouge_scorer, tokenizers  # imports nltk, which takes a second
+
+    _check(hypotheses, references)
+    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
+    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
+    pairs = zip(references, hypotheses, strict=True)
+    return 100 * _mean([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs])
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """dist-n: distinct n-grams over all n-grams, of all texts together, from 0 to 1.
+
+    Words are what spaces part (Li et al. 2016, arXiv:1510.03055). Falls as text is added: compare
+    equal amounts of it. 0 where no text has n words.
+
+    Raises:
+      UserError: there are no texts.
+    """
+    _check_some(texts)
+    ngrams = [gram for text in texts for gram in _ngrams(text, n)]
+    return len(set(ngrams)) / max(len(ngrams), 1)
+
+
+def self_bleu(groups: Sequence[Sequence[str]]) -> float | None:
+    """Mean sentence BLEU of the candidates of a source against each other, percent; low is diverse.
+
+    The mean over ordered pairs of two candidates, then over the groups that have two or more; None
+    where none has. Pairs are DiffuSeq's (Gong et al. 2022, arXiv:2210.08933), after Zhu et al. 2018
+    (arXiv:1802.01886), who take all other candidates as the references of one.
+    """
+    pairs = [_pairwise(group) for group in groups if len(group) > 1]
+    return _mean([_mean([x for row in rows for x in row]) for rows in pairs]) if pairs else None
+
+
+def mbr(candidates: Sequence[str]) -> int:
+    """Index of the minimum Bayes risk candidate (Kumar & Byrne 2004), under BLEU.
+
+    It has the highest mean sentence BLEU against the others, each counted as often as it is there;
+    the first of equal ones.
+
+    Raises:
+      UserError: there are no candidates.
+    """
+    _check_some(candidates)
+    gains = [math.fsum(row) for row in _pairwise(candidates)]
+    return gains.index(max(gains))
+
+
+def scores(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    candidates: Sequence[Sequence[str]] | None = None,
+) -> dict[str, float | str]:
+    """All of the above by name.
+
+    Args:
+      hypotheses: the generated texts.
+      references: one for each.
+      candidates: those that each hypothesis was chosen from.
+
+    Returns:
+      bleu, bleu_signature, chrf, rouge_l; distinct_1 and distinct_2 of the hypotheses;
+      length_ratio, words (13a) of the hypotheses over those of the references, 0 where these have
+      none; self_bleu, where some source has two candidates.
+
+    Raises:
+      UserError: as `bleu`.
+    """
+    score, signature = _corpus_bleu(hypotheses, references)
+    found = {
+        "bleu": score.score,
+        "bleu_signature": signature,
+        "chrf": chrf(hypotheses, references),
+        "rouge_l": rouge_l(hypotheses, references),
+        "distinct_1": distinct(hypotheses, 1),
+        "distinct_2": distinct(hypotheses, 2),
+        "length_ratio": float(score.ratio),
+    }
+    diversity = self_bleu(candidates or [])
+    return found if diversity is None else found | {"self_bleu": diversity}
+
+
+def _corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[BLEUScore, str]:
+    _check(hypotheses, references)
+    metric = BLEU(force=True)  # says nothing of text that is in tokens already
+    score = metric.corpus_score(hypotheses, [references])
+    return score, str(metric.get_signature())
+
+
+def _pairwise(candidates: Sequence[str]) -> list[list[float]]:
+    """Sentence BLEU of each candidate against each of the others; of equal ones 100, even empty."""
+
+    @functools.cache
+    def score(hypothesis: str, reference: str) -> float:
+        if hypothesis == reference:
+            return 100.0
+        return _SENTENCE.sentence_score(hypothesis, [reference]).score
+
+    return [
+        [score(a, b) for j, b in enumerate(candidates) if j != i] for i, a in enumerate(candidates)
+    ]
+
+
+def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
+    words = text.split()
+    return zip(*(words[i:] for i in range(n)), strict=False)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    _check_some(hypotheses)
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"There are {len(hypotheses)} texts and {len(references)} references: give one "
+            "reference for each text."
+        )
+
+
+def _check_some(texts: Sequence[str]) -> None:
+    if not texts:
+        raise UserError("There are no texts to score: give at least one.")
