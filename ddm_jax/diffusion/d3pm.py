@@ -7,6 +7,8 @@ over the grid is exact. What an L_vb needs of a process, per position, s < t tim
     marginal(p, t)    sum_x0 p(x0) q(x_t = . | x_0)
     column(xt, s, t)  q(x_t | x_s = .)
     prior_kl(x0)      KL(q(x_T | x_0) || prior)
+
+The network is told the step T t.
 """
 
 from dataclasses import dataclass
@@ -16,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import Absorbing, mask_below, per_position
+from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.diffusion.uniform import Uniform
-
-CONDITION = 1000  # the network is told 1000 t, whatever T is: D3PM's text models have T = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,8 @@ class Steps:
         return self.index(s) == self.index(t)
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time."""
-        return CONDITION * (self.index(t) / self.count)
+        """What the network is told of the time: its step, float[...]."""
+        return self.index(t).astype(float)
 
 
 def difference(table: np.ndarray, i: jax.Array, j: jax.Array) -> jax.Array:
@@ -70,8 +71,15 @@ class D3PMAbsorbing(Absorbing):
     """Masking; `schedule` is a Steps whose last step masks all that is left."""
 
     def condition(self, t: jax.Array) -> jax.Array:
-        """What the network is told of the time: 1000 t, float[...]."""
+        """What the network is told of the time: the step T t, float[...]."""
         return self.schedule.condition(t)
+
+    def bridge(
+        self, keys: jax.Array, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """x_s ~ q(x_s | x_t, x_0), s <= t: key[B], int32[B, L] twice, float[B] -> int32[B, L]."""
+        u = uniforms(keys, x0.shape[1:])
+        return mask_below(u, x0, self.stay_masked(s, t), self.mask_id, movable=xt == self.mask_id)
 
 
 class D3PMUniform(Uniform):
@@ -80,8 +88,34 @@ class D3PMUniform(Uniform):
     by_sequence = False
 
     def condition(self, t: jax.Array) -> jax.Array:
-        """What the network is told of the time: 1000 t, float[...]."""
+        """What the network is told of the time: the step T t, float[...]."""
         return self.schedule.condition(t)
+
+    def bridge(
+        self, keys: jax.Array, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """x_s ~ q(x_s | x_t, x_0), s <= t: key[B], int32[B, L] twice, float[B] -> int32[B, L]."""
+        when, what = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        redrawn, shown = self.bridge_chances(x0, xt, s, t)
+        u = uniforms(when, x0.shape[1:])
+        drawn = self.prior(what, x0.shape[1])
+        return jnp.where(u < redrawn, drawn, jnp.where(u < redrawn + shown, x0, xt))
+
+    def bridge_chances(
+        self, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The chances that x_s is a redraw, and that it is x_0; else it is x_t: float[B, L] each.
+
+        q(x_s | x_t, x_0) is q(x_t | x_s) q(x_s | x_0), normalised, and the product of two mixtures
+        of a token and the uniform law is a mixture of these.
+        """
+        clean, noise = (
+            per_position(x) for x in (self.schedule.alpha(s), self.schedule.one_minus_alpha(s))
+        )
+        lost = per_position(self.schedule.drop(s, t) / self.schedule.alpha(s))
+        stays = (1 - lost) * (noise + self.vocab_size * clean * (xt == x0))
+        total = stays + lost
+        return lost * noise / total, lost * clean / total
 
     def reverse(
         self, keys: jax.Array, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array

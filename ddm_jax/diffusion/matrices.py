@@ -29,7 +29,7 @@ class MatrixProcess:
     """
 
     def condition(self, t: jax.Array) -> jax.Array:
-        """What the network is told of the time: 1000 t, float[...]."""
+        """What the network is told of the time: the step T t, float[...]."""
         return self.schedule.condition(t)
 
     def corrupt(

@@ -1,14 +1,20 @@
 """Training objectives, one family a file, one signature (signature.py)."""
 
-from ddm_jax.objectives import ar, bd3lm, d3pm, genmd4, gidd, md4, mdlm, mlm, radd, sedd, udlm
+from ddm_jax.objectives import ar, bd3lm, d3pm, genmd4, gidd, md4, mdlm, mlm, radd, rdm, sedd, udlm
 from ddm_jax.objectives.signature import EXACT, PSEUDO, Batch, Loss, LossOutput, Noise, Objective
 
 _NO_TIME = ("none", "constant")
-_ANY_TIME = ("adaln", "none", "constant")
+_ANY_TIME = ("adaln", "input", "none", "constant")
 _RADD = {"metrics": ("masked",), "times": _NO_TIME, "estimator": "radd_ao"}
 _D3PM = {
     "processes": ("d3pm_absorbing", "d3pm_uniform", "d3pm_gaussian", "d3pm_nearest"),
     "times": _ANY_TIME,
+}
+_RDM = {
+    "metrics": ("noised",),
+    "times": ("input", "adaln", "none", "constant"),
+    "estimator": "d3pm",
+    "estimates": None,
 }
 
 OBJECTIVES = {
@@ -23,10 +29,10 @@ OBJECTIVES = {
         sedd.uniform,
         metrics=("noised",),
         processes=("uniform",),
-        times=("adaln",),
+        times=("adaln", "input"),
         predicts=("score",),
     ),
-    "mdlm": Objective(mdlm.mdlm, metrics=("masked",), times=("constant", "none", "adaln")),
+    "mdlm": Objective(mdlm.mdlm, metrics=("masked",), times=("constant", "none", "adaln", "input")),
     "md4": Objective(md4.md4, metrics=("masked",), times=_ANY_TIME),
     "genmd4": Objective(
         genmd4.genmd4,
@@ -45,10 +51,14 @@ OBJECTIVES = {
         estimates=None,
     ),
     "mlm_pseudo": Objective(mlm.mlm_pseudo, metrics=("masked",), times=_NO_TIME, estimates=PSEUDO),
-    "udlm": Objective(udlm.udlm, metrics=("noised",), processes=("uniform",), times=("adaln",)),
+    "udlm": Objective(
+        udlm.udlm, metrics=("noised",), processes=("uniform",), times=("adaln", "input")
+    ),
     "gidd": Objective(gidd.gidd, metrics=("noised",), processes=("hybrid",), times=_ANY_TIME),
     "d3pm": Objective(d3pm.d3pm, metrics=("ce",), **_D3PM),
     "d3pm_ce": Objective(d3pm.d3pm_ce, estimator="d3pm", estimates=None, **_D3PM),
+    "rdm_absorb": Objective(rdm.rdm, processes=("d3pm_absorbing",), **_RDM),
+    "rdm_multinomial": Objective(rdm.rdm, processes=("d3pm_uniform",), **_RDM),
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Loss", "LossOutput", "Noise", "Objective"]

@@ -16,6 +16,8 @@ from ddm_jax.diffusion.hybrid import Hybrid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
 from ddm_jax.objectives.udlm import divergence, noised
 
+WEIGHTINGS = ("dynamic", "clamped", "elbo")
+
 
 def gidd(
     apply: Callable,

@@ -89,6 +89,28 @@ def test_absorbing_is_the_product_of_its_matrices(float64):
 
 
 @pytest.mark.parametrize("name", chains.NAMES)
+def test_network_is_told_the_step(name):
+    process = chains.make(name, 50, VOCAB)
+    step = np.arange(51)
+    np.testing.assert_array_equal(process.condition(jnp.float32(step / 50)), step)
+
+
+def test_bridge_of_uniform_noise_is_the_posterior_of_explicit_matrices(float64):
+    """q(x_s | x_t, x_0) by Bayes' rule, as a mixture of a redraw, x_0 and x_t."""
+    process = chains.make("uniform", STEPS, VOCAB)
+    product, chain = (f("uniform", STEPS, VOCAB) for f in (chains.products, chains.one_step))
+    x0, xt = (x.reshape(1, -1) for x in np.indices((VOCAB, VOCAB)))
+    for s, t in GRID:
+        stride = np.linalg.multi_dot([np.eye(VOCAB), *chain[s:t], np.eye(VOCAB)])
+        law = product[s][x0] * stride.T[xt]
+        time = jnp.array([s / STEPS]), jnp.array([t / STEPS])
+        redrawn, shown = (x[..., None] for x in process.bridge_chances(x0, xt, *time))
+        mixture = redrawn / VOCAB + shown * np.eye(VOCAB)[x0]
+        mixture = mixture + (1 - redrawn - shown) * np.eye(VOCAB)[xt]
+        np.testing.assert_allclose(mixture, law / law.sum(-1, keepdims=True), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", chains.NAMES)
 def test_corruption_follows_the_product(name):
     """Chi-squares of 20,000 tokens a time, which reject the right law once in 10^6; padding."""
     process = chains.make(name, STEPS, VOCAB)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ddm_jax.diffusion import matrices
-from ddm_jax.diffusion.d3pm import CONDITION
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.models.network import Readout
 from ddm_jax.objectives import OBJECTIVES, Noise, d3pm
@@ -46,10 +45,10 @@ def wrong(name, steps):
 
 def network(name, p):
     """apply(params, tokens, sigma) that looks the time and the state up; params: log p."""
-    steps, size = len(p), states(name)
+    size = states(name)
 
     def apply(params, tokens, sigma):
-        t = jnp.round(sigma / CONDITION * steps).astype(int) - 1
+        t = sigma.astype(int) - 1
         log_p = params[t, tokens[:, 0] * size + tokens[:, 1]]
         dtype = log_p.dtype
         return Readout(log_p, jnp.eye(VOCAB, dtype=dtype), jnp.zeros(VOCAB, dtype), VOCAB)

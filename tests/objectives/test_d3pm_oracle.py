@@ -1,7 +1,7 @@
 """D3PM's laws and losses equal RDM's vanilla diffusions and the D3PM parameterisation of MDLM.
 
-Other formulas, and so left out: RDM's label smoothing and reweighting, its "simple" last step
-(x0 itself for q(x_0 | x_1, x0)), and MDLM's reconstruction term, which reads the network at t = 0.
+Other formulas, and so left out: RDM's label smoothing of its vanilla multinomial loss, and MDLM's
+reconstruction term, which reads the network at t = 0.
 """
 
 import jax
@@ -47,19 +47,42 @@ def test_multinomial_marginals_and_kl_equal_oracle(oracle, schedule, suffix):
     """q(x_t | x0), and the KL of a p that keeps probability for RDM's special tokens."""
     with jax.enable_x64(bool(suffix)):
         arrays, process, x0, xt, t, counts = multinomial(oracle, schedule, suffix)
-        s = t - 1 / process.schedule.count
         if f"{schedule}_orig_q_xt_given_x0{suffix}" in arrays:
             want = arrays[f"{schedule}_orig_q_xt_given_x0{suffix}"][..., SPECIAL:]
             got = np.log(np.asarray(process.row(x0, t))[counts])
             np.testing.assert_allclose(got, want[counts], **TOLERANCE[suffix])
-        logits = jnp.asarray(arrays["logits"], t.dtype)
-        p = jax.nn.softmax(logits)[..., SPECIAL:]
-        kl = d3pm.divergence(process.column(xt, s, t), process.row(x0, s), process.marginal(p, s))
-        kl = np.where(counts, kl, 0).mean(1)
+        kl = step_kl(arrays, process, x0, xt, t, counts)
+    kl = kl.mean(1)
     np.testing.assert_allclose(kl, arrays[f"{schedule}_orig_kl{suffix}"], **TOLERANCE[suffix])
     total = (arrays["weight_t"] * kl).mean()
     want = arrays[f"{schedule}_orig_lam-1.0_ls0.0_loss{suffix}"]
     np.testing.assert_allclose(total, want, **TOLERANCE[suffix])
+
+
+def step_kl(arrays, process, x0, xt, t, counts):
+    """KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) of the ordinary tokens: float[b, L]."""
+    p = jax.nn.softmax(jnp.asarray(arrays["logits"], t.dtype))[..., SPECIAL:]
+    s = t - 1 / process.schedule.count
+    kl = d3pm.divergence(process.column(xt, s, t), process.row(x0, s), process.marginal(p, s))
+    return np.where(counts, kl, 0)
+
+
+@pytest.mark.parametrize("suffix", ["", "__f64"])
+def test_simple_multinomial_loss_is_the_cross_entropy_at_the_first_step(oracle, suffix):
+    """RDM's "simple" form puts x0 itself for q(x_0 | x_1, x0), and p(x0) for p(x_0 | x_1)."""
+    with jax.enable_x64(bool(suffix)):
+        arrays, process, x0, xt, t, counts = multinomial(oracle, "cosine", suffix)
+        kl = step_kl(arrays, process, x0, xt, t, counts)
+        logit, lse = given(jnp.asarray(arrays["logits"], t.dtype))({}, xt, t).target(arrays["x0"])
+        ce = np.where(counts, lse - logit, 0)
+    first = arrays["t"] == 0
+    assert first.any()
+    loss = np.where(first, ce.mean(1), kl.mean(1))
+    np.testing.assert_allclose(loss, arrays[f"cosine_simple_kl{suffix}"], **TOLERANCE[suffix])
+    for weight, lam in ((0.0, "-1.0"), (0.5, "0.5")):
+        total = (arrays["weight_t"] * (loss + weight * ce.mean(1))).mean()
+        want = arrays[f"cosine_simple_lam{lam}_ls0.0_loss{suffix}"]
+        np.testing.assert_allclose(total, want, **TOLERANCE[suffix])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

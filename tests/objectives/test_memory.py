@@ -22,11 +22,12 @@ def largest_float(jaxpr):
     return max(x.size for x in floats)
 
 
-def gradient_program(name):
+def gradient_program(name, q_sample=None):
     """The jaxpr of the gradient of one batch's mean loss."""
     config = defaults()
     config.model.width, config.model.depth, config.model.heads = 8, 1, 2
     config.data.length, config.objective.name = LENGTH, name
+    config.objective.q_sample = q_sample
     config = settle(resolve(config))
     process, objective, network = make_parts(config, VOCAB)
     params = jax.eval_shape(network.init, jax.random.key(0))
@@ -45,6 +46,13 @@ def test_no_array_has_a_logit_for_every_token_of_the_batch(name, monkeypatch):
     rows = BATCH * LENGTH // 4  # of logits at once
     monkeypatch.setattr(network_module, "LOGIT_BYTES", 4 * rows * 5_120)
     assert rows * VOCAB <= largest_float(gradient_program(name)) < BATCH * LENGTH * VOCAB / 2
+
+
+def test_two_corruptions_hold_twice_the_logits_of_one(monkeypatch):
+    rows = BATCH * LENGTH // 8
+    monkeypatch.setattr(network_module, "LOGIT_BYTES", 4 * rows * 5_120)
+    largest = largest_float(gradient_program("rdm_absorb", q_sample="coupled"))
+    assert 2 * rows * VOCAB <= largest < BATCH * LENGTH * VOCAB / 2
 
 
 def test_whole_logits_would_be_seen(monkeypatch):

@@ -93,3 +93,29 @@ def test_sequence_depends_on_the_key_and_its_number_alone():
     others = np.concatenate([prompt[:5], 1 - prompt[5:] % 2])
     np.testing.assert_array_equal(sample(others, fixed)[:5], all_of_them[:5])
     assert (sample(prompt, fixed, seed=1) != all_of_them).any()
+
+
+def test_drawing_ends_where_every_sequence_has_drawn_the_stop():
+    """Up to their first stop, sequences are those that are drawn without one."""
+    network = visible_network(np.float32(exact_table(JOINT)), ahead=1)
+    process, empty = Absorbing(SCHEDULES["log_linear"](), VOCAB), np.zeros((2, LENGTH), np.int32)
+
+    @jax.jit
+    def draw(seed, stop):
+        sample, spec = SAMPLERS["autoregressive"].sample, SampleSpec(steps=1, stop=stop)
+        fixed = jnp.zeros(empty.shape, bool)
+        tokens, stats = sample(network, {}, step_key(seed, 0), empty, fixed, process, spec)
+        return tokens, stats.nfe
+
+    ends = set()
+    for seed in range(8):
+        whole = np.asarray(draw(seed, -1)[0])
+        for stop in range(VOCAB):
+            first = [np.append(np.flatnonzero(row == stop), LENGTH - 1)[0] for row in whole]
+            end = max(first) + 1
+            ends.add(end)
+            tokens, nfe = draw(seed, stop)
+            np.testing.assert_array_equal(nfe, end)
+            np.testing.assert_array_equal(tokens[:, :end], whole[:, :end])
+            np.testing.assert_array_equal(tokens[:, end:], stop)
+    assert {1, 2, 3} == ends

@@ -14,7 +14,6 @@ import pytest
 from scipy.stats import chi2
 
 from ddm_jax.diffusion import matrices
-from ddm_jax.diffusion.d3pm import CONDITION
 from ddm_jax.diffusion.discrete import d3pm_linear, d3pm_mutual_information
 from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.models.network import Readout
@@ -58,7 +57,7 @@ def sampler(name):
 
     def apply(params, tokens, sigma):
         # at time 0, where there is nothing left to ask, an answer that is as wrong as any
-        t = jnp.round(sigma / CONDITION * STEPS).astype(int) - 1
+        t = sigma.astype(int) - 1
         hidden = log_p[t, tokens[:, 0] * size + tokens[:, 1]]
         return Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
 
