@@ -11,6 +11,45 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+# every query sees all keys, "causal", or bool[T, S] or bool[B, T, S] whose [q, k] says whether q
+# sees k; T is 1 where all queries see the same
+Attend = Array | str | None
+
+
+def attention(name: str, q: Array, k: Array, v: Array, attend: Attend) -> Array:
+    """Attention as the program `name` of ATTENTION computes it: [B, T, H, D]."""
+    mask = None if attend is None or is_causal(attend) else as_mask(attend, k.shape[1])[:, None]
+    return ATTENTION[name](q, k, v, mask, is_causal(attend))
+
+
+def is_causal(attend: Attend) -> bool:
+    """Whether a query sees the keys up to its own position."""
+    return isinstance(attend, str) and attend == "causal"
+
+
+def as_mask(attend: Attend, keys: int) -> Array:
+    """A pattern over S keys as bool[B or 1, T or 1, S]."""
+    if attend is None:
+        return jnp.ones((1, 1, keys), bool)
+    if is_causal(attend):
+        return jnp.tri(keys, dtype=bool)[None]
+    return attend if attend.ndim == 3 else attend[None]
+
+
+def among(attend: Attend, seen: Array | None) -> Attend:
+    """The pattern without the keys that are not in seen bool[B, S]; itself where that is None."""
+    if seen is None:
+        return attend
+    return as_mask(attend, seen.shape[1]) & seen[:, None]
+
+
+def behind(valid: Array, attend: Attend, keys: int) -> Array:
+    """The pattern over `keys` keys, which all queries see behind those in valid bool[B, S]."""
+    mask = as_mask(attend, keys)
+    shape = len(valid), mask.shape[1]
+    parts = valid[:, None], mask
+    return jnp.concatenate([jnp.broadcast_to(x, (*shape, x.shape[2])) for x in parts], axis=2)
+
 
 def library(
     q: Array,
@@ -21,6 +60,8 @@ def library(
     implementation: str | None = None,
 ) -> Array:
     """jax's own; mask bool, broadcasting with [B, H, T, S], or None."""
+    if mask is not None:  # cuDNN wants both of these axes
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=causal, implementation=implementation
     )

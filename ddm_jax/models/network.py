@@ -1,7 +1,8 @@
-"""The functional boundary: a network is two pure functions over a plain nested dict of arrays.
+"""The functional boundary: a network is pure functions over a plain nested dict of arrays.
 
 Nothing outside models/ sees Flax. The head is read last and only as far as asked: losses take the
-logit of the target and the log normaliser, samplers the full logits.
+logit of the target and the log normaliser, samplers the full logits. A network from a source to a
+target reads the source once, into a memory that every evaluation on the target is given.
 """
 
 import dataclasses
@@ -15,11 +16,15 @@ from flax import nnx
 from jax import Array
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.transformer import Attend, Cache, Constrain, Transformer
+from ddm_jax.models.attention import Attend
+from ddm_jax.models.encoder_decoder import EncoderDecoder
+from ddm_jax.models.memory import Memory
+from ddm_jax.models.transformer import Cache, Constrain, Transformer, folded
 
 Params = dict
 VOCAB_MULTIPLE = 128
 LOGIT_BYTES = 2**28  # of float32 logits that `Readout.read` holds at once
+KINDS = {"lm": Transformer, "prefix": Transformer, "encoder_decoder": EncoderDecoder}
 
 
 @jax.tree_util.register_dataclass
@@ -113,21 +118,31 @@ def pick(values: Array, ids: Array) -> Array:
 class Network:
     """`init(key) -> params` and `apply(params, tokens, sigma, ...) -> Readout`.
 
-    tokens: int32[B, L]. sigma: float32[B], required when the network is conditioned on time and
-    ignored when it is not. attend: None (every position sees all), "causal", or bool[L, L] whose
-    [q, k] says whether q sees k. positions: int32[L] for the rotary angles, 0..L-1 by default.
+    `encode(params, source, valid, ...) -> Memory` reads a source for `apply`; None where model.kind
+    is "lm". params: nested dict of float32 arrays, layers stacked on their first axis.
+    dropout_keys, of both: key[B], one for each example, the same ones; None to switch dropout off.
+
+    apply: tokens: int32[B, L]. sigma: float32[B], required when the network is conditioned on time
+    and ignored when it is not. memory: that of the source, which every position sees; required when
+    model.kind is "encoder_decoder", and text alone without it when it is "prefix". seen: bool[B,
+    L], the tokens that are seen, False for padding; None for all. attend: None (every position sees
+    all), "causal", or bool[L, L] whose [q, k] says whether q sees k. positions: int32[L] for the
+    rotary angles or the learned positions, 0..L-1 by default.
     keep: whether Readout.cache holds the keys and values of these tokens. cache: such a cache of M
     positions, into which those of the given n neighbours (`positions`, required) are written before
-    the n look at all of it as attend, bool[n, M], lets them; it is kept. read: int32[B, K], the
-    only tokens whose Readout is wanted, which saves most of the last layer (not with "causal", and
-    nothing is kept); None for all. An index beyond the last token stands for it.
-    dropout_keys: key[B], one for each example, or None to switch dropout off. params: nested dict
-    of float32 arrays, layers stacked on their first axis.
+    the n look at all of it as attend, bool[n, M], and seen, bool[B, M], let them; it is kept. read:
+    int32[B, K], the only tokens whose Readout is wanted, which saves most of the last layer except
+    with "encoder_decoder" (not with "causal", and nothing is kept); None for all. An index beyond
+    the last token stands for it.
+
+    encode: source: int32[B, S]. valid: bool[B, S], its real tokens, one or more from the left; what
+    is beyond them, and how much, changes nothing.
     """
 
     init: Callable[[Array], Params]
     apply: Callable[..., Readout]
     vocab_size: int
+    encode: Callable[..., Memory] | None = None
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -149,8 +164,8 @@ def make_network(
       The pure functions.
     """
 
-    def build(key: Array) -> Transformer:
-        return Transformer(config, padded_vocab(vocab_size), nnx.Rngs(params=key))
+    def build(key: Array) -> nnx.Module:
+        return KINDS[config.kind](config, padded_vocab(vocab_size), nnx.Rngs(params=key))
 
     graphdef, _ = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
 
@@ -162,6 +177,8 @@ def make_network(
         tokens: Array,
         sigma: Array | None = None,
         *,
+        memory: Memory | None = None,
+        seen: Array | None = None,
         attend: Attend = None,
         positions: Array | None = None,
         dropout_keys: Array | None = None,
@@ -174,13 +191,30 @@ def make_network(
         model = nnx.merge(graphdef, params)
         keep = keep or cache is not None
         hidden, cache = model(
-            tokens, sigma, attend, positions, dropout_keys, constrain, cache, keep, read
+            tokens,
+            sigma,
+            memory,
+            seen,
+            attend,
+            positions,
+            dropout_keys,
+            constrain,
+            cache,
+            keep,
+            read,
         )
         head = params["head"]
         kernel = params["embed"]["embedding"].T if config.tied_head else head["kernel"]
         return Readout(hidden, kernel, head["bias"], vocab_size, cache)
 
-    return Network(init, apply, vocab_size)
+    def encode(
+        params: Params, source: Array, valid: Array, *, dropout_keys: Array | None = None
+    ) -> Memory:
+        # a stream of its own: the target's folds in smaller numbers
+        keys = folded(dropout_keys, config.depth + 1)
+        return nnx.merge(graphdef, params).encode(source, valid, keys, constrain)
+
+    return Network(init, apply, vocab_size, None if config.kind == "lm" else encode)
 
 
 def with_parameters(network: Network, name: str, init: Callable[[Array], Params]) -> Network:
@@ -189,7 +223,11 @@ def with_parameters(network: Network, name: str, init: Callable[[Array], Params]
     def init_all(key: Array) -> Params:
         return network.init(key) | {name: init(jax.random.fold_in(key, 1))}
 
-    def apply(params: Params, *args: Any, **kwargs: Any) -> Readout:
-        return network.apply({k: v for k, v in params.items() if k != name}, *args, **kwargs)
+    def own(function: Callable) -> Callable:
+        def call(params: Params, *args: Any, **kwargs: Any) -> Any:
+            return function({k: v for k, v in params.items() if k != name}, *args, **kwargs)
 
-    return dataclasses.replace(network, init=init_all, apply=apply)
+        return call
+
+    encode = network.encode and own(network.encode)
+    return dataclasses.replace(network, init=init_all, apply=own(network.apply), encode=encode)

@@ -4,9 +4,11 @@ With `time="none"` it is the network of RADD (Ou et al. 2024, arXiv:2406.03736);
 the DiT of SEDD (Lou et al. 2023, arXiv:2310.16834) and MDLM (Sahoo et al. 2024, arXiv:2406.07524),
 whose layers are shifted, scaled and gated by an embedding of sigma (Peebles & Xie 2022); with
 `time="constant"` the same blocks at sigma = 0, as MDLM and BD3-LM are published for OpenWebText.
+With `kind="prefix"` a source text comes first, which sees itself alone (a prefix language model).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.attention import ATTENTION
+from ddm_jax.models.attention import Attend, among, attention, behind
+from ddm_jax.models.memory import LengthHead, Memory
 
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -29,7 +32,6 @@ INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 EMBED_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 Constrain = Callable[[Array, str], Array]
-Attend = Array | str | None
 Cache = tuple[Array, Array]  # keys and values, [layers, B, M, H, D / H] each
 
 
@@ -46,19 +48,20 @@ class Transformer(nnx.Module):
             self.time = SigmaEmbedding(config.cond_width, dtype, rngs)
             self.final_adaln = _modulation(config, 2, rngs)
 
-        @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs)
-
-        self.blocks = stack(rngs)
-        self.final_norm = _norm(config, rngs)
+        self.blocks = stacked(config, lambda rngs: Block(config, rngs), rngs)
+        self.final_norm = layer_norm(config, rngs)
         self.head = Head(config, padded_vocab)
+        if config.kind == "prefix":
+            self.length = LengthHead(config, rngs)
+            # tells a source from a target, whose positions are the same
+            self.segment = nnx.Param(EMBED_INIT(rngs.params(), (1, config.width)))
 
     def __call__(
         self,
         tokens: Array,
         sigma: Array | None,
+        memory: Memory | None,
+        seen: Array | None,
         attend: Attend,
         positions: Array | None,
         dropout_keys: Array | None,
@@ -66,35 +69,61 @@ class Transformer(nnx.Module):
         cache: Cache | None,
         keep: bool,
         read: Array | None,
+        segment: Array | None = None,
     ) -> tuple[Array, Cache | None]:
         """Hidden states [B, L, D] in the compute dtype of tokens int32[B, L]; the cache, if kept.
 
-        Arguments as in Network.apply.
+        segment: added to the embeddings, [1, D]. The rest as in Network.apply.
         """
         config = self.config
         cond = self.time(sigma) if has_adaln(config) else None
-        x = constrain(self.embed(tokens), "hidden")
+        x = self.embed(tokens)
+        x = constrain(x if segment is None else x + segment.astype(x.dtype), "hidden")
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
+        attend, source = among(attend, seen), None
+        if memory is not None:
+            number = tokens.shape[1] if cache is None else cache[0].shape[2]
+            attend, source = behind(memory.valid, attend, number), (memory.k, memory.v)
 
-        def layer(x: Array, block: Block, index: Array, cache: Cache | None) -> tuple[Array, Cache]:
-            keys = None
-            if dropout_keys is not None:
-                keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, index)
-            x, cache = block(x, cond, attend, positions, keys, cache)
+        def layer(x: Array, block: Block, keys: Array | None, given: Any) -> tuple[Array, Any]:
+            x, cache = block(x, cond, attend, positions, keys, *given)
             return constrain(x, "hidden"), cache if keep else None
 
-        if config.remat != "none":
-            layer = nnx.remat(layer, policy=REMAT_POLICIES[config.remat])
         if read is None:
-            scan = nnx.scan(layer, in_axes=(nnx.Carry, 0, 0, 0), out_axes=(nnx.Carry, 0))
-            x, cache = scan(x, self.blocks, jnp.arange(config.depth), cache)
+            given = cache, source
+            x, cache = through_layers(config, self.blocks, layer, x, dropout_keys, given)
         else:
-            x, cache = self._read(x, cond, attend, positions, cache, read), None
+            x, cache = self._read(x, cond, attend, positions, cache, source, read), None
         x = self.final_norm(x)
         if cond is not None:
             shift, scale = _chunks(self.final_adaln(cond), 2)
             x = x * (1 + scale) + shift
         return x, cache
+
+    def encode(
+        self, source: Array, valid: Array, dropout_keys: Array | None, constrain: Constrain
+    ) -> Memory:
+        """The memory of source int32[B, S], at sigma = 0; arguments as in Network.encode.
+
+        Its positions start at 0, as those of the target do: where one follows the order of the
+        other, what belongs together is near.
+        """
+        sigma = jnp.zeros(len(source)) if has_adaln(self.config) else None
+        hidden, (k, v) = self(
+            source,
+            sigma,
+            None,
+            valid,
+            None,
+            None,
+            dropout_keys,
+            constrain,
+            None,
+            True,
+            None,
+            self.segment[...],
+        )
+        return Memory(k, v, valid, self.length(hidden, valid))
 
     def _read(
         self,
@@ -103,14 +132,15 @@ class Transformer(nnx.Module):
         attend: Attend,
         positions: Array,
         cache: Cache | None,
+        source: Cache | None,
         read: Array,
     ) -> Array:
         """All layers, the last one for the tokens in read int32[B, K] alone: [B, K, D]."""
         graphdef, stack = nnx.split(self.blocks)
 
         def layer(i: int | Array, x: Array, read: Array | None = None) -> Array:
-            block, of_layer = jax.tree.map(lambda leaf: leaf[i], (stack, cache))
-            return nnx.merge(graphdef, block)(x, cond, attend, positions, None, of_layer, read)[0]
+            block, *given = jax.tree.map(lambda leaf: leaf[i], (stack, cache, source))
+            return nnx.merge(graphdef, block)(x, cond, attend, positions, None, *given, read)[0]
 
         last = self.config.depth - 1
         return layer(last, jax.lax.fori_loop(0, last, layer, x), read)
@@ -124,12 +154,12 @@ class Block(nnx.Module):
         dtype = jnp.dtype(config.compute_dtype)
         width, heads = config.width, config.heads
         common = {"kernel_init": INIT, "dtype": dtype, "rngs": rngs}
-        self.norm1 = _norm(config, rngs)
+        self.norm1 = layer_norm(config, rngs)
         self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), use_bias=False, **common)
         self.out = nnx.LinearGeneral(
             (heads, width // heads), width, axis=(-2, -1), use_bias=False, **common
         )
-        self.norm2 = _norm(config, rngs)
+        self.norm2 = layer_norm(config, rngs)
         self.mlp_in = nnx.Linear(width, config.mlp_ratio * width, **common)
         self.mlp_out = nnx.Linear(config.mlp_ratio * width, width, **common)
         if has_adaln(config):
@@ -143,22 +173,24 @@ class Block(nnx.Module):
         positions: Array,
         keys: Array | None,
         cache: Cache | None,
+        source: Cache | None,
         read: Array | None = None,
     ) -> tuple[Array, Cache]:
         """x [B, L, D], cond [B, C] and dropout keys [B] (or None) -> [B, L, D] and a cache.
 
         Of the tokens in read int32[B, K] alone, if given: [B, K, D].
         """
+        rate = self.config.dropout
         if cond is None:
-            h, cache = self.attention(self.norm1(x), attend, positions, cache, read)
-            x = taken(x, read) + self.dropout(h, keys, 0)
-            return x + self.dropout(self.mlp(self.norm2(x)), keys, 1), cache
+            h, cache = self.attention(self.norm1(x), attend, positions, cache, source, read)
+            x = taken(x, read) + dropout(h, keys, 0, rate)
+            return x + dropout(self.mlp(self.norm2(x)), keys, 1, rate), cache
         shift1, scale1, gate1, shift2, scale2, gate2 = _chunks(self.adaln(cond), 6)
         h = self.norm1(x) * (1 + scale1) + shift1
-        h, cache = self.attention(h, attend, positions, cache, read)
-        x = taken(x, read) + gate1 * self.dropout(h, keys, 0)
+        h, cache = self.attention(h, attend, positions, cache, source, read)
+        x = taken(x, read) + gate1 * dropout(h, keys, 0, rate)
         h = self.mlp(self.norm2(x) * (1 + scale2) + shift2)
-        return x + gate2 * self.dropout(h, keys, 1), cache
+        return x + gate2 * dropout(h, keys, 1, rate), cache
 
     def attention(
         self,
@@ -166,43 +198,26 @@ class Block(nnx.Module):
         attend: Attend,
         positions: Array,
         cache: Cache | None,
+        source: Cache | None,
         read: Array | None,
     ) -> tuple[Array, Cache]:
-        """[B, L, D] -> [B, L, D] and the keys and values seen, [B, M, H, D / H] each.
+        """[B, L, D] -> [B, L, D] and the keys and values of a cache, [B, M, H, D / H] each.
 
-        attend, positions, cache and read as in Network.apply, the cache that of this layer.
+        attend: over those of the source, if there is one, and then the M. The rest as in
+        Network.apply, cache and source those of this layer.
         """
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         q, k = rotary(q, positions), rotary(k, positions)
-        if cache is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new, positions[0], axis=1)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
-        causal = isinstance(attend, str) and attend == "causal"
-        mask = None if attend is None or causal else attend[None]
+        cache = k, v = written(cache, (k, v), positions)
+        if source is not None:
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(source, cache, strict=True))
         if read is not None:
-            q = taken(q, read)
-            mask = mask if mask is None else mask[0].at[read].get(mode="clip")
-        mask = mask if mask is None else mask[:, None]
-        mixed = ATTENTION[self.config.attention](q, k, v, mask, causal)
-        return self.out(mixed), (k, v)
+            q, attend = taken(q, read), _rows(attend, read)
+        return self.out(attention(self.config.attention, q, k, v, attend)), cache
 
     def mlp(self, x: Array) -> Array:
         """Position-wise network, [B, L, D] -> [B, L, D]."""
         return self.mlp_out(nnx.gelu(self.mlp_in(x), approximate=True))
-
-    def dropout(self, x: Array, keys: Array | None, site: int) -> Array:
-        """Drops entries of x [B, L, D]; each example has its own key, so no layout changes it."""
-        rate = self.config.dropout
-        if keys is None or rate == 0:
-            return x
-        # 16 random bits an entry are enough to hold the rate to 1e-5 and halve the cost.
-        threshold = round(rate * 2**16)
-        site_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, site)
-        bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(site_keys)
-        keep = 1 - threshold / 2**16
-        return jnp.where(bits >= threshold, x / keep, 0).astype(x.dtype)
 
 
 class SigmaEmbedding(nnx.Module):
@@ -235,6 +250,67 @@ def has_adaln(config: ModelConfig) -> bool:
     return config.time in ("adaln", "constant")
 
 
+def stacked(
+    config: ModelConfig, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs
+) -> nnx.Module:
+    """The layers as one module whose parameters have a first axis of config.depth."""
+
+    @nnx.split_rngs(splits=config.depth)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def stack(rngs: nnx.Rngs) -> nnx.Module:
+        return make(rngs)
+
+    return stack(rngs)
+
+
+def through_layers(
+    config: ModelConfig,
+    blocks: nnx.Module,
+    run: Callable[[Array, Any, Array | None, Any], tuple[Array, Any]],
+    x: Array,
+    dropout_keys: Array | None,
+    given: Any,
+) -> tuple[Array, Any]:
+    """x through run(x, block, dropout keys, given) -> (x, kept) of each layer, scanned.
+
+    `given` and what is kept have the layers on their first axis; dropout_keys: key[B] or None.
+    """
+
+    def layer(x: Array, block: Any, index: Array, given: Any) -> tuple[Array, Any]:
+        return run(x, block, folded(dropout_keys, index), given)
+
+    if config.remat != "none":
+        layer = nnx.remat(layer, policy=REMAT_POLICIES[config.remat])
+    scan = nnx.scan(layer, in_axes=(nnx.Carry, 0, 0, 0), out_axes=(nnx.Carry, 0))
+    return scan(x, blocks, jnp.arange(config.depth), given)
+
+
+def folded(keys: Array | None, number: int | Array) -> Array | None:
+    """Keys of the same examples for another use; None stays None."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def dropout(x: Array, keys: Array | None, site: int, rate: float) -> Array:
+    """Drops entries of x [B, L, D]; each example has its own key, so no layout changes it."""
+    if keys is None or rate == 0:
+        return x
+    # 16 random bits an entry are enough to hold the rate to 1e-5 and halve the cost.
+    threshold = round(rate * 2**16)
+    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(folded(keys, site))
+    keep = 1 - threshold / 2**16
+    return jnp.where(bits >= threshold, x / keep, 0).astype(x.dtype)
+
+
+def written(cache: Cache | None, new: Cache, positions: Array) -> Cache:
+    """A layer's cache with the new keys and values from positions[0] on; these where it is None."""
+    if cache is None:
+        return new
+    return tuple(
+        jax.lax.dynamic_update_slice_in_dim(old, part, positions[0], axis=1)
+        for old, part in zip(cache, new, strict=True)
+    )
+
+
 def taken(x: Array, read: Array | None) -> Array:
     """The tokens in read int32[B, K] of x [B, L, ...]; all where it is None."""
     if read is None:
@@ -256,7 +332,8 @@ def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """With the epsilon of all published networks, and the bias that is asked for."""
     return nnx.LayerNorm(
         config.width,
         epsilon=1e-5,
@@ -265,6 +342,13 @@ def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
         dtype=jnp.dtype(config.compute_dtype),
         rngs=rngs,
     )
+
+
+def _rows(attend: Attend, read: Array) -> Attend:
+    """The pattern of the queries in read int32[B, K]."""
+    if attend is None:
+        return None
+    return taken(attend, read) if attend.ndim == 3 else attend.at[read].get(mode="clip")
 
 
 def _modulation(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> nnx.Linear:

@@ -128,3 +128,66 @@ def state_dict_from_params(params: dict, rows: int) -> dict:
     head = params["head"]
     put("output_layer.linear", {"kernel": head["kernel"][:, :rows], "bias": head["bias"][:rows]})
     return flat
+
+
+def encoder_decoder_params(weights: dict, heads: int, rows: int, lengths: int, mask: int) -> dict:
+    """RDM's state_dict -> our nested dict; all its ids are tokens, its mask's row is ours too.
+
+    rows: of our embedding. lengths: our max_length. mask: the id of its mask.
+    """
+    vocab, width = weights["encoder.embed_tokens.weight"].shape
+    pad = 1  # the first token has the position after it
+
+    def linear(*names: str, out: tuple[int, ...] = (), into: tuple[int, ...] = ()) -> dict:
+        """Several layers side by side, the heads of their outputs or inputs apart."""
+        kernel = np.stack([weights[f"{name}.weight"].T for name in names], axis=1)
+        bias = np.stack([weights[f"{name}.bias"] for name in names])
+        kernel = kernel.reshape(*(into or kernel.shape[:1]), *(out or kernel.shape[2:]))
+        return {"kernel": kernel, "bias": bias.reshape(out or bias.shape[1:])}
+
+    def norm(name: str) -> dict:
+        return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
+
+    def positions(side: str) -> dict:
+        table = weights[f"{side}.embed_positions.weight"][pad + 1 :]
+        return {"embedding": np.pad(table, ((0, lengths - len(table)), (0, 0)))}
+
+    def block(at: str) -> dict:
+        each = width // heads
+        projections = [f"{at}.self_attn.{x}_proj" for x in "qkv"]
+        read = {
+            "qkv": linear(*projections, out=(3, heads, each)),
+            "out": linear(f"{at}.self_attn.out_proj", into=(heads, each)),
+            "norm1": norm(f"{at}.self_attn_layer_norm"),
+            "mlp_in": linear(f"{at}.fc1"),
+            "mlp_out": linear(f"{at}.fc2"),
+            "norm2": norm(f"{at}.final_layer_norm"),
+        }
+        if at.startswith("decoder"):
+            cross = f"{at}.encoder_attn"
+            read["cross_q"] = linear(f"{cross}.q_proj", out=(heads, each))
+            read["cross_kv"] = linear(f"{cross}.k_proj", f"{cross}.v_proj", out=(2, heads, each))
+            read["cross_out"] = linear(f"{cross}.out_proj", into=(heads, each))
+            read["cross_norm"] = norm(f"{cross}_layer_norm")
+        return read
+
+    def side(name: str) -> dict:
+        depth = len({k.split(".")[2] for k in weights if k.startswith(f"{name}.layers.")})
+        blocks = [block(f"{name}.layers.{i}") for i in range(depth)]
+        return {
+            "positions": positions(name),
+            "fusion": linear(f"{name}.pe_fusion_ffn"),
+            "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
+        }
+
+    embedding = np.zeros((rows, width), weights["encoder.embed_tokens.weight"].dtype)
+    embedding[:vocab] = weights["encoder.embed_tokens.weight"]
+    embedding[vocab] = embedding[mask]
+    return {
+        "embed": {"embedding": embedding},
+        "encoder": side("encoder"),
+        "decoder": side("decoder"),
+        "time": linear("decoder.time_pos_emb.output_mlp"),
+        "length": {"kernel": weights["decoder.embed_length.weight"].T},
+        "head": {"bias": np.zeros(rows, embedding.dtype)},
+    }

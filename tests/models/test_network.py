@@ -10,18 +10,11 @@ import pytest
 from ddm_jax.config import ModelConfig
 from ddm_jax.models import network as network_module
 from ddm_jax.models.network import make_network, with_parameters
+from ddm_jax.models.transformer import dropout
+from tests.models.small import random_params
 
 SMALL = {"width": 32, "depth": 3, "heads": 4}
 VOCAB = 50
-
-
-def random_params(network, seed=0):
-    """Random everywhere, zero-initialised heads and gates included."""
-    params = network.init(jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, noise)
 
 
 def tokens(batch=2, length=12, seed=3):
@@ -172,13 +165,8 @@ def test_dropout_depends_on_the_example_and_not_on_its_batch():
 
 def test_dropout_keeps_the_mean_and_drops_at_its_rate():
     rate, count = 0.02, 4 * 500 * 32
-    block = network_module.Transformer(
-        ModelConfig(width=32, depth=1, heads=4, dropout=rate),
-        128,
-        rngs=network_module.nnx.Rngs(0),
-    ).blocks
     x = jnp.ones((4, 500, 32))
-    out = block.dropout(x, jax.random.split(jax.random.key(0), 4), 0)
+    out = dropout(x, jax.random.split(jax.random.key(0), 4), 0, rate)
     dropped = float((out == 0).mean())
     assert abs(dropped - rate) < 4 * np.sqrt(rate * (1 - rate) / count)  # 4 sigma: 6e-5
     np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=1e-4)
