@@ -112,8 +112,8 @@ def run_cell(folder: Path, corpus: str, row: str, seed: int) -> None:
         "seed": seed,
         "steps": outcome.step,
         "unigram_nll": experiment.data.unigram_entropy("validation"),
-        **outcome.bound.metrics(),
-        "estimates": outcome.bound.estimates,
+        **outcome.validation.bound.metrics(),
+        "estimates": outcome.validation.bound.estimates,
     }
     write_atomically(folder / place / "cell.json", json.dumps(cell))
 

@@ -36,12 +36,16 @@ def number(default: float | None, low: float = float("-inf"), high: float = floa
 class ModelConfig:
     """The network; the defaults are RADD-small's."""
 
+    # lm: text alone; from a source to a target, encoder_decoder: RDM's; prefix: one stack for both
+    kind: str = choice("lm", "encoder_decoder", "prefix")
     width: int = number(768, low=2)
     depth: int = number(12, low=1)
     heads: int = number(12, low=1)
     mlp_ratio: int = number(4, low=1)
-    # none: RADD's blocks; adaln: SEDD's, conditioned on sigma; constant: these, at sigma = 0
-    time: str = choice("auto", "none", "adaln", "constant")
+    # none: RADD's blocks; adaln: SEDD's, conditioned on sigma; constant: these, at sigma = 0;
+    # input: encoder_decoder, an embedding of the time added to those of the tokens
+    time: str = choice("auto", "none", "adaln", "constant", "input")
+    max_length: int = number(256, low=2)  # with a source: positions, and lengths to choose from
     cond_width: int = number(128, low=1)  # of the time embedding; of adaLN blocks
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
     tied_head: bool = False
@@ -85,7 +89,13 @@ class ObjectiveConfig:
     block_size: int | None = number(None, low=1)  # bd3lm
     clip_low: float | None = number(None, low=0, high=1)  # bd3lm: mask ratios in training
     clip_high: float | None = number(None, low=0, high=1)
-    weighting: str | None = choice(None, "elbo", "clamped", "dynamic")  # gidd
+    # gidd: elbo, clamped, dynamic; rdm: linear, reciprocal, none
+    weighting: str | None = choice(
+        None, "elbo", "clamped", "dynamic", "linear", "reciprocal", "none"
+    )
+    q_sample: str | None = choice(None, "default", "multi_step", "multi_sample", "coupled")  # rdm
+    label_smoothing: float | None = number(None, low=0, high=0.99)  # rdm
+    length_weight: float = number(0.1, low=0)  # of the cross entropy of a target's length
     power: float | None = number(None, low=1e-3)  # genmd4: w of alpha = 1 - t^w before training
 
 
@@ -101,6 +111,12 @@ class DataConfig:
     validation_fraction: float = number(0.04, low=0, high=0.5)
     test_fraction: float = number(0.04, low=0, high=0.5)
     workers: int = number(0, low=0)  # loader processes; 0 loads in a thread
+    # of pairs; `length` is the longest target then, its EOS included
+    validation: str = ""  # held-out pairs, named like `source`; empty: a fraction of these
+    test: str = ""
+    source_length: int = number(256, low=2)  # of the longest source, its EOS included
+    buckets: int = number(3, low=1, high=8)  # shapes of a batch, each twice as long as the last
+    eos: str = choice("auto", "given", "predicted")  # whether a target's EOS is noised and learnt
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,8 @@ class OptimConfig:
 
     lr: float = number(3e-4, low=0)
     warmup_steps: int = number(2_500, low=0)
-    decay: str = choice("constant", "cosine", "linear")  # after the warm-up, to 0 at train.steps
+    # after the warm-up; cosine and linear fall to 0 at train.steps
+    decay: str = choice("constant", "cosine", "linear", "inverse_sqrt")
     b1: float = number(0.9, low=0, high=1)
     b2: float = number(0.999, low=0, high=1)
     eps: float = number(1e-8, low=0)
@@ -143,6 +160,7 @@ class EvalConfig:
     batch_size: int = number(64, low=1)
     sequences: int = number(512, low=2)  # held-out blocks used
     draws: int = number(4, low=1)  # corruptions of each block
+    translations: int = number(128, low=1)  # of pairs: those that BLEU is measured on
 
 
 @dataclass(frozen=True)
@@ -152,6 +170,10 @@ class SamplerConfig:
     name: str = "auto"
     steps: int = number(128, low=1)
     num: int = number(3, low=1)
+    temperature: float = number(1.0, low=0)  # 0 takes the best token
+    lengths: int = number(1, low=1)  # of a target: the most likely ones, which are all tried
+    candidates: int = number(1, low=1)  # of a target: drawn at each length
+    selection: str = choice("score", "mbr")  # of the candidates
     order: str | None = None  # ordered: left, right, random or positions, "2,0,1"
     gamma: float | None = number(None, low=0)  # entropy: nats of a step
     routing: str | None = choice(None, "uncond", "cond", "default")  # rdm

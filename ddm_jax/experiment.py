@@ -12,16 +12,25 @@ import numpy as np
 
 from ddm_jax.config import Config, ProcessConfig, ScheduleConfig, lookup
 from ddm_jax.data.opening import open_or_prepare
+from ddm_jax.data.pair_files import names_pairs
 from ddm_jax.data.prepared import PreparedSet
+from ddm_jax.data.prepared_pairs import PreparedPairs
+from ddm_jax.data.sources import names_kind
 from ddm_jax.diffusion.discrete import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import SCHEDULES, Schedule, grid
 from ddm_jax.errors import UserError
 from ddm_jax.models.network import Network, make_network, with_parameters
-from ddm_jax.objectives import OBJECTIVES, Objective
+from ddm_jax.objectives import OBJECTIVES, Objective, gidd, rdm
 from ddm_jax.objectives.signature import EXACT
 from ddm_jax.parallel.layouts import LAYOUTS, Layout
 from ddm_jax.samplers import SAMPLERS
+
+TIMES = {
+    "lm": ("none", "adaln", "constant"),
+    "prefix": ("none", "adaln", "constant"),
+    "encoder_decoder": ("input", "none"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Experiment:
     """What a config describes. `estimator` is the objective that bounds the likelihood."""
 
     config: Config
-    data: PreparedSet
+    data: PreparedSet | PreparedPairs
     process: Any
     objective: Objective
     estimator: Objective
@@ -56,7 +65,15 @@ def settle(config: Config) -> Config:
             )
         return value
 
-    time = chosen("config.model.time", config.model.time, objective.times)
+    kind = config.model.kind
+    _check_source(config, objective)
+    times = tuple(t for t in objective.times if t in TIMES[kind])
+    if not times:
+        raise UserError(
+            f"config.objective.name={name!r} needs a network with time input {objective.times[0]!r}"
+            f", which config.model.kind={kind!r} has not: choose another objective or kind."
+        )
+    time = chosen("config.model.time", config.model.time, times)
     lookup({**PROCESSES, "auto": None}, config.process.name, "config.process.name")
     process = chosen("config.process.name", config.process.name, objective.processes)
     row = PROCESSES[process]
@@ -81,8 +98,13 @@ def settle(config: Config) -> Config:
             f"config.process.name={process!r} and config.model.time={time!r}: use one of "
             f"{', '.join(fitting)}, or leave it at 'auto'."
         )
+    eos = "predicted" if "next" in objective.predicts else "given"
+    eos = chosen(
+        "config.data.eos", config.data.eos, (eos,) if eos == "predicted" else (eos, "predicted")
+    )
     settled = dataclasses.replace(
         config,
+        data=dataclasses.replace(config.data, eos=eos),
         model=dataclasses.replace(config.model, time=time),
         objective=_with_options(
             config.objective, name, "config.objective", objective.loss, objective.init
@@ -109,11 +131,12 @@ def fitting_samplers(objective: Objective, process: str, time: str) -> list[str]
 
 def describe(config: Config) -> str:
     """One line on what a settled config trains."""
-    inputs = {"none": "no", "adaln": "adaLN", "constant": "constant adaLN, no"}
-    time = f"{inputs[config.model.time]} time input"
+    inputs = {"none": "no", "adaln": "adaLN", "constant": "constant adaLN, no", "input": "added"}
+    kinds = {"lm": "network", "encoder_decoder": "encoder and decoder", "prefix": "prefix network"}
+    network = f"{kinds[config.model.kind]} with {inputs[config.model.time]} time input"
     return (
         f"Objective {config.objective.name}: {config.process.name} process, "
-        f"{config.schedule.name} schedule, network with {time}, {config.sampler.name} sampler, "
+        f"{config.schedule.name} schedule, {network}, {config.sampler.name} sampler, "
         f"likelihood by {config.eval.estimator}"
     )
 
@@ -133,7 +156,13 @@ def build(config: Config) -> Experiment:
     )
     layout.check_batch(config.eval.batch_size, "config.eval.batch_size")
     data = open_or_prepare(config.data)
-    data.blocks("validation")  # raises now, rather than at the first validation, if there are none
+    if isinstance(data, PreparedPairs) != (config.model.kind != "lm"):
+        raise UserError(
+            f"config.data.source={config.data.source!r} does not fit config.model.kind="
+            f"{config.model.kind!r}: 'lm' reads prepared text, the other kinds prepared pairs."
+        )
+    # raises now, rather than at the first validation, if there is nothing to validate on
+    (data.pairs if isinstance(data, PreparedPairs) else data.blocks)("validation")
     process, objective, network = make_parts(config, data.tokenizer.vocab_size)
     return Experiment(
         config=config,
@@ -210,6 +239,35 @@ def make_alpha_bar(config: ScheduleConfig, steps: int) -> np.ndarray:
     return grid(make_schedule(config), steps)
 
 
+def _check_source(config: Config, objective: Objective) -> None:
+    """Pairs need a network that reads a source, and the other way round."""
+    kind, source = config.model.kind, config.data.source
+    if kind == "lm":
+        if names_pairs(source):
+            raise UserError(
+                f"config.data.source={source!r} is parallel text, which config.model.kind='lm' "
+                "cannot read: set the kind to 'encoder_decoder' or 'prefix'."
+            )
+        return
+    if names_kind(source) and not names_pairs(source):
+        raise UserError(
+            f"config.model.kind={kind!r} needs a source for every target, which config.data.source="
+            f"{source!r} has not: give pairs:NAME (docs/data.md), or set the kind to 'lm'."
+        )
+    if "blocks" in objective.predicts:
+        raise UserError(
+            f"config.objective.name={config.objective.name!r} does not fit config.model.kind="
+            f"{kind!r}: set it to 'lm', or choose another objective."
+        )
+    longest = max(config.data.length, config.data.source_length)
+    if longest > config.model.max_length:
+        raise UserError(
+            f"config.model.max_length={config.model.max_length} is less than config.data.length="
+            f"{config.data.length} or config.data.source_length={config.data.source_length}: raise "
+            f"it to {longest}."
+        )
+
+
 def _check_options(config: Config) -> None:
     """What options of an objective must be, given others."""
     options = config.objective
@@ -217,6 +275,13 @@ def _check_options(config: Config) -> None:
         raise UserError(
             f"config.data.length={config.data.length} is not divisible by "
             f"config.objective.block_size={options.block_size}: choose a divisor."
+        )
+    weightings = {"gidd": gidd.WEIGHTINGS, "rdm_absorb": rdm.WEIGHTINGS}
+    weightings["rdm_multinomial"] = weightings["rdm_absorb"]
+    if options.weighting and options.weighting not in weightings[options.name]:
+        raise UserError(
+            f"config.objective.weighting={options.weighting!r} does not fit config.objective.name="
+            f"{options.name!r}: use one of {', '.join(weightings[options.name])}."
         )
     if options.importance and options.steps:
         raise UserError(
@@ -227,6 +292,19 @@ def _check_options(config: Config) -> None:
         raise UserError(
             f"config.objective.clip_low={options.clip_low} is not below config.objective.clip_high="
             f"{options.clip_high}: give an interval of mask ratios within 0 and 1."
+        )
+    sampler = config.sampler
+    if sampler.name == "autoregressive" and sampler.lengths > 1:
+        raise UserError(
+            f"config.sampler.lengths={sampler.lengths} does not go with config.sampler.name="
+            "'autoregressive', whose targets end where they will: leave it at 1."
+        )
+    several = sampler.lengths * sampler.candidates > 1
+    if several and sampler.selection == "score" and not SAMPLERS[sampler.name].scores:
+        scoring = [name for name, row in SAMPLERS.items() if row.scores]
+        raise UserError(
+            f"config.sampler.selection='score' needs a sampler that scores, {', '.join(scoring)}, "
+            f"not {sampler.name!r}: use 'mbr', or one length and one candidate."
         )
 
 

@@ -34,25 +34,30 @@ def main(argv: Sequence[str]) -> None:
     print(report(outcome, workdir, unigram, curve))
     if _JSON.value:
         result = {"step": outcome.step, "finished": outcome.finished, "workdir": str(workdir)}
-        if outcome.bound:
-            result |= outcome.bound.metrics() | {"unigram_nll": unigram}
-            result["estimates"] = outcome.bound.estimates
+        if outcome.validation:
+            result |= outcome.validation.metrics() | {"unigram_nll": unigram}
+            result["estimates"] = outcome.validation.bound.estimates
         print(json.dumps(result))
 
 
 def report(outcome: Outcome, workdir: Path, unigram: float, curve: Path | None) -> str:
     """What a person wants to know at the end of a run."""
     lines = []
-    for i, text in enumerate(outcome.samples):
-        lines += [f"--- sample {i + 1} ---", text.strip(), ""]
-    if outcome.bound:
-        b = outcome.bound
+    if outcome.validation:
+        for i, (_, text) in enumerate(outcome.validation.samples):
+            lines += [f"--- sample {i + 1} ---", text.strip(), ""]
+        b, scores = outcome.validation.bound, outcome.validation.scores
         lines += [
             f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token ({b.estimates}), "
             f"perplexity {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte,",
-            f"  over {b.sequences} held-out blocks of {b.tokens} tokens, {b.draws} draws each, "
+            f"  over {b.sequences} held-out sequences, {b.tokens} tokens, {b.draws} draws each, "
             f"averaged weights. A unigram model has {unigram:.4f} nats per token.",
         ]
+        if scores:
+            lines.append(
+                f"BLEU {scores['bleu']:.2f} on held-out pairs; copying the source has "
+                f"{scores['bleu_copy']:.2f}."
+            )
     if not outcome.finished:
         lines.append(f"Stopped and saved at step {outcome.step}: the same command goes on.")
     written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", "tensorboard/"]

@@ -8,7 +8,7 @@ import pytest
 from ddm_jax.config import ObjectiveConfig, ProcessConfig, SamplerConfig, defaults, resolve
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import describe, fitting_samplers, make_sampler, settle
+from ddm_jax.experiment import TIMES, describe, fitting_samplers, make_sampler, settle
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.signature import EXACT, PREDICTIONS
 from ddm_jax.samplers import SAMPLERS
@@ -27,7 +27,7 @@ def test_objective_brings_its_own_first_choices(name):
     row, config = OBJECTIVES[name], settled(objective__name=name)
     assert config.process.name == row.processes[0]
     assert config.schedule.name == PROCESSES[row.processes[0]].schedule
-    assert config.model.time == row.times[0]
+    assert config.model.time == next(t for t in row.times if t in TIMES["lm"])
     assert config.sampler.name == fitting_samplers(row, row.processes[0], row.times[0])[0]
     assert config.eval.estimator == (row.estimator or name)
     for word in (name, row.processes[0], config.sampler.name, config.eval.estimator):
@@ -40,7 +40,7 @@ def test_rows_name_what_there_is(name):
     row = OBJECTIVES[name]
     assert set(row.processes) <= set(PROCESSES)
     assert set(row.predicts) <= set(PREDICTIONS)
-    assert set(row.times) <= {"none", "adaln", "constant"}
+    assert set(row.times) <= {time for of_kind in TIMES.values() for time in of_kind}
     estimator = OBJECTIVES[row.estimator or name]
     assert estimator.estimates
     assert set(row.processes) <= set(estimator.processes)
@@ -53,7 +53,7 @@ def test_sampler_rows_name_what_there_is(name):
     row = SAMPLERS[name]
     assert set(row.processes) <= set(PROCESSES)
     assert set(row.predicts) <= set(PREDICTIONS)
-    assert set(row.times) <= {"none", "adaln", "constant"}
+    assert set(row.times) <= {time for of_kind in TIMES.values() for time in of_kind}
 
 
 def test_sampler_must_fit_the_network():
@@ -71,7 +71,7 @@ def test_options_are_fields_of_their_sections():
         found = [inspect.signature(f).parameters.values() for f in functions if f]
         return {p.name for ps in found for p in ps if p.default is not p.empty}
 
-    fields = {f.name for f in dataclasses.fields(ObjectiveConfig)} - {"name"}
+    fields = {f.name for f in dataclasses.fields(ObjectiveConfig)} - {"name", "length_weight"}
     assert fields == {o for row in OBJECTIVES.values() for o in options(row.loss, row.init)}
     fields = {f.name for f in dataclasses.fields(ProcessConfig)} - {"name"}
     assert fields == {o for row in PROCESSES.values() for o in options(row.make)}

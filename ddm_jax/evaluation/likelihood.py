@@ -13,6 +13,7 @@ from jax import Array
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratify, uniforms
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch, Loss, Noise
+from ddm_jax.objectives.source import with_source
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ def make_bound(
     def bound(params: Any, batch: Batch, index: Array) -> tuple[Array, Array]:
         keys = example_keys(step_key(0, 0), index)
         u = uniforms(keys)
+        apply, _ = with_source(network, params, batch)
 
         def draw(total: Array, d: Array) -> tuple[Array, None]:
             draw_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, d)
             noise = Noise(stratify(u, d, draws), draw_keys)
-            return total + loss(network.apply, params, batch, noise, process).bound, None
+            return total + loss(apply, params, batch, noise, process).bound, None
 
         total, _ = jax.lax.scan(draw, jnp.zeros(len(index)), jnp.arange(draws))
         return total / draws, batch["valid"].sum(axis=1)

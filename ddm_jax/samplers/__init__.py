@@ -35,7 +35,7 @@ SAMPLERS = {
     "confidence": Sampler(confidence, times=NO_TIME),
     "margin": Sampler(margin, times=NO_TIME),
     "entropy": Sampler(entropy, times=NO_TIME),
-    "rdm": Sampler(rdm, processes=(*ABSORBING, *_UNIFORM)),
+    "rdm": Sampler(rdm, processes=(*ABSORBING, *_UNIFORM), scores=True),
     "remdm": Sampler(remdm),
     "predictor_corrector": Sampler(predictor_corrector, processes=(*ABSORBING, *_UNIFORM)),
     "euler": Sampler(euler, **_SEDD),

@@ -26,7 +26,8 @@ def autoregressive(
     """Samples x_i ~ p(x_i given x_1 .. x_{i-1}) in turn, the exact law of the network.
 
     Arguments and results are those of `ancestral`; spec.steps is not read. The prefix that is fixed
-    in every sequence is read at once, so nfe = L - its length (+ 1 to read it). Other fixed
+    in every sequence is read at once, so nfe = L - its length (+ 1 to read it), or less where every
+    sequence has drawn spec.stop before, which then fills the rest. Other fixed
     positions are kept, but those on their left do not see them: only a prefix is conditioned on
     exactly.
     """
@@ -43,8 +44,12 @@ def autoregressive(
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(read_all))
     cache = jax.lax.cond(prefix > 0, read_all, lambda: nothing)
 
-    def step(i: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        x, cache = carry
+    def goes_on(carry: tuple[Array, Array, Array, Any]) -> Array:
+        i, _, ended, _ = carry
+        return (i < length) & ~ended.all()
+
+    def step(carry: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
+        i, x, ended, cache = carry
         before = jax.lax.dynamic_slice_in_dim(x, i - 1, 1, axis=1)
         before = jnp.where(i == 0, process.mask_id, before)
         readout = apply(
@@ -58,7 +63,10 @@ def autoregressive(
         new = draw(position_keys(keys, at), readout.logits(), spec)
         old = jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
         new = jnp.where(old == process.mask_id, new, old)
-        return jax.lax.dynamic_update_slice_in_dim(x, new, i, axis=1), readout.cache
+        x = jax.lax.dynamic_update_slice_in_dim(x, new, i, axis=1)
+        return i + 1, x, ended | (new[:, 0] == spec.stop), readout.cache
 
-    tokens, _ = jax.lax.fori_loop(prefix, length, step, (x, cache))
-    return tokens, Stats(nfe=jnp.full(count, length - prefix + (prefix > 0)))
+    start = (prefix, x, jnp.zeros(count, bool), cache)
+    end, x, _, _ = jax.lax.while_loop(goes_on, step, start)
+    tokens = jnp.where(x == process.mask_id, spec.stop, x)
+    return tokens, Stats(nfe=jnp.full(count, end - prefix + (prefix > 0)))

@@ -75,8 +75,9 @@ def rdm(
     (start,) = split(keys, steps, 1)
     start = jnp.where(fixed, prompt, process.prior(start, length))
     state = State(start, jnp.zeros(start.shape, jnp.float32), ~fixed)
-    tokens = jax.lax.fori_loop(0, steps, step, state).tokens
-    return tokens, Stats(nfe=jnp.full(count, steps))
+    state = jax.lax.fori_loop(0, steps, step, state)
+    score = jnp.where(fixed, 0, state.scores).sum(axis=1) / jnp.maximum((~fixed).sum(axis=1), 1)
+    return state.tokens, Stats(nfe=jnp.full(count, steps), score=score)
 
 
 def split(keys: Array, step: int | Array, number: int) -> Array:

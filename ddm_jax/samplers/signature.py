@@ -15,7 +15,7 @@ from jax import Array
 
 ABSORBING = ("absorbing", "d3pm_absorbing")
 NO_TIME = ("none", "constant")
-ANY_TIME = ("adaln", *NO_TIME)
+ANY_TIME = ("adaln", "input", *NO_TIME)
 
 
 @jax.tree_util.register_dataclass
@@ -24,21 +24,29 @@ class SampleSpec:
     """What may change from call to call without compiling again.
 
     steps: int32[], steps of time, where the sampler lets one choose. temperature: float32[], at
-    least 0; 0 takes the best token. top_k: int32[], 0 for all. top_p: float32[] in (0, 1].
+    least 0; 0 takes the best token. top_k: int32[], 0 for all. top_p: float32[] in (0, 1]. stop:
+    int32[], the token that ends a sequence for samplers from the left; -1 for none.
     """
 
     steps: int | Array
     temperature: float | Array = 1.0
     top_k: int | Array = 0
     top_p: float | Array = 1.0
+    stop: int | Array = -1
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stats:
-    """nfe: int32[B], network evaluations that each sequence took."""
+    """What is known of each sequence beside its tokens.
+
+    nfe: int32[B], network evaluations that it took. score: float32[B], nats: the mean
+    log-probability of its tokens when they were accepted, at temperature 1; None where the sampler
+    has none (Sampler.scores).
+    """
 
     nfe: Array
+    score: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,11 @@ class Sampler:
 
     sample: the function. predicts: what the network may have been trained to say
     (Objective.predicts), any of them. processes, times: what config.process.name and model.time may
-    be.
+    be. scores: whether Stats has them.
     """
 
     sample: Callable[..., tuple[Array, Stats]]
     predicts: tuple[str, ...] = ("x0",)
     processes: tuple[str, ...] = ABSORBING
     times: tuple[str, ...] = ANY_TIME
+    scores: bool = False

@@ -1,6 +1,7 @@
 """Checkpoints through Orbax: asynchronous, atomic, with the position of the loader."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,10 @@ class Checkpoints:
         )
 
 
-def restore_averaged(folder: Path, abstract: Any, layout: Layout) -> tuple[int, Any]:
-    """(step, averaged weights) of the newest readable checkpoint, for those who only look.
+def restore_weights(
+    folder: Path, abstract: Any, layout: Layout, which: str = "ema", last: int = 1
+) -> tuple[int, Any]:
+    """(step, weights) of the newest readable checkpoint, for those who only look.
 
     Nothing in the folder is changed, whether its run has ended or not. Checkpoints that cannot be
     read are passed over with a warning.
@@ -94,37 +97,57 @@ def restore_averaged(folder: Path, abstract: Any, layout: Layout) -> tuple[int, 
       folder: that of `Checkpoints`.
       abstract: shapes and types of the weights.
       layout: where they go.
+      which: "ema", the running average of the weights, or "params", the weights themselves.
+      last: the mean over so many checkpoints, the newest ones.
 
     Raises:
-      UserError: there is no checkpoint, or none can be read.
+      UserError: there are fewer checkpoints, or none can be read.
+    """
+    found = list(itertools.islice(_newest_first(folder, abstract, layout, which), last))
+    if len(found) < last:
+        raise UserError(
+            f"{folder} has {len(found)} checkpoints that can be read, not {last}: average fewer, "
+            "or keep more with config.train.keep_last."
+        )
+    step, weights = found[0]
+    if last > 1:
+        weights = jax.tree.map(lambda *x: sum(x) / last, *(w for _, w in found))
+    return step, weights
+
+
+def _newest_first(
+    folder: Path, abstract: Any, layout: Layout, which: str
+) -> Iterator[tuple[int, Any]]:
+    """(step, weights) of every checkpoint that can be read.
+
+    Raises:
+      UserError: there is none.
     """
     shardings = layout.state_shardings(abstract)
-    item = {"ema": jax.tree.map(_placed, abstract, shardings)}
+    item = {which: jax.tree.map(_placed, abstract, shardings)}
     args = ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
     )
+    good: set[int] = set()
     damaged: dict[int, Exception] = {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         # listed again each time: a run that goes on saves new ones and deletes old ones
-        while left := set(_steps(folder)) - damaged.keys():
+        while left := {s for s in _steps(folder) if s < min(good, default=s + 1)} - damaged.keys():
             step = max(left)
             try:
-                ema = reader.restore(folder.absolute() / str(step) / "state", args=args)["ema"]
-                if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(ema)):
+                tree = reader.restore(folder.absolute() / str(step) / "state", args=args)[which]
+                if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree)):
                     raise ValueError("it holds another network")
             except Exception as error:  # whatever a torn file makes Orbax raise
                 damaged[step] = error
+                logging.warning("Checkpoint %d cannot be read (%s).", step, _first_line(error))
                 continue
-            for broken, error in damaged.items():
-                logging.warning(
-                    "Checkpoint %d cannot be read (%s): taking %d.",
-                    broken,
-                    _first_line(error),
-                    step,
-                )
-            return step, ema
+            good.add(step)
+            yield step, tree
+    if good:
+        return
     if not damaged:
         raise UserError(f"{folder} has no checkpoint yet: wait until the run has saved one.")
     newest, error = next(iter(damaged.items()))

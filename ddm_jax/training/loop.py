@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax import Array
 
 from ddm_jax.data.loader import train_iterator
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.likelihood import Bound
 from ddm_jax.experiment import Experiment
 from ddm_jax.training.checkpoint import Checkpoints
 from ddm_jax.training.interrupt import Interrupt
@@ -18,18 +18,17 @@ from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.progress import Progress
 from ddm_jax.training.record import write_record
 from ddm_jax.training.state import init_state
-from ddm_jax.training.step import MEANS, make_train_step
-from ddm_jax.training.validation import describe, make_validation
+from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.validation import Validation, make_validation
 from ddm_jax.training.writers import Writers, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the last step, the last bound and samples (None and [] if never made)."""
+    """How a run ended: the last step, and the last validation (None if there was none)."""
 
     step: int
-    bound: Bound | None
-    samples: list[str]
+    validation: Validation | None
     finished: bool
 
 
@@ -49,7 +48,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         init_state,
         experiment.network,
         optimizer,
-        metrics=(*MEANS, *experiment.objective.metrics),
+        metrics=metric_names(experiment.network, experiment.objective),
     )
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
@@ -76,12 +75,24 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     progress.say(f"{'Going on from' if restored else 'Starting at'} step {start} in {workdir}")
     writers = Writers(workdir, start, config.train.wandb_project, dataclasses.asdict(config))
 
-    bound, samples, pending = None, [], None
+    validation, pending = None, None
     validate = make_validation(experiment, workdir)
     step_fn = make_train_step(
         config, experiment.network, experiment.objective, experiment.process, optimizer
     )
     step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, layout.replicated))
+    programs: dict[tuple[int, ...], Any] = {}  # one for each shape of a batch
+
+    def program(batch: dict[str, Array]) -> Any:
+        """The compiled step for such a batch."""
+        shape = batch["tokens"].shape
+        if shape not in programs:
+            begin = time.perf_counter()
+            programs[shape] = step_fn.lower(state, batch).compile()
+            seconds = time.perf_counter() - begin
+            progress.leave_out(seconds)
+            progress.say(f"Compiled the step for {shape[0]} x {shape[1]} tokens in {seconds:.1f} s")
+        return programs[shape]
 
     def read(step: int, metrics: dict[str, Array]) -> None:
         """Waits for a step that has been started, and logs it where a log is due."""
@@ -101,10 +112,10 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             progress.show(step, values)
 
     def check(step: int) -> None:
-        nonlocal bound, samples
-        bound, samples = validate(state.ema, step)
-        writers.write(step, bound.metrics())
-        progress.say(describe(bound, step))
+        nonlocal validation
+        validation = validate(state.ema, step)
+        writers.write(step, validation.metrics())
+        progress.say(validation.describe(step))
 
     def is_due(step: int) -> bool:
         return step % config.eval.every == 0 or step == config.train.steps
@@ -116,12 +127,10 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             done = step >= config.train.steps
             if not done:
                 batch = layout.put_batch(next(loader))
-                begin = time.perf_counter()
-                step_fn = step_fn.lower(state, batch).compile()
-                progress.say(f"Compiled the step in {time.perf_counter() - begin:.1f} s")
+                program(batch)
                 progress.restart(step)
             while not done:
-                state, metrics = step_fn(state, batch)
+                state, metrics = program(batch)(state, batch)
                 step += 1
                 # a signal that comes later than this line is for the next step
                 interrupted = interrupt.received
@@ -141,14 +150,14 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                     if is_due(step) and not interrupted:
                         check(step)
                     progress.restart(step)
-            if not bound and not interrupt.received:  # the run had ended before: say how
-                bound, samples = validate(state.ema, step)
+            if not validation and not interrupt.received:  # the run had ended before: say how
+                validation = validate(state.ema, step)
     finally:
         checkpoints.close()
         writers.close()
         loader.close()
         progress.close()
-    return Outcome(step, bound, samples, finished=step >= config.train.steps)
+    return Outcome(step, validation, finished=step >= config.train.steps)
 
 
 def _has_validation(workdir: Path, step: int) -> bool:

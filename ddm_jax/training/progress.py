@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Loss, tokens/s, step time and time left; `pause` keeps evaluation out of the step time."""
+    """Loss, tokens/s, step time and time left; `restart`, `leave_out` keep pauses out of them."""
 
     def __init__(self, start: int, steps: int, tokens_per_step: int):
         self._steps = steps
@@ -25,6 +25,10 @@ class Progress:
     def restart(self, step: int) -> None:
         """Starts a new interval of timing at `step`."""
         self._since, self._begin = step, time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Takes a pause that has just ended out of the interval."""
+        self._begin += seconds
 
     def timing(self, step: int) -> dict[str, float]:
         """`step_s` and `tokens_per_s` since the interval began, and begins a new one."""

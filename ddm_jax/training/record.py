@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from ddm_jax.config import Config, resolve
 from ddm_jax.data import tokenizers
-from ddm_jax.data.opening import command
-from ddm_jax.data.prepared import PreparedSet, PrepareSpec
+from ddm_jax.data.opening import command, spec_of
+from ddm_jax.data.prepared import PreparedSet
+from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.data.tokenizers import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.training.writers import write_atomically
@@ -26,7 +27,7 @@ FREE += ("train.max_bad_steps", "train.wandb_project", "eval", "sampler", "layou
 FREE += ("data.workers", "data.root")
 
 
-def write_record(workdir: Path, config: Config, data: PreparedSet) -> None:
+def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPairs) -> None:
     """Writes workdir/config.json, or checks the one that is there.
 
     Raises:
@@ -63,7 +64,7 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         config = resolve(ConfigDict(record["config"]))
-        folder, spec = Path(record["data"]["folder"]), PrepareSpec(**record["data"]["spec"])
+        folder, spec = Path(record["data"]["folder"]), spec_of(record["data"])
         fingerprint = record["data"]["tokenizer"]["fingerprint"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(

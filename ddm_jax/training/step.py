@@ -18,13 +18,20 @@ from ddm_jax.config import Config
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch, Noise, Objective
+from ddm_jax.objectives.source import length_loss, with_source
 from ddm_jax.training.optimizer import ema_update, learning_rate
 from ddm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
-MEANS = ("loss", "grad_norm")  # and the objective's own metrics
+MEANS = ("loss", "grad_norm")
 # dropout draws from a stream of its own, not from the one that corrupts
 _DROPOUT = 1
+
+
+def metric_names(network: Network, objective: Objective) -> tuple[str, ...]:
+    """The means that a train step logs."""
+    lengths = () if network.encode is None else ("length_loss",)
+    return (*MEANS, *objective.metrics, *lengths)
 
 
 def make_train_step(
@@ -36,25 +43,29 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds step(state, batch) -> (state, metrics).
 
-    batch: {"tokens": int32[B, L], "valid": bool[B, L]}, the whole global batch. metrics: float32[]
-    means over the steps since the last multiple of train.log_every (loss in nats per token), and
-    `lr`, `bad_in_a_row`, `skipped` of this step. A step whose loss or gradient is not finite
-    changes the counters only.
+    batch: {"tokens": int32[B, L], "valid": bool[B, L], ...}, the whole global batch. metrics:
+    float32[] means over the steps since the last multiple of train.log_every (loss in nats per
+    token, length_loss in nats per sequence), and `lr`, `bad_in_a_row`, `skipped` of this step. A
+    step whose loss or gradient is not finite changes the counters only.
     """
-    size, parts = config.train.batch_size, config.train.microbatches
+    parts = config.train.microbatches
+    names = metric_names(network, objective)
     rate = learning_rate(config.optim, config.train.steps)
     times = TIMES[config.train.times]
 
     def gradients(params: Any, batch: Batch, noise: Noise, dropout: Array) -> tuple[Any, Metrics]:
-        tokens = jnp.maximum(batch["valid"].sum(), 1)
+        size, tokens = len(batch["tokens"]), jnp.maximum(batch["valid"].sum(), 1)
 
         def part_loss(params: Any, part: tuple[Batch, Noise, Array]) -> tuple[Array, Metrics]:
             part_batch, part_noise, dropout_keys = part
-            apply = functools.partial(network.apply, dropout_keys=dropout_keys)
+            apply, memory = with_source(network, params, part_batch, dropout_keys)
             out = objective.loss(apply, params, part_batch, part_noise, process)
             sums = {"loss": out.loss.sum() / tokens}
             sums |= {name: x.sum() / size for name, x in out.metrics.items()}
-            return sums["loss"], sums
+            if memory is None:
+                return sums["loss"], sums
+            sums["length_loss"] = length_loss(memory, part_batch).sum() / size
+            return sums["loss"] + config.objective.length_weight * sums["length_loss"], sums
 
         grad = jax.grad(part_loss, has_aux=True)
         if parts == 1:
@@ -72,6 +83,7 @@ def make_train_step(
         return jax.lax.scan(add, zeros, split)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        size = len(batch["tokens"])
         key, index = step_key(config.seed, state.step), jnp.arange(size)
         noise = Noise(times(key, index, size), example_keys(key, index))
         dropout = jax.vmap(jax.random.fold_in, (0, None))(noise.keys, _DROPOUT)
@@ -102,7 +114,7 @@ def make_train_step(
             opt_state=opt_state,
             window=window,
         )
-        means = {name: window[name] / window["good_steps"] for name in (*MEANS, *objective.metrics)}
+        means = {name: window[name] / window["good_steps"] for name in names}
         return state, {
             **means,
             "lr": rate(updates - 1),

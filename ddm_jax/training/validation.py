@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,37 @@ import jax.numpy as jnp
 
 from ddm_jax.data.loader import eval_batches
 from ddm_jax.evaluation.likelihood import Bound, estimate, make_bound
+from ddm_jax.evaluation.text import bleu
+from ddm_jax.evaluation.translation import make_translator, translate
 from ddm_jax.experiment import Experiment
 from ddm_jax.samplers import SampleSpec
 from ddm_jax.training.writers import write_atomically
 
 
-def describe(bound: Bound, step: int) -> str:
-    """One line on a validation."""
-    return (
-        f"step {step}: validation {bound.nll:.4f} +- {bound.stderr:.4f} nats per token "
-        f"({bound.estimates}), perplexity {bound.ppl:.2f}, {bound.bits_per_byte:.3f} bits per byte"
-    )
+@dataclass(frozen=True)
+class Validation:
+    """The bound on held-out text, some samples with their headings, and scores of translations."""
+
+    bound: Bound
+    samples: list[tuple[str, str]]
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """What a line of metrics.jsonl says of it."""
+        return self.bound.metrics() | self.scores
+
+    def describe(self, step: int) -> str:
+        """One line."""
+        b = self.bound
+        line = (
+            f"step {step}: validation {b.nll:.4f} +- {b.stderr:.4f} nats per token "
+            f"({b.estimates}), perplexity {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte"
+        )
+        return f"{line}, BLEU {self.scores['bleu']:.2f}" if self.scores else line
 
 
-def make_validation(
-    experiment: Experiment, workdir: Path
-) -> Callable[[Any, int], tuple[Bound, list[str]]]:
-    """Builds validate(ema, step) -> (bound on held-out text, samples) of the averaged parameters.
+def make_validation(experiment: Experiment, workdir: Path) -> Callable[[Any, int], Validation]:
+    """Builds validate(ema, step) -> Validation of the averaged parameters.
 
     The samples are written to workdir/samples/STEP.txt. The corruptions and the keys are the same
     at every step.
@@ -37,17 +52,9 @@ def make_validation(
             experiment.network, experiment.estimator.loss, experiment.process, config.eval.draws
         )
     )
-    sample = jax.jit(
-        functools.partial(
-            experiment.sampler,
-            experiment.network.apply,
-            process=experiment.process,
-            spec=SampleSpec(config.sampler.steps),
-        )
-    )
-    empty = jnp.zeros((config.sampler.num, config.data.length), jnp.int32)
+    show = _texts(experiment) if experiment.network.encode is None else _translations(experiment)
 
-    def validate(ema: Any, step: int) -> tuple[Bound, list[str]]:
+    def validate(ema: Any, step: int) -> Validation:
         batches = eval_batches(
             experiment.data,
             "validation",
@@ -62,17 +69,76 @@ def make_validation(
             experiment.data.bytes_per_token("validation"),
             experiment.estimator.estimates,
         )
-        key = jax.random.key(config.seed)
-        tokens, stats = sample(ema, key, empty, jnp.zeros(empty.shape, bool))
-        texts = [experiment.data.tokenizer.decode(row) for row in jax.device_get(tokens)]
+        samples, scores = show(ema)
         folder = workdir / "samples"
         folder.mkdir(exist_ok=True)
         lines = [
-            f"=== sample {i + 1} of {len(texts)}, step {step}, {int(nfe)} network evaluations\n"
-            f"{text}\n"
-            for i, (text, nfe) in enumerate(zip(texts, jax.device_get(stats.nfe), strict=True))
+            f"=== sample {i + 1} of {len(samples)}, step {step}, {heading}\n{text}\n"
+            for i, (heading, text) in enumerate(samples)
         ]
         write_atomically(folder / f"{step:08d}.txt", "\n".join(lines))
-        return found, texts
+        return Validation(found, samples, scores)
 
     return validate
+
+
+Shown = tuple[list[tuple[str, str]], dict[str, float]]
+
+
+def _texts(experiment: Experiment) -> Callable[[Any], Shown]:
+    """Samples from nothing."""
+    config = experiment.config
+    sample = jax.jit(
+        functools.partial(
+            experiment.sampler,
+            experiment.network.apply,
+            process=experiment.process,
+            spec=SampleSpec(config.sampler.steps, config.sampler.temperature),
+        )
+    )
+    empty = jnp.zeros((config.sampler.num, config.data.length), jnp.int32)
+
+    def show(ema: Any) -> Shown:
+        key = jax.random.key(config.seed)
+        drawn = jax.device_get(sample(ema, key, empty, jnp.zeros(empty.shape, bool)))
+        tokens, stats = drawn
+        samples = [
+            (f"{nfe} network evaluations", experiment.data.tokenizer.decode(row))
+            for row, nfe in zip(tokens, stats.nfe, strict=True)
+        ]
+        return samples, {}
+
+    return show
+
+
+def _translations(experiment: Experiment) -> Callable[[Any], Shown]:
+    """Translations of the first held-out sources; BLEU of them, and of the sources themselves."""
+    config = experiment.config
+    translator = make_translator(
+        experiment.network,
+        experiment.process,
+        experiment.sampler,
+        config,
+        experiment.data.tokenizer,
+        experiment.layout,
+    )
+    pairs = experiment.data.texts("validation")
+    pairs = [p for p in pairs if translator.fits(p[0])][: config.eval.translations]
+    sources, references = (list(side) for side in zip(*pairs, strict=True))
+
+    def show(ema: Any) -> Shown:
+        made = translate(translator, ema, sources, config.seed)
+        samples = [
+            (
+                f"{nfe} network evaluations",
+                f"source:      {source}\nreference:   {reference}\ntranslation: {text}",
+            )
+            for source, reference, text, nfe in zip(
+                sources, references, made.texts, made.nfe, strict=True
+            )
+        ]
+        copied, _ = bleu(sources, references)
+        scores = {"bleu": bleu(made.texts, references)[0], "bleu_copy": copied}
+        return samples[: config.sampler.num], scores
+
+    return show

@@ -1,5 +1,6 @@
 """Where numbers go: metrics.jsonl always, TensorBoard always, wandb when asked."""
 
+import itertools
 import json
 import math
 import os
@@ -49,6 +50,19 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def write_new(path: Path, text: str) -> Path:
+    """Writes a file that was not there, under the next free name if one was; returns its path."""
+    free = path
+    for number in itertools.count(2):
+        try:
+            free.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            free = path.with_stem(f"{path.stem}-{number}")
+    write_atomically(free, text)
+    return free
 
 
 def write_atomically(path: Path, text: str) -> None:
