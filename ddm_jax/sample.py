@@ -1,17 +1,16 @@
 """Samples from a trained run: python -m ddm_jax.sample --workdir=work/radd_tiny --num=4.
 
-It reads the averaged weights of the newest checkpoint, whether the run has ended or not, and
-changes nothing but to add a file of samples. What is fixed in every sequence: see prompts.py.
+It reads the newest checkpoint, whether the run has ended or not, and changes nothing but to add a
+file of samples. What is fixed in every sequence: see prompts.py.
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +19,37 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ddm_jax import cli
+from ddm_jax import cli, run_flags
 from ddm_jax.config import Config
 from ddm_jax.data.tokenizers import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_sampler
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.prompts import Prompt, between, from_template, read_template
-from ddm_jax.trained import draw, make_program, make_spec, open_run, with_sampler
+from ddm_jax.trained import draw, make_program, make_spec, open_run
 from ddm_jax.training.interrupt import Interrupt
 from ddm_jax.training.record import read_record
-from ddm_jax.training.writers import write_atomically
+from ddm_jax.training.writers import write_new
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
-_SAMPLER = flags.DEFINE_string("sampler", "auto", "a sampler that fits the run; auto: the run's")
-_STEPS = flags.DEFINE_integer("steps", None, "steps of the sampler; the run's by default")
-_OPTION = flags.DEFINE_multi_string(
-    "option", [], "name=value: an option of the sampler, a field of config.sampler; may be repeated"
-)
 _NUM = flags.DEFINE_integer("num", 4, "sequences to draw")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "sequences drawn at once")
 _LENGTH = flags.DEFINE_integer("length", None, "tokens of a sequence; the run's by default")
 _PREFIX = flags.DEFINE_string("prefix", "", "text at the start of every sequence")
 _SUFFIX = flags.DEFINE_string("suffix", "", "text at the end of every sequence")
 _TEMPLATE = flags.DEFINE_string(
     "template", "", "text file with blanks: {{5}} for five tokens, {{}} for all that are left"
 )
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the draws; 0 takes the best token")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "of the draws; 0 takes the best token; the run's by default"
+)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "draw from so many best tokens; 0: from all")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the best tokens of this total probability")
-_SEED = flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same samples")
 _OUT = flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
 
-_LARGEST = 2**31 - 1
-_POSITIVE = (lambda x: 1 <= x <= _LARGEST, f"a whole number from 1 to {_LARGEST}")
-_NATURAL = (lambda x: 0 <= x <= _LARGEST, f"a whole number from 0 to {_LARGEST}")
-_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "steps": _POSITIVE,
-    "num": _POSITIVE,
-    "batch_size": _POSITIVE,
-    "temperature": (lambda x: 0 <= x < math.inf, "a finite number of at least 0"),
-    "top_k": _NATURAL,
+_RANGES = {
+    "num": run_flags.POSITIVE,
+    "temperature": run_flags.TEMPERATURE,
+    "top_k": run_flags.NATURAL,
     "top_p": (lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
-    "seed": _NATURAL,
 }
 
 
@@ -74,16 +60,25 @@ def main(argv: Sequence[str]) -> None:
       UserError: a bad flag, or a run that cannot be sampled from.
     """
     del argv
-    _check_flags()
-    workdir, num = Path(_WORKDIR.value).expanduser(), _NUM.value
+    workdir, num = run_flags.check(_RANGES), _NUM.value
+    if _TEMPLATE.value and (_PREFIX.value or _SUFFIX.value):
+        raise UserError(
+            "--template does not go with --prefix or --suffix: write them into the template."
+        )
     # all that can be wrong in the flags is found before weights are read, which may take minutes
     config, tokenizer = read_record(workdir)
-    config = with_sampler(config, _SAMPLER.value, _STEPS.value, _LENGTH.value, _OPTION.value)
+    config = run_flags.applied(config, _LENGTH.value)
+    if config.model.kind != "lm":
+        raise UserError(
+            f"The run in {workdir} writes targets of sources: use `python -m ddm_jax.translate`."
+        )
     name, steps, length = config.sampler.name, config.sampler.steps, config.data.length
+    temperature = _TEMPERATURE.value
+    temperature = config.sampler.temperature if temperature is None else temperature
     prompt, texts = _read_prompt(tokenizer, length)
-    batch_size = min(_BATCH_SIZE.value, num)
+    batch_size = min(run_flags.BATCH_SIZE.value, num)
     layout = dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
-    run = open_run(workdir, layout)
+    run = open_run(workdir, layout, run_flags.WEIGHTS_OF.value)
     out = workdir / "samples" / f"{run.step:08d}-{name}-{steps}.jsonl"
     out = Path(_OUT.value).expanduser() if _OUT.value else out
     _check_out(out)
@@ -92,8 +87,8 @@ def main(argv: Sequence[str]) -> None:
         f"Step {run.step} of {workdir}: {num} sequences of {length} tokens, {name} sampler, "
         f"{steps} steps"
     )
-    spec = make_spec(steps, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    key, spec = jax.device_put((jax.random.key(_SEED.value), spec), layout.replicated)
+    spec = make_spec(steps, temperature, _TOP_K.value, _TOP_P.value)
+    key, spec = jax.device_put((jax.random.key(run_flags.SEED.value), spec), layout.replicated)
     rows = {"prompt": prompt.tokens, "fixed": prompt.fixed}
     rows = layout.put_batch({k: np.tile(x, (batch_size, 1)) for k, x in rows.items()})
     program = make_program(make_sampler(config), run.network.apply, run.process)
@@ -117,17 +112,19 @@ def main(argv: Sequence[str]) -> None:
     settings = {
         "workdir": str(workdir),
         "checkpoint": run.step,
+        "weights": run_flags.WEIGHTS_OF.value,
         "sampler": name,
         "steps": steps,
         "options": _options_of(config),
-        **{f: flags.FLAGS[f].value for f in ("temperature", "top_k", "top_p", "seed")},
+        "temperature": temperature,
+        **{f: flags.FLAGS[f].value for f in ("top_k", "top_p", "seed")},
         "batch_size": batch_size,
         "length": length,
         "prompt": texts,
     }
     written = write_new(out, "".join(json.dumps(s | settings) + "\n" for s in samples))
     print(report(samples, written))
-    if _JSON.value:
+    if run_flags.JSON.value:
         result = {
             "out": str(written),
             "num": len(samples),
@@ -155,19 +152,6 @@ def report(samples: Sequence[Mapping[str, Any]], written: Path) -> str:
 def mean_nfe(samples: Sequence[Mapping[str, Any]]) -> float:
     """Network evaluations of a sequence, on average."""
     return sum(sample["nfe"] for sample in samples) / len(samples)
-
-
-def write_new(path: Path, text: str) -> Path:
-    """Writes a file that was not there, under the next free name if one was; returns its path."""
-    free = path
-    for number in itertools.count(2):
-        try:
-            free.touch(exist_ok=False)
-            break
-        except FileExistsError:
-            free = path.with_stem(f"{path.stem}-{number}")
-    write_atomically(free, text)
-    return free
 
 
 class _Progress:
@@ -205,21 +189,6 @@ def _say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _check_flags() -> None:
-    if not _WORKDIR.value:
-        raise UserError(
-            "--workdir is missing: give the folder of a run, e.g. --workdir=work/radd_tiny."
-        )
-    for name, (fits, words) in _RANGES.items():
-        value = flags.FLAGS[name].value
-        if value is not None and not fits(value):
-            raise UserError(f"--{name}={value} is out of range: give {words}.")
-    if _TEMPLATE.value and (_PREFIX.value or _SUFFIX.value):
-        raise UserError(
-            "--template does not go with --prefix or --suffix: write them into the template."
-        )
-
-
 def _read_prompt(tokenizer: Tokenizer, length: int) -> tuple[Prompt, dict[str, str]]:
     """The prompt of the flags, and the texts that it is made of."""
     if not _TEMPLATE.value:
@@ -230,8 +199,9 @@ def _read_prompt(tokenizer: Tokenizer, length: int) -> tuple[Prompt, dict[str, s
 
 
 def _options_of(config: Config) -> dict[str, Any]:
-    own = dataclasses.asdict(config.sampler)
-    return {k: x for k, x in own.items() if k not in ("name", "steps", "num") and x is not None}
+    fields = [f.name for f in dataclasses.fields(config.sampler) if f.default is None]
+    values = {name: getattr(config.sampler, name) for name in fields}
+    return {name: x for name, x in values.items() if x is not None}
 
 
 def _check_out(out: Path) -> None:

@@ -24,13 +24,16 @@ from ddm_jax.models.network import Network
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.samplers import SAMPLERS, SampleSpec, Stats
-from ddm_jax.training.checkpoint import restore_averaged
+from ddm_jax.training.checkpoint import restore_weights
 from ddm_jax.training.record import read_record
+
+# the running average, the weights themselves, or their mean over the last N checkpoints
+WEIGHTS = ("ema", "last", "average:N")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network with all that reads it; params are the averages of checkpoint `step`."""
+    """A trained network with all that reads it; params are the weights of checkpoint `step`."""
 
     config: Config
     tokenizer: Tokenizer
@@ -40,16 +43,19 @@ class Run:
     params: Any
 
 
-def open_run(workdir: Path, layout: Layout) -> Run:
+def open_run(workdir: Path, layout: Layout, weights: str = "ema") -> Run:
     """The newest readable checkpoint of a run, laid out on the devices.
+
+    weights: one of WEIGHTS.
 
     Raises:
       UserError: there is no run, no checkpoint, or its tokenizer is gone.
     """
+    which, last = _parse_weights(weights)
     config, tokenizer = read_record(workdir)
     process, _, network = make_parts(config, tokenizer.vocab_size)
     abstract = jax.eval_shape(network.init, jax.random.key(0))
-    step, params = restore_averaged(workdir / "checkpoints", abstract, layout)
+    step, params = restore_weights(workdir / "checkpoints", abstract, layout, which, last)
     return Run(config, tokenizer, process, network, step, params)
 
 
@@ -76,8 +82,10 @@ def with_sampler(
             raise UserError(
                 f"--sampler={name} is unknown: this run can be sampled by {', '.join(fitting)}."
             )
-        # the others are options of the run's sampler
-        values["sampler"] = {"name": name, "steps": config.sampler.steps}
+        # those that are empty by default are options of the run's sampler
+        own = {f.name for f in dataclasses.fields(config.sampler) if f.default is None}
+        values["sampler"] = {k: x for k, x in values["sampler"].items() if k not in own}
+        values["sampler"]["name"] = name
     values["sampler"] |= dict(map(_parse_option, options))
     values["sampler"]["steps"] = steps or config.sampler.steps
     values["data"]["length"] = config.data.length if length is None else length
@@ -122,6 +130,16 @@ def draw(
         tokens, stats = jax.device_get(program(params, batch_key, **rows, spec=spec))
         seconds = time.perf_counter() - begin
         yield tokens[: num - start], stats.nfe[: num - start], seconds
+
+
+def _parse_weights(text: str) -> tuple[str, int]:
+    """One of WEIGHTS -> (item of a checkpoint, number of checkpoints)."""
+    kind, _, number = text.partition(":")
+    if text in ("ema", "last"):
+        return {"ema": "ema", "last": "params"}[text], 1
+    if kind == "average" and number.isdigit() and int(number):
+        return "params", int(number)
+    raise UserError(f"--weights={text} is unknown: give one of {', '.join(WEIGHTS)}.")
 
 
 def _parse_option(text: str) -> tuple[str, Any]:

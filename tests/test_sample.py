@@ -31,10 +31,11 @@ from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.samplers import Stats
 from ddm_jax.training import checkpoint
-from ddm_jax.training.checkpoint import Checkpoints, restore_averaged
+from ddm_jax.training.checkpoint import Checkpoints, restore_weights
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.record import write_record
 from ddm_jax.training.state import init_state
+from ddm_jax.training.writers import write_new
 
 ROOT = Path(__file__).parents[1]
 LENGTH = 16
@@ -141,6 +142,7 @@ def test_samples_are_printed_and_written_as_promised(run, tmp_path, capsys):
     shared = {
         "workdir": str(run),
         "checkpoint": 10,
+        "weights": "ema",
         "sampler": "event_driven",
         "steps": 5,
         "options": {},
@@ -211,7 +213,7 @@ def test_files_that_are_there_are_left_alone(run, tmp_path):
     assert [json.loads(p.read_text())["seed"] for p in (first, second)] == [0, 1]
     (tmp_path / "a.jsonl").write_text("mine")
     (tmp_path / "a-2.jsonl").write_text("mine too")
-    assert sample.write_new(tmp_path / "a.jsonl", "new") == tmp_path / "a-3.jsonl"
+    assert write_new(tmp_path / "a.jsonl", "new") == tmp_path / "a-3.jsonl"
     assert [(tmp_path / f"a{i}.jsonl").read_text() for i in ("", "-2", "-3")] == [
         "mine",
         "mine too",
@@ -251,13 +253,13 @@ def test_averaged_weights_come_back_exactly(tmp_path):
     checkpoints.save(4, state, {})
     checkpoints.close()
     layout = dp(jax.devices()[:4])
-    step, read = restore_averaged(tmp_path, jax.eval_shape(lambda: params), layout)
+    step, read = restore_weights(tmp_path, jax.eval_shape(lambda: params), layout)
     assert step == 4
     jax.tree.map(np.testing.assert_array_equal, read, params)
     assert all(x.sharding == layout.replicated for x in jax.tree.leaves(read))
     for other in ({"a": params["a"], "d": params["a"]}, {"a": params["a"][:1], "b": params["b"]}):
         with pytest.raises(UserError, match=r"None of the checkpoints in .* can be read"):
-            restore_averaged(tmp_path, jax.eval_shape(lambda other=other: other), layout)
+            restore_weights(tmp_path, jax.eval_shape(lambda other=other: other), layout)
 
 
 def damage(folder):
@@ -301,7 +303,7 @@ def test_checkpoint_that_a_run_deletes_meanwhile_does_no_harm(tmp_path, monkeypa
         return steps
 
     monkeypatch.setattr(checkpoint, "_steps", list_and_go_on)
-    assert restore_averaged(folder, jax.eval_shape(lambda: ema), dp(jax.devices()))[0] == 10
+    assert restore_weights(folder, jax.eval_shape(lambda: ema), dp(jax.devices()))[0] == 10
 
 
 def test_interrupted_samples_are_written(run, tmp_path, monkeypatch):

@@ -1,0 +1,60 @@
+"""The flags of the command lines that open a trained run: sample, translate and evaluate."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from ddm_jax.config import Config
+from ddm_jax.errors import UserError
+from ddm_jax.trained import WEIGHTS, with_sampler
+
+WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
+SAMPLER = flags.DEFINE_string("sampler", "auto", "a sampler that fits the run; auto: the run's")
+STEPS = flags.DEFINE_integer("steps", None, "steps of the sampler; the run's by default")
+OPTION = flags.DEFINE_multi_string(
+    "option",
+    [],
+    "name=value: a field of config.sampler, such as routing=cond, lengths=5, candidates=10, "
+    "selection=mbr or temperature=0.5; may be repeated",
+)
+WEIGHTS_OF = flags.DEFINE_string("weights", "ema", f"one of {', '.join(WEIGHTS)}")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "sequences drawn at once")
+SEED = flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same sequences")
+JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+
+_LARGEST = 2**31 - 1
+POSITIVE = (lambda x: 1 <= x <= _LARGEST, f"a whole number from 1 to {_LARGEST}")
+NATURAL = (lambda x: 0 <= x <= _LARGEST, f"a whole number from 0 to {_LARGEST}")
+TEMPERATURE = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+
+Ranges = Mapping[str, tuple[Callable[[Any], bool], str]]
+_RANGES: Ranges = {"steps": POSITIVE, "batch_size": POSITIVE, "seed": NATURAL}
+
+
+def check(ranges: Ranges) -> Path:
+    """The folder of the run, once these flags and those of this file are within their ranges.
+
+    Raises:
+      UserError: --workdir is missing, or a flag is out of range.
+    """
+    if not WORKDIR.value:
+        raise UserError(
+            "--workdir is missing: give the folder of a run, e.g. --workdir=work/radd_tiny."
+        )
+    for name, (fits, words) in {**_RANGES, **ranges}.items():
+        value = flags.FLAGS[name].value
+        if value is not None and not fits(value):
+            raise UserError(f"--{name}={value} is out of range: give {words}.")
+    return Path(WORKDIR.value).expanduser()
+
+
+def applied(config: Config, length: int | None) -> Config:
+    """The config of a run with the sampler as the flags set it; a length of None is the run's.
+
+    Raises:
+      UserError: see `trained.with_sampler`.
+    """
+    return with_sampler(config, SAMPLER.value, STEPS.value, length, OPTION.value)

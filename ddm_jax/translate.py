@@ -1,0 +1,81 @@
+"""Targets of sources from a trained run: python -m ddm_jax.translate --workdir=W --text='...'.
+
+One line of the input is one source, one line of the output its target. What decides how they are
+drawn: decoding.py.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ddm_jax import cli, run_flags
+from ddm_jax.decoding import open_translator, read_run, settings
+from ddm_jax.errors import UserError
+from ddm_jax.evaluation.translation import translate
+from ddm_jax.training.writers import write_atomically
+
+_TEXT = flags.DEFINE_string("text", "", "the source itself")
+_INPUT = flags.DEFINE_string("input", "", "file of sources, one a line; - for standard input")
+_OUT = flags.DEFINE_string("out", "", "file of targets to make; standard output by default")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads, translates and writes.
+
+    Raises:
+      UserError: a bad flag, no run, or a source that is too long.
+    """
+    del argv
+    workdir = run_flags.check({})
+    config = read_run(workdir)
+    sources, name = _read_sources()
+    out = Path(_OUT.value).expanduser() if _OUT.value else None
+    if out and (out.exists() or not out.parent.is_dir()):
+        raise UserError(f"--out={out} exists, or its folder does not: give the name of a new file.")
+    run, translator = open_translator(workdir, config)
+    made = translate(translator, run.params, sources, run_flags.SEED.value, name)
+    text = "".join(f"{line}\n" for line in made.texts)
+    if out:
+        write_atomically(out, text)
+        print(f"Wrote {len(made.texts)} targets to {out}", file=sys.stderr)
+    else:
+        print(text, end="")
+    if run_flags.JSON.value:
+        result = settings(run, config) | {
+            "workdir": str(workdir),
+            "out": str(out) if out else None,
+            "num": len(made.texts),
+            "nfe": sum(made.nfe) / len(made.nfe),
+            "seconds": made.seconds,
+            "compile_s": made.compile_s,
+        }
+        print(json.dumps(result))
+
+
+def _read_sources() -> tuple[list[str], str]:
+    """The sources, and what to call them in an error."""
+    if bool(_TEXT.value) == bool(_INPUT.value):
+        raise UserError("Give the sources either with --text='...' or with --input=FILE.")
+    if _TEXT.value:
+        return [" ".join(_TEXT.value.split("\n"))], "--text"
+    name = f"--input={_INPUT.value}"
+    try:
+        if _INPUT.value == "-":
+            text = sys.stdin.read()
+        else:
+            text = Path(_INPUT.value).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}): give a text file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 ({error.reason}): convert it.") from error
+    lines = text.removesuffix("\n").split("\n")
+    if not text:
+        raise UserError(f"{name} is empty: give a file with one source a line.")
+    return lines, name
+
+
+if __name__ == "__main__":
+    cli.run(main)

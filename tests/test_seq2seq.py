@@ -1,0 +1,226 @@
+"""From pairs in a file to scores, as a user does it: train, resume, translate, evaluate.
+
+The targets are the sources backwards, word by word, of few words: a small network learns some of it
+in a few seconds, but nothing here depends on how much.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ddm_jax.config import defaults, resolve
+from ddm_jax.data.loader import train_iterator
+from ddm_jax.data.opening import open_or_prepare
+from ddm_jax.evaluation.text import bleu
+from ddm_jax.experiment import build, make_parts, settle
+from ddm_jax.parallel.layouts import dp
+from ddm_jax.trained import open_run
+from ddm_jax.training import loop
+from ddm_jax.training.checkpoint import Checkpoints
+from ddm_jax.training.optimizer import make_optimizer
+from ddm_jax.training.state import init_state
+from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.writers import read_metrics
+
+ROOT = Path(__file__).parents[1]
+WORDS = ("ba", "de", "gi", "ko", "lu", "ma")
+KINDS = ("encoder_decoder", "prefix")
+
+
+def pairs(count, seed):
+    rng = random.Random(seed)
+    sources = [" ".join(rng.choices(WORDS, k=rng.randrange(1, 5))) for _ in range(count)]
+    return [(source, " ".join(source.split()[::-1])) for source in sources]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    for name, seed in (("train", 0), ("valid", 1), ("test", 2)):
+        lines = [f"{source}\t{target}\n" for source, target in pairs(60, seed)]
+        (folder / f"{name}.tsv").write_text("".join(lines))
+    return folder
+
+
+def make_config(files, kind="encoder_decoder", **changes):
+    config = defaults()
+    config.model.update({"kind": kind, "width": 16, "depth": 1, "heads": 2, "max_length": 16})
+    config.model.dropout = 0.1
+    config.data.update(
+        {"source": f"pairs:{files}/train.tsv", "validation": f"pairs:{files}/valid.tsv"}
+    )
+    config.data.update({"test": f"pairs:{files}/test.tsv", "tokenizer": "bytes"})
+    config.data.update({"length": 16, "source_length": 16, "buckets": 2, "root": f"{files}/sets"})
+    config.objective.name = "rdm_absorb"
+    config.process.steps = 5
+    config.optim.warmup_steps = 1
+    config.train.update({"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 2})
+    config.train.keep_last = 3
+    config.eval.update({"every": 6, "batch_size": 8, "sequences": 16, "draws": 1})
+    config.eval.translations = 16
+    config.sampler.update({"name": "rdm", "steps": 2, "num": 2, "temperature": 0.0})
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, loop.train(build(make_config(files)), workdir)
+
+
+def numbers(workdir):
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "step_s")} for r in records]
+
+
+def test_training_shows_the_length_loss_and_translations(run, files):
+    workdir, outcome = run
+    trained = [r for r in numbers(workdir) if "loss" in r]
+    assert all(r["length_loss"] > 0 for r in trained)
+    assert outcome.finished
+    scores = outcome.validation.scores
+    held_out = pairs(60, 1)[:16]
+    sources, references = zip(*held_out, strict=True)
+    assert scores["bleu_copy"] == bleu(sources, references)[0]
+    written = (workdir / "samples" / "00000006.txt").read_text()
+    assert written.count("reference: ") == 2
+    assert f"source:      {sources[0]}\n" in written
+    assert f"reference:   {references[1]}\n" in written
+
+
+def test_stopped_training_goes_on_with_the_same_numbers(run, files, tmp_path):
+    class Stop(Exception):
+        pass
+
+    write = loop.Writers.write
+
+    def stop_after_five(self, step, values):
+        write(self, step, values)
+        if step == 5:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Writers, "write", stop_after_five)
+        with pytest.raises(Stop):
+            loop.train(build(make_config(files)), tmp_path)
+    assert loop.train(build(make_config(files)), tmp_path).finished
+    assert numbers(tmp_path) == numbers(run[0])
+
+
+def test_devices_and_parts_of_a_batch_do_not_change_a_step(files):
+    """One device in place of eight, four parts in place of one; dropout and lengths included."""
+    found = []
+    for parts, devices in ((1, jax.devices()), (4, jax.devices()[:1])):
+        config = settle(make_config(files, train__microbatches=parts))
+        data = open_or_prepare(config.data)
+        process, objective, network = make_parts(config, data.tokenizer.vocab_size)
+        optimizer = make_optimizer(config.optim, config.train.steps)
+        step = jax.jit(make_train_step(config, network, objective, process, optimizer))
+        names = metric_names(network, objective)
+        layout = dp(devices)
+        state = jax.device_put(
+            init_state(network, optimizer, jax.random.key(0), names), layout.replicated
+        )
+        batch = next(train_iterator(data, batch_size=8, seed=0))
+        for _ in range(2):
+            state, metrics = step(state, layout.put_batch(batch))
+        found.append((metrics, state.params["length"]["kernel"]))
+    for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
+
+
+def test_weights_of_several_checkpoints_are_averaged(run):
+    workdir, _ = run
+    layout = dp(jax.devices())
+    runs = {w: open_run(workdir, layout, w) for w in ("ema", "last", "average:1", "average:3")}
+    assert {r.step for r in runs.values()} == {6}
+    for name in ("last", "average:1"):
+        jax.tree.map(np.testing.assert_array_equal, runs[name].params, runs["last"].params)
+    manager = Checkpoints(workdir / "checkpoints", 3, 10**6)
+    read = [
+        manager._manager.restore(step)["state"]["params"]["length"]["kernel"] for step in (2, 4, 6)
+    ]
+    manager.close()
+    mean = runs["average:3"].params["length"]["kernel"]
+    np.testing.assert_allclose(mean, np.mean(read, axis=0), rtol=1e-6)
+    assert np.abs(np.asarray(runs["ema"].params["length"]["kernel"]) - read[-1]).max() > 0
+
+
+def command(module, *flags, code=0, text=None):
+    """stdout and stderr of a command line."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"ddm_jax.{module}", *flags],
+        cwd=ROOT,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_command_lines_translate_and_score(run):
+    workdir, _ = run
+    folder = f"--workdir={workdir}"
+    out, _ = command("translate", folder, "--input=-", "--json", text="ba de\n\nko\n")
+    *lines, last = out.splitlines()
+    assert len(lines) == 3
+    assert lines[1] == ""
+    assert json.loads(last)["num"] == 3
+
+    out, said = command("evaluate", folder, "--num=20", "--option=lengths=2", "--json")
+    report = json.loads(out.splitlines()[-1])
+    assert (report["pairs"], report["left_out"], report["nfe"]) == (20, 0, 4)
+    made = [json.loads(line) for line in Path(report["out"]).with_suffix(".jsonl").open()]
+    assert [(m["source"], m["reference"]) for m in made] == pairs(60, 2)[:20]
+    texts, references = ([m[name] for m in made] for name in ("translation", "reference"))
+    assert (report["bleu"], report["bleu_signature"]) == bleu(texts, references)
+    assert report["bleu_copy"] == bleu([m["source"] for m in made], references)[0]
+    assert all(len(m["candidates"]) == 2 for m in made)
+    assert "bleu_copy" in out.splitlines()[8:20][0] or "bleu_copy" in out
+
+    _, said = command("translate", folder, "--text=" + "ba " * 20, code=2)
+    assert "Line 1 of --text has" in said
+    _, said = command("sample", folder, code=2)
+    assert "use `python -m ddm_jax.translate`" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("prefix", {"objective__name": "radd_t_dce", "sampler__name": "event_driven"}),
+        ("prefix", {"objective__name": "mdlm", "model__time": "adaln", "sampler__name": "auto"}),
+        ("prefix", {"objective__name": "ar", "sampler__name": "auto"}),
+        ("encoder_decoder", {"objective__name": "ar", "sampler__name": "auto"}),
+        (
+            "encoder_decoder",
+            {"objective__name": "d3pm", "process__name": "d3pm_uniform", "sampler__name": "auto"},
+        ),
+        (
+            "encoder_decoder",
+            {"objective__name": "rdm_multinomial", "data__eos": "predicted", "process__steps": 5},
+        ),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x["objective__name"],
+)
+def test_other_objectives_learn_pairs_too(files, tmp_path, kind, changes):
+    """Two steps and a validation: samplers and bounds find all that they need in the memory."""
+    changes = {"train__steps": 2, "eval__every": 2, "data__buckets": 1} | changes
+    changes = {"process__steps": 5 if "process__name" in changes else None} | changes
+    outcome = loop.train(build(make_config(files, kind, **changes)), tmp_path)
+    assert np.isfinite(outcome.validation.bound.nll)
+    assert len(outcome.validation.samples) == 2
