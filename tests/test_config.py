@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ddm_jax import config as config_module
 from ddm_jax import experiment
 from ddm_jax.config import Config, defaults, field_type, lookup, resolve, variants
+from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.errors import UserError
 
 RECIPES = sorted(Path(__file__).parents[1].glob("configs/*.py"))
@@ -202,7 +203,15 @@ def test_every_variant_of_every_recipe_fits_together(path, monkeypatch, tmp_path
     data = SimpleNamespace(
         tokenizer=SimpleNamespace(vocab_size=100), blocks=lambda split: SimpleNamespace()
     )
-    monkeypatch.setattr(experiment, "open_or_prepare", lambda config: data)
+
+    class Pairs(PreparedPairs):
+        def pairs(self, split):
+            return None
+
+    pairs = Pairs(None, None, "", "", data.tokenizer, {})
+    monkeypatch.setattr(
+        experiment, "open_or_prepare", lambda c: pairs if c.source.startswith("pairs:") else data
+    )
     get_config, args = recipe_variants(path, monkeypatch)
     resolved = [resolve(get_config(arg)) for arg in args]
     assert len(set(resolved)) == len(args)
