@@ -285,3 +285,32 @@ def test_fixed_positions_never_change_and_only_the_key_matters(name):
     if name == "absorbing":  # one more size is one more program
         few, _ = sample(network, process, PROMPT[:5], FIXED[:5], traced(8))
         np.testing.assert_array_equal(few, tokens[:5])
+
+
+@pytest.mark.parametrize("routing", ["uncond", "cond", "default"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_score_is_the_mean_log_probability_of_what_was_drawn(routing, temperature):
+    """Of a network that says the same at every step, at temperature 1 whatever tokens are drawn."""
+    length, count = 5, 4
+    logits = np.random.default_rng(7).normal(size=(length, VOCAB)).astype(np.float32) * 2
+    process = PROCESSES["absorbing"]
+
+    def apply(params, tokens, sigma):
+        hidden = jnp.broadcast_to(logits, (*tokens.shape, VOCAB))
+        return Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
+
+    fixed = np.arange(length) == np.array([[1], [1], [1], [length]])  # the last has none
+    prompt = np.full((count, length), 2, np.int32)
+    tokens, stats = rdm(
+        apply,
+        {},
+        step_key(1, 0),
+        jnp.asarray(prompt),
+        jnp.asarray(fixed),
+        process,
+        SampleSpec(steps=3, temperature=temperature),
+        routing=routing,
+    )
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    each = np.where(fixed, 0, log_p[np.arange(length), np.asarray(tokens)])
+    np.testing.assert_allclose(stats.score, each.sum(1) / (~fixed).sum(1), rtol=1e-5)
