@@ -31,7 +31,6 @@ from ddm_jax.training.writers import read_metrics
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("ba", "de", "gi", "ko", "lu", "ma")
-KINDS = ("encoder_decoder", "prefix")
 
 
 def pairs(count, seed):
@@ -204,12 +203,7 @@ def test_command_lines_translate_and_score(run):
     [
         ("prefix", {"objective__name": "radd_t_dce", "sampler__name": "event_driven"}),
         ("prefix", {"objective__name": "mdlm", "model__time": "adaln", "sampler__name": "auto"}),
-        ("prefix", {"objective__name": "ar", "sampler__name": "auto"}),
         ("encoder_decoder", {"objective__name": "ar", "sampler__name": "auto"}),
-        (
-            "encoder_decoder",
-            {"objective__name": "d3pm", "process__name": "d3pm_uniform", "sampler__name": "auto"},
-        ),
         (
             "encoder_decoder",
             {"objective__name": "rdm_multinomial", "data__eos": "predicted", "process__steps": 5},
