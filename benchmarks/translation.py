@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs.rdm_multi30k import get_config
 from ddm_jax.config import Config, field_type, resolve
@@ -58,6 +58,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line
 def main(argv: Sequence[str]) -> None:
     """Trains and translates what is missing, then prints the table."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     folder = Path(_WORKDIR.value)
     cells = []
     for seed in map(int, _SEEDS.value):

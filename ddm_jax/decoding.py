@@ -30,7 +30,7 @@ def read_run(workdir: Path) -> Config:
             "`python -m ddm_jax.sample`, or give a run on pairs."
         )
     config = run_flags.applied(config, length=None)
-    sizes = dataclasses.replace(config.eval, batch_size=run_flags.BATCH_SIZE.value)
+    sizes = dataclasses.replace(config.eval, batch_size=run_flags.BATCH_SIZE.value or 64)
     return dataclasses.replace(config, eval=sizes)
 
 

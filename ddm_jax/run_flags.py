@@ -21,7 +21,9 @@ OPTION = flags.DEFINE_multi_string(
     "selection=mbr or temperature=0.5; may be repeated",
 )
 WEIGHTS_OF = flags.DEFINE_string("weights", "ema", f"one of {', '.join(WEIGHTS)}")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "sequences drawn at once")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "sequences drawn at once: 16 by default, or 64 targets of sources"
+)
 SEED = flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same sequences")
 JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
 

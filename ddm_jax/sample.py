@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     temperature = _TEMPERATURE.value
     temperature = config.sampler.temperature if temperature is None else temperature
     prompt, texts = _read_prompt(tokenizer, length)
-    batch_size = min(run_flags.BATCH_SIZE.value, num)
+    batch_size = min(run_flags.BATCH_SIZE.value or 16, num)
     layout = dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
     run = open_run(workdir, layout, run_flags.WEIGHTS_OF.value)
     out = workdir / "samples" / f"{run.step:08d}-{name}-{steps}.jsonl"
