@@ -100,13 +100,44 @@ def test_more_sources_than_fit_a_batch():
     ]
 
 
-def test_few_shapes_are_compiled(monkeypatch):
+def test_few_programs_run_on_full_batches(monkeypatch):
     translator = translator_of(copying_network())
-    translate(
-        translator, {}, [text + "z" * i for text in SOURCES for i in range(3) if text[:1] != "x"]
-    )
-    assert len(translator.draw._compiled) <= 3
+    sources = [text + "z" * i for text in CLEAN if text and len(text) < 20 for i in range(6)]
+    calls, call = [], translation._Timed.__call__
+
+    def counted(self, *args, **rows):
+        if "prompt" in rows:
+            calls.append(rows["prompt"].shape)
+        return call(self, *args, **rows)
+
+    monkeypatch.setattr(translation._Timed, "__call__", counted)
+    translate(translator, {}, sources)
+    shapes = set(calls)
+    assert len(shapes) <= 3
+    assert len(calls) <= len(sources) // 8 + len(shapes)
     assert len(translator.lengths._compiled) <= 3
+
+
+def test_there_is_room_for_the_eos():
+    """Six tokens and an EOS of source fit in eight, not so eight of target and theirs."""
+    translator = translator_of(copying_network(off_by=2))
+    translate(translator, {}, ["abcde"])
+    ((_, _, prompt, *_),) = translator.draw._compiled
+    assert prompt[1] == 16
+
+
+def test_a_target_has_a_word_and_fits():
+    """A network that would have none, or more than there is room for, gets its next choice."""
+    network = copying_network()
+
+    def encode(params, source, valid, **_):
+        memory = network.encode(params, source, valid)
+        absurd = 9 * (jnp.arange(LONGEST + 1) % LONGEST == 0)  # lengths 0 and LONGEST
+        logits = jnp.pad(memory.length_logits, ((0, 0), (0, 1))) + absurd
+        return dataclasses.replace(memory, length_logits=logits)
+
+    translator = translator_of(dataclasses.replace(network, encode=encode))
+    assert translate(translator, {}, ["one word", "two"]).texts == ["one word", "two"]
 
 
 def test_the_best_length_is_chosen_by_score_among_the_likely_ones():
