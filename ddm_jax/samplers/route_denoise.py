@@ -76,7 +76,8 @@ def rdm(
     start = jnp.where(fixed, prompt, process.prior(start, length))
     state = State(start, jnp.zeros(start.shape, jnp.float32), ~fixed)
     state = jax.lax.fori_loop(0, steps, step, state)
-    score = jnp.where(fixed, 0, state.scores).sum(axis=1) / jnp.maximum((~fixed).sum(axis=1), 1)
+    # 0 where fixed, as they began
+    score = state.scores.sum(axis=1) / jnp.maximum((~fixed).sum(axis=1), 1)
     return state.tokens, Stats(nfe=jnp.full(count, steps), score=score)
 
 
