@@ -18,6 +18,7 @@ from ddm_jax.data.prepared import PreparedSet
 from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.data.tokenizers import Tokenizer
 from ddm_jax.errors import UserError
+from ddm_jax.experiment import settle
 from ddm_jax.training.writers import write_atomically
 
 PACKAGES = ("ddm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -101,7 +102,9 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
     path = workdir / "config.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        then, _ = _flatten(before["config"]), _data_identity(before)
+        # settled again, so that what was not a field yet has its default
+        then = settle(resolve(ConfigDict(before["config"])))
+        _data_identity(before)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -113,13 +116,13 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
         ) from error
     # a constant learning rate does not depend on the number of steps
     free = (*FREE, "train.steps") if config.optim.decay == "constant" else FREE
-    now = _flatten(dataclasses.asdict(config))
-    for name in sorted(now.keys() | then.keys()):
+    now, then = (_flatten(dataclasses.asdict(c)) for c in (config, then))
+    for name in sorted(now):
         is_free = any(name == f or name.startswith(f + ".") for f in free)
-        if not is_free and now.get(name) != then.get(name):
+        if not is_free and now[name] != then[name]:
             raise UserError(
-                f"{workdir} holds a run with config.{name}={then.get(name)!r}, not "
-                f"{now.get(name)!r}: use another --workdir, or the old value."
+                f"{workdir} holds a run with config.{name}={then[name]!r}, not "
+                f"{now[name]!r}: use another --workdir, or the old value."
             )
     return before
 

@@ -1,0 +1,29 @@
+"""A work directory belongs to one run, also where it was begun before a field was there."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs.radd_tiny import get_config
+from ddm_jax.config import resolve
+from ddm_jax.errors import UserError
+from ddm_jax.experiment import settle
+from ddm_jax.training.record import check_workdir
+
+
+def written(folder, config):
+    data = {"tokenizer": {"fingerprint": "t"}, "source_fingerprint": "s"}
+    record = {"config": dataclasses.asdict(config), "data": data}
+    del record["config"]["model"]["kind"], record["config"]["data"]["eos"]
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+def test_a_record_that_lacks_newer_fields_is_that_of_their_defaults(tmp_path):
+    config = settle(resolve(get_config()))
+    written(tmp_path, config)
+    assert check_workdir(tmp_path, config)
+    for section, field, value in (("model", "kind", "prefix"), ("optim", "lr", 0.5)):
+        changed = dataclasses.replace(getattr(config, section), **{field: value})
+        with pytest.raises(UserError, match=rf"config.{section}.{field}=.*use another --workdir"):
+            check_workdir(tmp_path, dataclasses.replace(config, **{section: changed}))
