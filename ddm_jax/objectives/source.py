@@ -19,12 +19,11 @@ def with_source(
     network: Network, params: dict, batch: Batch, dropout_keys: Array | None = None
 ) -> tuple[Callable, Memory | None]:
     """(apply, memory): the network with the batch's sources bound to it; None where it has none."""
-    apply = functools.partial(network.apply, dropout_keys=dropout_keys)
+    dropout = {} if dropout_keys is None else {"dropout_keys": dropout_keys}
+    apply = functools.partial(network.apply, **dropout)
     if network.encode is None:
         return apply, None
-    memory = network.encode(
-        params, batch["source"], batch["source_valid"], dropout_keys=dropout_keys
-    )
+    memory = network.encode(params, batch["source"], batch["source_valid"], **dropout)
     return functools.partial(apply, memory=memory, seen=batch["seen"]), memory
 
 

@@ -142,7 +142,11 @@ def _newest_first(
                     raise ValueError("it holds another network")
             except Exception as error:  # whatever a torn file makes Orbax raise
                 damaged[step] = error
-                logging.warning("Checkpoint %d cannot be read (%s).", step, _first_line(error))
+                logging.warning(
+                    "Checkpoint %d cannot be read (%s): it is passed over.",
+                    step,
+                    _first_line(error),
+                )
                 continue
             good.add(step)
             yield step, tree

@@ -40,7 +40,7 @@ def split(batch, size):
 
 
 def bound_of(apply, name="radd_ao", draws=1, process=PROCESS):
-    network = SimpleNamespace(apply=apply)
+    network = SimpleNamespace(apply=apply, encode=None)
     return jax.jit(make_bound(network, OBJECTIVES[name].loss, process, draws))
 
 
