@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.warmup_steps = 200
     config.optim.decay = "cosine"
     config.optim.ema_decay = 0.995
-    config.train.steps = 3_000
+    config.train.steps = 3_200
     config.train.batch_size = 16  # 32 in the bucket of 32 tokens
     config.train.log_every = 20
     config.train.checkpoint_every = 500
@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.process.name = "d3pm_absorbing" if absorbs else "d3pm_uniform"
     config.process.steps = 50
     config.schedule.name = "d3pm_mutual_information" if absorbs else "rdm_cosine"
-    config.sampler.lengths = 5
+    config.sampler.lengths = 3
     if objective in ("rdm_absorb", "rdm_multinomial"):
         config.objective.name = objective
         config.objective.weighting = "linear"
