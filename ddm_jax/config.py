@@ -51,6 +51,8 @@ class ModelConfig:
     tied_head: bool = False
     dropout: float = number(0.0, low=0, high=0.99)
     compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
+    # of the gradients of matrices as they leave their matmuls, and so of their sums over devices
+    gradient_dtype: str = choice("float32", "bfloat16")
     attention: str = choice("auto", "plain", "xla", "cudnn")  # models/attention.py
     remat: str = choice("none", "dots", "full")  # what the backward pass recomputes
 
@@ -186,9 +188,10 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """How a run is spread over devices."""
+    """How a run is spread over devices: a row of parallel/layouts.py."""
 
     name: str = "dp"
+    axes: str = ""  # sizes of the mesh's axes, "fsdp=16,model=4"; what is not named follows
 
 
 @dataclass(frozen=True)

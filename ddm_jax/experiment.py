@@ -21,9 +21,10 @@ from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import SCHEDULES, Schedule, grid
 from ddm_jax.errors import UserError
 from ddm_jax.models.network import Network, make_network, with_parameters
+from ddm_jax.models.spread import ALONE, Spread
 from ddm_jax.objectives import OBJECTIVES, Objective, gidd, rdm
 from ddm_jax.objectives.signature import EXACT
-from ddm_jax.parallel.layouts import LAYOUTS, Layout
+from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.samplers import SAMPLERS
 
 TIMES = {
@@ -149,7 +150,7 @@ def build(config: Config) -> Experiment:
     """
     # all that can be wrong in a config is found before data is prepared, which may take minutes
     config = settle(config)
-    layout = lookup(LAYOUTS, config.layout.name, "config.layout.name")(jax.devices())
+    layout = make_layout(config.layout, jax.devices())
     layout.check_batch(
         config.train.batch_size // config.train.microbatches,
         "config.train.batch_size / config.train.microbatches",
@@ -163,7 +164,8 @@ def build(config: Config) -> Experiment:
         )
     # raises now, rather than at the first validation, if there is nothing to validate on
     (data.pairs if isinstance(data, PreparedPairs) else data.blocks)("validation")
-    process, objective, network = make_parts(config, data.tokenizer.vocab_size)
+    process, objective, network = make_parts(config, data.tokenizer.vocab_size, layout.spread)
+    layout.param_shardings(jax.eval_shape(network.init, jax.random.key(0)))  # raises if one cannot
     return Experiment(
         config=config,
         data=data,
@@ -176,15 +178,19 @@ def build(config: Config) -> Experiment:
     )
 
 
-def make_parts(config: Config, vocab_size: int) -> tuple[Any, Objective, Network]:
+def make_parts(
+    config: Config, vocab_size: int, spread: Spread = ALONE
+) -> tuple[Any, Objective, Network]:
     """The forward process, the objective and the network of a settled config (no arrays yet).
+
+    spread: what the layout that it runs under asks of the network.
 
     Raises:
       UserError: a bad value, or one that does not fit the vocabulary.
     """
     process = make_process(config.process, config.schedule, vocab_size)
     objective = with_options(OBJECTIVES[config.objective.name], config)
-    network = make_network(config.model, vocab_size)
+    network = make_network(config.model, vocab_size, spread)
     if objective.init:
         options = _chosen(objective.init, config.objective)
         init = functools.partial(objective.init, process=process, **options)

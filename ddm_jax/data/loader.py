@@ -1,8 +1,8 @@
 """Prepared set -> batches, with Grain.
 
 The order is global and a function of the seed: example p of training is entry p of the shuffled
-blocks, shuffled anew each epoch, without end. Global batch s is examples [s B, (s + 1) B), and
-process k of n reads rows [k B/n, (k + 1) B/n) of it. So the batches do not depend on the number of
+blocks, shuffled anew each epoch, without end. Global batch s is examples [s B, (s + 1) B), of which
+a process reads those rows that its devices hold. So the batches do not depend on the number of
 processes or workers, and the position of an iterator is one number, the step. The same holds of
 pairs, whose batches have a few shapes: see `pair_batches`.
 """
@@ -19,7 +19,13 @@ from absl import flags
 
 from ddm_jax.data import pair_batches
 from ddm_jax.data.order import shuffled
-from ddm_jax.data.pair_batches import Batch, PairEvalBatches, PairTrainBatches
+from ddm_jax.data.pair_batches import (
+    Batch,
+    PairEvalBatches,
+    PairTrainBatches,
+    RowsOf,
+    all_rows,
+)
 from ddm_jax.data.prepared import PreparedSet
 from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.data.records import Blocks
@@ -78,8 +84,7 @@ def train_iterator(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: RowsOf = all_rows,
     workers: int = 0,
     prefetch: int = 4,
 ) -> TrainIterator:
@@ -92,21 +97,21 @@ def train_iterator(
         prepared: the set to read.
         batch_size: B, over all processes; of pairs, rows of a batch of the longest bucket.
         seed: decides the order.
-        process_index: k, which rows of the global batch to read.
-        process_count: n, of b = B/n rows each.
+        rows: size of a global batch -> the b rows of it that this process reads (Layout.rows).
         workers: processes that read ahead; 0 reads ahead in a thread.
         prefetch: batches read ahead, by each worker.
 
     Raises:
-        UserError: B is not a multiple of n, or the split has no block or pair.
+        UserError: B is less than 1, or the split has no block or pair.
     """
-    rows = _share(batch_size, process_index, process_count)
+    _check_size(batch_size)
     if isinstance(prepared, PreparedPairs):
         pairs = prepared.pairs("train")
-        buckets = pair_batches.fill(prepared, "train", rows, process_count)
+        buckets = pair_batches.fill(prepared, "train", batch_size, rows)
         return TrainIterator(PairTrainBatches(pairs, buckets, seed), workers, prefetch)
     blocks = prepared.blocks("train")
-    return TrainIterator(_TrainBatches(blocks, seed, batch_size, rows), workers, prefetch)
+    own = tuple(rows(batch_size))
+    return TrainIterator(_TrainBatches(blocks, seed, batch_size, own), workers, prefetch)
 
 
 def eval_batches(
@@ -115,8 +120,7 @@ def eval_batches(
     *,
     batch_size: int,
     limit: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: RowsOf = all_rows,
 ) -> Iterator[Batch]:
     """Every block of a split once, in order, or every pair that fits, by bucket.
 
@@ -128,21 +132,22 @@ def eval_batches(
         split: "train", "validation" or "test".
         batch_size: B, over all processes; of pairs, rows of a batch of the longest bucket.
         limit: read the first so many blocks or pairs at most.
-        process_index: k; process k reads the same rows of a batch as in training.
-        process_count: n.
+        rows: as in training.
 
     Raises:
-        UserError: B is not a multiple of n, or the split has no block or pair.
+        UserError: B is less than 1, or the split has no block or pair.
     """
-    rows = _share(batch_size, process_index, process_count)
+    _check_size(batch_size)
     if isinstance(prepared, PreparedPairs):
         pairs = prepared.pairs(split)
-        buckets = pair_batches.fill(prepared, split, rows, process_count, limit)
+        buckets = pair_batches.fill(prepared, split, batch_size, rows, limit)
         batches = PairEvalBatches(pairs, buckets)
     else:
         blocks = prepared.blocks(split)
         count = len(blocks) if limit is None else min(limit, len(blocks))
-        batches = _EvalBatches(blocks, batch_size, rows, count, prepared.tokenizer.eos_id)
+        batches = _EvalBatches(
+            blocks, batch_size, tuple(rows(batch_size)), count, prepared.tokenizer.eos_id
+        )
     return iter(grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(num_threads=1)))
 
 
@@ -153,7 +158,7 @@ class _TrainBatches:
     blocks: Blocks
     seed: int
     batch_size: int
-    rows: range
+    rows: tuple[int, ...]
     first: int = 0
 
     def __len__(self) -> int:
@@ -174,7 +179,7 @@ class _EvalBatches:
 
     blocks: Blocks
     batch_size: int
-    rows: range
+    rows: tuple[int, ...]
     count: int
     filler: int
 
@@ -196,15 +201,9 @@ def _read(blocks: Blocks, indices: Sequence[int]) -> Batch:
     return {"tokens": tokens, "valid": valid}
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> range:
-    """The rows of a global batch that a process reads."""
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch_size={batch_size} cannot be shared by {process_count} processes: make it a "
-            f"positive multiple of {process_count}."
-        )
-    each = batch_size // process_count
-    return range(process_index * each, (process_index + 1) * each)
+def _check_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is not a number of rows: make it 1 or more.")
 
 
 def _keep_off_accelerators(worker: int, count: int) -> None:

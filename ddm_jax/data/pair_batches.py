@@ -9,6 +9,7 @@ pairs of the bucket's own endless shuffled stream.
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -19,6 +20,12 @@ from ddm_jax.data.pairs import bucket_of, buckets
 from ddm_jax.data.prepared_pairs import PreparedPairs
 
 Batch = dict[str, np.ndarray]
+RowsOf = Callable[[int], Sequence[int]]
+
+
+def all_rows(size: int) -> range:
+    """Those of a batch where there is one process."""
+    return range(size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Bucket:
     source_length: int
     length: int
     rows: int
-    share: range
+    share: tuple[int, ...]
     members: np.ndarray
 
     @property
@@ -50,15 +57,15 @@ class Bucket:
 
 
 def fill(
-    prepared: PreparedPairs, split: str, share: range, count: int, limit: int | None = None
+    prepared: PreparedPairs, split: str, batch_size: int, rows: RowsOf, limit: int | None = None
 ) -> tuple[Bucket, ...]:
     """The buckets of a split that have a pair, the shortest first.
 
     Args:
         prepared: the pairs.
         split: of which.
-        share: rows that this process reads of a batch of the longest bucket.
-        count: of processes.
+        batch_size: rows of a batch of the longest bucket.
+        rows: size of a batch -> the rows that this process reads.
         limit: only the first so many pairs of those that fit.
     """
     shapes = buckets(prepared.length, prepared.spec.source_length, prepared.buckets)
@@ -66,13 +73,13 @@ def fill(
     fitting = np.flatnonzero(kinds < len(shapes))[:limit]
     found = []
     for k, (source_length, length) in enumerate(shapes):
-        times = 2 ** (len(shapes) - 1 - k)
+        size = batch_size * 2 ** (len(shapes) - 1 - k)
         found.append(
             Bucket(
                 source_length,
                 length,
-                rows=len(share) * count * times,
-                share=range(share.start * times, share.stop * times),
+                rows=size,
+                share=tuple(rows(size)),
                 members=fitting[kinds[fitting] == k],
             )
         )
@@ -126,8 +133,10 @@ class PairEvalBatches:
                 break
             index -= bucket.batches
         begin = index * bucket.rows
-        wanted = slice(begin + bucket.share.start, begin + bucket.share.stop)
-        return bucket.read(self.pairs, bucket.members[wanted])
+        wanted = [begin + row for row in bucket.share]
+        return bucket.read(
+            self.pairs, bucket.members[[i for i in wanted if i < len(bucket.members)]]
+        )
 
 
 # The schedule of a long epoch takes a while; neighbouring batches have the same.

@@ -11,10 +11,11 @@ from jax import Array
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend, among, attention
+from ddm_jax.models.linear import Embedding, Linear
 from ddm_jax.models.memory import LengthHead, Memory
+from ddm_jax.models.spread import Spread
 from ddm_jax.models.transformer import (
     Cache,
-    Constrain,
     Head,
     dropout,
     folded,
@@ -31,23 +32,20 @@ INIT = nnx.initializers.normal(0.02)  # BERT's, as in the published runs
 class EncoderDecoder(nnx.Module):
     """A source into a memory, and with that a target into final hidden states."""
 
-    def __init__(self, config: ModelConfig, padded_vocab: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, padded_vocab: int, spread: Spread, rngs: nnx.Rngs):
         self.config = config
-        common = {"dtype": jnp.dtype(config.compute_dtype), "rngs": rngs}
-        self.embed = nnx.Embed(padded_vocab, config.width, embedding_init=INIT, **common)
-        self.encoder = Side(config, False, rngs)
-        self.decoder = Side(config, True, rngs)
+        self.embed = Embedding(config, padded_vocab, rngs, INIT)
+        self.encoder = Side(config, False, spread, rngs)
+        self.decoder = Side(config, True, spread, rngs)
         if config.time == "input":
-            self.time = nnx.Linear(config.width, config.width, kernel_init=INIT, **common)
+            self.time = Linear(config, config.width, config.width, rngs, INIT)
         self.length = LengthHead(config, rngs)
         self.head = Head(config, padded_vocab)
 
-    def encode(
-        self, source: Array, valid: Array, dropout_keys: Array | None, constrain: Constrain
-    ) -> Memory:
+    def encode(self, source: Array, valid: Array, dropout_keys: Array | None) -> Memory:
         """The memory of source int32[B, S]; arguments as in Network.encode."""
         x = self.encoder.fused(self.embed(source), None)
-        x, _ = self.encoder(x, None, valid, None, None, dropout_keys, constrain, None, False)
+        x, _ = self.encoder(x, None, valid, None, None, dropout_keys, None, False)
         k, v = nnx.vmap(Block.keys_and_values, in_axes=(0, None))(self.decoder.blocks, x)
         return Memory(k, v, valid, self.length(x, valid))
 
@@ -60,7 +58,6 @@ class EncoderDecoder(nnx.Module):
         attend: Attend,
         positions: Array | None,
         dropout_keys: Array | None,
-        constrain: Constrain,
         cache: Cache | None,
         keep: bool,
         read: Array | None,
@@ -72,22 +69,19 @@ class EncoderDecoder(nnx.Module):
         x = self.decoder.fused(self.embed(tokens), positions)
         if self.config.time == "input":
             x = x + self.time(sinusoids(sigma, self.config.width))[:, None]
-        x, cache = self.decoder(
-            x, memory, seen, attend, positions, dropout_keys, constrain, cache, keep
-        )
+        x, cache = self.decoder(x, memory, seen, attend, positions, dropout_keys, cache, keep)
         return taken(x, read), cache
 
 
 class Side(nnx.Module):
     """The encoder or the decoder: learned positions, what fuses them with the tokens, layers."""
 
-    def __init__(self, config: ModelConfig, crosses: bool, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: ModelConfig, crosses: bool, spread: Spread, rngs: nnx.Rngs):
+        self.config, self.spread = config, spread
         width = config.width
-        common = {"dtype": jnp.dtype(config.compute_dtype), "rngs": rngs}
-        self.positions = nnx.Embed(config.max_length, width, embedding_init=INIT, **common)
-        self.fusion = nnx.Linear(2 * width, width, kernel_init=INIT, **common)
-        self.blocks = stacked(config, lambda rngs: Block(config, crosses, rngs), rngs)
+        self.positions = Embedding(config, config.max_length, rngs, INIT)
+        self.fusion = Linear(config, 2 * width, width, rngs, INIT)
+        self.blocks = stacked(config, lambda rngs: Block(config, crosses, spread, rngs), rngs)
 
     def fused(self, tokens: Array, positions: Array | None) -> Array:
         """Embeddings of tokens [B, L, D] at positions int32[L], 0..L-1 if None -> [B, L, D]."""
@@ -103,7 +97,6 @@ class Side(nnx.Module):
         attend: Attend,
         positions: Array | None,
         dropout_keys: Array | None,
-        constrain: Constrain,
         cache: Cache | None,
         keep: bool,
     ) -> tuple[Array, Cache | None]:
@@ -119,38 +112,33 @@ class Side(nnx.Module):
             given: tuple[Cache | None, Cache | None],
         ) -> tuple[Array, Cache | None]:
             x, cache = block(x, attend, from_source, positions, keys, *given)
-            return constrain(x, "hidden"), cache if keep else None
+            return self.spread.constrain(x, "hidden"), cache if keep else None
 
         # the layers are numbered 0 .. depth - 1
         x = dropout(x, folded(dropout_keys, config.depth), 0, config.dropout)
         given = cache, None if memory is None else (memory.k, memory.v)
         return through_layers(
-            config, self.blocks, layer, constrain(x, "hidden"), dropout_keys, given
+            config, self.blocks, layer, self.spread.constrain(x, "hidden"), dropout_keys, given
         )
 
 
 class Block(nnx.Module):
     """Attention, attention to the source (the decoder's) and MLP, each added and normalised."""
 
-    def __init__(self, config: ModelConfig, crosses: bool, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: ModelConfig, crosses: bool, spread: Spread, rngs: nnx.Rngs):
+        self.config, self.spread = config, spread
         width, heads = config.width, config.heads
         each = width // heads
-        common = {
-            "kernel_init": INIT,
-            "dtype": jnp.dtype(config.compute_dtype),
-            "rngs": rngs,
-        }
-        self.qkv = nnx.LinearGeneral(width, (3, heads, each), **common)
-        self.out = nnx.LinearGeneral((heads, each), width, axis=(-2, -1), **common)
+        self.qkv = Linear(config, width, (3, heads, each), rngs, INIT)
+        self.out = Linear(config, (heads, each), width, rngs, INIT)
         self.norm1 = layer_norm(config, rngs)
         if crosses:
-            self.cross_q = nnx.LinearGeneral(width, (heads, each), **common)
-            self.cross_kv = nnx.LinearGeneral(width, (2, heads, each), **common)
-            self.cross_out = nnx.LinearGeneral((heads, each), width, axis=(-2, -1), **common)
+            self.cross_q = Linear(config, width, (heads, each), rngs, INIT)
+            self.cross_kv = Linear(config, width, (2, heads, each), rngs, INIT)
+            self.cross_out = Linear(config, (heads, each), width, rngs, INIT)
             self.cross_norm = layer_norm(config, rngs)
-        self.mlp_in = nnx.Linear(width, config.mlp_ratio * width, **common)
-        self.mlp_out = nnx.Linear(config.mlp_ratio * width, width, **common)
+        self.mlp_in = Linear(config, width, config.mlp_ratio * width, rngs, INIT)
+        self.mlp_out = Linear(config, config.mlp_ratio * width, width, rngs, INIT)
         self.norm2 = layer_norm(config, rngs)
 
     def __call__(

@@ -6,6 +6,7 @@ target reads the source once, into a memory that every evaluation on the target 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,8 @@ from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend
 from ddm_jax.models.encoder_decoder import EncoderDecoder
 from ddm_jax.models.memory import Memory
-from ddm_jax.models.transformer import Cache, Constrain, Transformer, folded
+from ddm_jax.models.spread import ALONE, Spread
+from ddm_jax.models.transformer import Cache, Transformer, folded
 
 Params = dict
 VOCAB_MULTIPLE = 128
@@ -42,6 +44,7 @@ class Readout:
     bias: Array
     vocab_size: int = field(metadata={"static": True})
     cache: Cache | None = None
+    spread: Spread = field(default=ALONE, metadata={"static": True})
 
     def span(self, start: int | Array, length: int) -> "Readout":
         """That of positions start .. start + length - 1 alone."""
@@ -68,7 +71,9 @@ class Readout:
         """
 
         def read(logits: Array, ids: Array) -> tuple[Array, Array]:
-            return pick(logits, ids), jax.nn.logsumexp(logits, axis=-1)
+            # not taken by index, which would gather a vocabulary that is split over devices
+            is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
+            return jnp.where(is_target, logits, 0).sum(axis=-1), jax.nn.logsumexp(logits, axis=-1)
 
         return self.read(read, targets)
 
@@ -80,26 +85,33 @@ class Readout:
           *given: arrays [B, L, ...].
 
         Returns:
-          The arrays of `reduce` as [B, L, ...]. At most LOGIT_BYTES of logits exist at once: beyond
-          that the positions are read in chunks and the backward pass computes their logits again.
+          The arrays of `reduce` as [B, L, ...]. A device holds LOGIT_BYTES of logits at once, if
+          not one position of each of its sequences is more: beyond that the positions are read in
+          chunks, some of every sequence, and the backward pass computes their logits again.
         """
-        shape = self.hidden.shape[:2]
-        positions = shape[0] * shape[1]
 
-        def of_chunk(hidden: Array, *given: Array) -> Any:
+        @jax.vmap
+        def of_sequence(hidden: Array, *given: Array) -> Any:
             return reduce(self._logits(hidden)[:, : self.vocab_size], *given)
 
-        rows = [x.reshape(positions, *x.shape[2:]) for x in (self.hidden, *given)]
-        chunks = -(-positions * self.bias.shape[0] * 4 // LOGIT_BYTES)
+        size, length = self.hidden.shape[:2]
+        parts = self.spread.examples * self.spread.positions
+        logit_bytes = size * length * self.bias.shape[0] * 4 / parts
+        chunks = min(math.ceil(logit_bytes / LOGIT_BYTES), length)
         if chunks == 1:
-            out = of_chunk(*rows)
-        else:
-            pad = -positions % chunks
-            rows = [jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)) for x in rows]
-            rows = [x.reshape(chunks, -1, *x.shape[1:]) for x in rows]
-            out = jax.lax.map(jax.checkpoint(lambda chunk: of_chunk(*chunk)), rows)
-            out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:positions], out)
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
+            return of_sequence(self.hidden, *given)
+
+        def split(x: Array) -> Array:
+            """[B, L, ...] -> [chunks, B, L / chunks, ...], so that devices keep what they have."""
+            x = jnp.pad(x, [(0, 0), (0, -length % chunks)] + [(0, 0)] * (x.ndim - 2))
+            return jnp.moveaxis(x.reshape(size, -1, chunks, *x.shape[2:]), 2, 0)
+
+        def joined(x: Array) -> Array:
+            return jnp.moveaxis(x, 0, 2).reshape(size, -1, *x.shape[3:])[:, :length]
+
+        rows = jax.tree.map(split, (self.hidden, *given))
+        out = jax.lax.map(jax.checkpoint(lambda chunk: of_sequence(*chunk)), rows)
+        return jax.tree.map(joined, out)
 
     def _logits(self, hidden: Array) -> Array:
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
@@ -150,22 +162,20 @@ def padded_vocab(vocab_size: int) -> int:
     return -(-(vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def make_network(
-    config: ModelConfig, vocab_size: int, constrain: Constrain = lambda x, kind: x
-) -> Network:
+def make_network(config: ModelConfig, vocab_size: int, spread: Spread = ALONE) -> Network:
     """Builds the network of a config.
 
     Args:
       config: sizes and options.
       vocab_size: number of real tokens V; id V is the mask.
-      constrain: the layout's `constrain(activation, kind)`; kind "hidden" is [B, L, D].
+      spread: what the layout asks for.
 
     Returns:
       The pure functions.
     """
 
     def build(key: Array) -> nnx.Module:
-        return KINDS[config.kind](config, padded_vocab(vocab_size), nnx.Rngs(params=key))
+        return KINDS[config.kind](config, padded_vocab(vocab_size), spread, nnx.Rngs(params=key))
 
     graphdef, _ = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
 
@@ -198,21 +208,20 @@ def make_network(
             attend,
             positions,
             dropout_keys,
-            constrain,
             cache,
             keep,
             read,
         )
         head = params["head"]
         kernel = params["embed"]["embedding"].T if config.tied_head else head["kernel"]
-        return Readout(hidden, kernel, head["bias"], vocab_size, cache)
+        return Readout(hidden, kernel, head["bias"], vocab_size, cache, spread)
 
     def encode(
         params: Params, source: Array, valid: Array, *, dropout_keys: Array | None = None
     ) -> Memory:
         # a stream of its own: the target's folds in smaller numbers
         keys = folded(dropout_keys, config.depth + 1)
-        return nnx.merge(graphdef, params).encode(source, valid, keys, constrain)
+        return nnx.merge(graphdef, params).encode(source, valid, keys)
 
     return Network(init, apply, vocab_size, None if config.kind == "lm" else encode)
 

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend, among, attention, behind
+from ddm_jax.models.linear import Embedding, Linear
 from ddm_jax.models.memory import LengthHead, Memory
+from ddm_jax.models.spread import Spread
 
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -31,24 +32,20 @@ SIGMA_FREQUENCIES = 128  # cosines and as many sines; SEDD's frequency_embedding
 INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 EMBED_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
-Constrain = Callable[[Array, str], Array]
 Cache = tuple[Array, Array]  # keys and values, [layers, B, M, H, D / H] each
 
 
 class Transformer(nnx.Module):
     """Token ids in, final hidden states out; the head is read outside (models/network.py)."""
 
-    def __init__(self, config: ModelConfig, padded_vocab: int, rngs: nnx.Rngs):
-        self.config = config
-        dtype = jnp.dtype(config.compute_dtype)
-        self.embed = nnx.Embed(
-            padded_vocab, config.width, embedding_init=EMBED_INIT, dtype=dtype, rngs=rngs
-        )
+    def __init__(self, config: ModelConfig, padded_vocab: int, spread: Spread, rngs: nnx.Rngs):
+        self.config, self.spread = config, spread
+        self.embed = Embedding(config, padded_vocab, rngs, EMBED_INIT)
         if has_adaln(config):
-            self.time = SigmaEmbedding(config.cond_width, dtype, rngs)
+            self.time = SigmaEmbedding(config, rngs)
             self.final_adaln = _modulation(config, 2, rngs)
 
-        self.blocks = stacked(config, lambda rngs: Block(config, rngs), rngs)
+        self.blocks = stacked(config, lambda rngs: Block(config, spread, rngs), rngs)
         self.final_norm = layer_norm(config, rngs)
         self.head = Head(config, padded_vocab)
         if config.kind == "prefix":
@@ -65,7 +62,6 @@ class Transformer(nnx.Module):
         attend: Attend,
         positions: Array | None,
         dropout_keys: Array | None,
-        constrain: Constrain,
         cache: Cache | None,
         keep: bool,
         read: Array | None,
@@ -78,7 +74,7 @@ class Transformer(nnx.Module):
         config = self.config
         cond = self.time(sigma) if has_adaln(config) else None
         x = self.embed(tokens)
-        x = constrain(x if segment is None else x + segment.astype(x.dtype), "hidden")
+        x = self.spread.constrain(x if segment is None else x + segment.astype(x.dtype), "hidden")
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
         attend, source = among(attend, seen), None
         if memory is not None:
@@ -87,7 +83,7 @@ class Transformer(nnx.Module):
 
         def layer(x: Array, block: Block, keys: Array | None, given: Any) -> tuple[Array, Any]:
             x, cache = block(x, cond, attend, positions, keys, *given)
-            return constrain(x, "hidden"), cache if keep else None
+            return self.spread.constrain(x, "hidden"), cache if keep else None
 
         if read is None:
             given = cache, source
@@ -100,9 +96,7 @@ class Transformer(nnx.Module):
             x = x * (1 + scale) + shift
         return x, cache
 
-    def encode(
-        self, source: Array, valid: Array, dropout_keys: Array | None, constrain: Constrain
-    ) -> Memory:
+    def encode(self, source: Array, valid: Array, dropout_keys: Array | None) -> Memory:
         """The memory of source int32[B, S], at sigma = 0; arguments as in Network.encode.
 
         Its positions start at 0, as those of the target do: where one follows the order of the
@@ -117,7 +111,6 @@ class Transformer(nnx.Module):
             None,
             None,
             dropout_keys,
-            constrain,
             None,
             True,
             None,
@@ -149,19 +142,16 @@ class Transformer(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each on a normalised input, added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.config = config
-        dtype = jnp.dtype(config.compute_dtype)
+    def __init__(self, config: ModelConfig, spread: Spread, rngs: nnx.Rngs):
+        self.config, self.spread = config, spread
         width, heads = config.width, config.heads
-        common = {"kernel_init": INIT, "dtype": dtype, "rngs": rngs}
+        each = width // heads
         self.norm1 = layer_norm(config, rngs)
-        self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), use_bias=False, **common)
-        self.out = nnx.LinearGeneral(
-            (heads, width // heads), width, axis=(-2, -1), use_bias=False, **common
-        )
+        self.qkv = Linear(config, width, (3, heads, each), rngs, INIT, bias=False)
+        self.out = Linear(config, (heads, each), width, rngs, INIT, bias=False)
         self.norm2 = layer_norm(config, rngs)
-        self.mlp_in = nnx.Linear(width, config.mlp_ratio * width, **common)
-        self.mlp_out = nnx.Linear(config.mlp_ratio * width, width, **common)
+        self.mlp_in = Linear(config, width, config.mlp_ratio * width, rngs, INIT)
+        self.mlp_out = Linear(config, config.mlp_ratio * width, width, rngs, INIT)
         if has_adaln(config):
             self.adaln = _modulation(config, 6, rngs)
 
@@ -213,7 +203,8 @@ class Block(nnx.Module):
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(source, cache, strict=True))
         if read is not None:
             q, attend = taken(q, read), _rows(attend, read)
-        return self.out(attention(self.config.attention, q, k, v, attend)), cache
+        mixed = attention(self.config.attention, q, k, v, attend)
+        return self.out(mixed), cache
 
     def mlp(self, x: Array) -> Array:
         """Position-wise network, [B, L, D] -> [B, L, D]."""
@@ -223,10 +214,10 @@ class Block(nnx.Module):
 class SigmaEmbedding(nnx.Module):
     """sigma float[B] -> conditioning vector [B, C]: sines and cosines, then a two-layer MLP."""
 
-    def __init__(self, width: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        common = {"kernel_init": INIT, "dtype": dtype, "rngs": rngs}
-        self.mlp_in = nnx.Linear(2 * SIGMA_FREQUENCIES, width, **common)
-        self.mlp_out = nnx.Linear(width, width, **common)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width = config.cond_width
+        self.mlp_in = Linear(config, 2 * SIGMA_FREQUENCIES, width, rngs, INIT)
+        self.mlp_out = Linear(config, width, width, rngs, INIT)
 
     def __call__(self, sigma: Array) -> Array:
         """silu(MLP([cos(sigma f), sin(sigma f)])) with f from 1 down to 1/10,000."""
@@ -351,15 +342,9 @@ def _rows(attend: Attend, read: Array) -> Attend:
     return taken(attend, read) if attend.ndim == 3 else attend.at[read].get(mode="clip")
 
 
-def _modulation(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> nnx.Linear:
+def _modulation(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> Linear:
     """Starts at zero, so that each block starts as the identity (adaLN-zero)."""
-    return nnx.Linear(
-        config.cond_width,
-        parts * config.width,
-        kernel_init=nnx.initializers.zeros,
-        dtype=jnp.dtype(config.compute_dtype),
-        rngs=rngs,
-    )
+    return Linear(config, config.cond_width, parts * config.width, rngs, nnx.initializers.zeros)
 
 
 def _chunks(x: Array, parts: int) -> list[Array]:

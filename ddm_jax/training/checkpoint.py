@@ -123,7 +123,7 @@ def _newest_first(
     Raises:
       UserError: there is none.
     """
-    shardings = layout.state_shardings(abstract)
+    shardings = layout.param_shardings(abstract)
     item = {which: jax.tree.map(_placed, abstract, shardings)}
     args = ocp.args.PyTreeRestore(
         item=item,

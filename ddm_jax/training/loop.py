@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         experiment.data,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=layout.rows,
         workers=config.data.workers,
     )
     restored = checkpoints.restore(abstract, layout)
@@ -77,10 +77,12 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
 
     validation, pending = None, None
     validate = make_validation(experiment, workdir)
-    step_fn = make_train_step(
-        config, experiment.network, experiment.objective, experiment.process, optimizer
+    step_fn = layout.program(
+        make_train_step(
+            config, experiment.network, experiment.objective, experiment.process, optimizer, layout
+        ),
+        abstract,
     )
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, layout.replicated))
     programs: dict[tuple[int, ...], Any] = {}  # one for each shape of a batch
 
     def program(batch: dict[str, Array]) -> Any:
@@ -91,7 +93,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             programs[shape] = step_fn.lower(state, batch).compile()
             seconds = time.perf_counter() - begin
             progress.leave_out(seconds)
-            progress.say(f"Compiled the step for {shape[0]} x {shape[1]} tokens in {seconds:.1f} s")
+            size = f"{math.prod(shape[:-1])} x {shape[-1]} tokens"
+            progress.say(f"Compiled the step for {size} in {seconds:.1f} s")
         return programs[shape]
 
     def read(step: int, metrics: dict[str, Array]) -> None:
@@ -126,7 +129,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 check(step)  # the run was stopped between its checkpoint and its validation
             done = step >= config.train.steps
             if not done:
-                batch = layout.put_batch(next(loader))
+                batch = layout.put_train_batch(next(loader))
                 program(batch)
                 progress.restart(step)
             while not done:
@@ -138,7 +141,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 save = done or step % config.train.checkpoint_every == 0
                 position = loader.get_state() if save else None
                 if not done:
-                    batch = layout.put_batch(next(loader))
+                    batch = layout.put_train_batch(next(loader))
                 if pending:
                     read(*pending)
                 pending = step, metrics

@@ -19,6 +19,7 @@ from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch, Noise, Objective
 from ddm_jax.objectives.source import length_loss, with_source
+from ddm_jax.parallel.layouts import Layout
 from ddm_jax.training.optimizer import ema_update, learning_rate
 from ddm_jax.training.state import TrainState
 
@@ -40,10 +41,13 @@ def make_train_step(
     objective: Objective,
     process: Any,
     optimizer: optax.GradientTransformation,
+    layout: Layout | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds step(state, batch) -> (state, metrics).
 
-    batch: {"tokens": int32[B, L], "valid": bool[B, L], ...}, the whole global batch. metrics:
+    batch: {"tokens": int32[B, L], "valid": bool[B, L], ...}, the whole global batch; a device's own
+    part of it where jax.pmap maps the step. layout: that of the program which the step becomes,
+    None on one device. metrics:
     float32[] means over the steps since the last multiple of train.log_every (loss in nats per
     token, length_loss in nats per sequence), and `lr`, `bad_in_a_row`, `skipped` of this step. A
     step whose loss or gradient is not finite changes the counters only.
@@ -53,8 +57,16 @@ def make_train_step(
     rate = learning_rate(config.optim, config.train.steps)
     times = TIMES[config.train.times]
 
-    def gradients(params: Any, batch: Batch, noise: Noise, dropout: Array) -> tuple[Any, Metrics]:
-        size, tokens = len(batch["tokens"]), jnp.maximum(batch["valid"].sum(), 1)
+    axis = layout.axis if layout else None
+
+    def total(x: Any) -> Any:
+        """Sums over the devices that the step is mapped to."""
+        return jax.lax.psum(x, axis) if axis else x
+
+    def gradients(
+        params: Any, batch: Batch, noise: Noise, dropout: Array, size: int
+    ) -> tuple[Any, Metrics]:
+        tokens = jnp.maximum(total(batch["valid"].sum()), 1)
 
         def part_loss(params: Any, part: tuple[Batch, Noise, Array]) -> tuple[Array, Metrics]:
             part_batch, part_noise, dropout_keys = part
@@ -83,11 +95,15 @@ def make_train_step(
         return jax.lax.scan(add, zeros, split)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        size = len(batch["tokens"])
-        key, index = step_key(config.seed, state.step), jnp.arange(size)
+        own = len(batch["tokens"])
+        size = own * (jax.lax.axis_size(axis) if axis else 1)
+        index = jnp.arange(own) + (jax.lax.axis_index(axis) * own if axis else 0)
+        key = step_key(config.seed, state.step)
         noise = Noise(times(key, index, size), example_keys(key, index))
         dropout = jax.vmap(jax.random.fold_in, (0, None))(noise.keys, _DROPOUT)
-        grads, metrics = gradients(state.params, batch, noise, dropout)
+        grads, metrics = gradients(state.params, batch, noise, dropout, size)
+        if layout:
+            grads, metrics = layout.summed(grads, config.model.gradient_dtype), total(metrics)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from ddm_jax.data.prepared_pairs import PairSpec
@@ -54,3 +55,8 @@ def pair_spec(source: str, **changes: object) -> PairSpec:
     """Of bytes; some of the pairs of `make_pairs` are too long for it."""
     spec = PairSpec(source, "", "", "bytes", 256, 128, validation_fraction=0.1, test_fraction=0.1)
     return dataclasses.replace(spec, **changes)
+
+
+def rows_of(k: int, count: int) -> Callable[[int], range]:
+    """The rows of process k of `count`."""
+    return lambda size: range(k * size // count, (k + 1) * size // count)

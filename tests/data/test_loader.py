@@ -12,6 +12,7 @@ from ddm_jax.data.loader import Batch, TrainIterator, eval_batches, train_iterat
 from ddm_jax.data.prepare import prepare
 from ddm_jax.data.prepared import PreparedSet
 from ddm_jax.errors import UserError
+from tests.data.corpora import rows_of
 
 B = 24
 
@@ -85,7 +86,7 @@ def test_process_reads_its_contiguous_rows(
     wrapped: PreparedSet, reference: list[Batch], count: int
 ):
     shares = [
-        take(train_iterator(wrapped, batch_size=B, seed=7, process_index=k, process_count=count), 4)
+        take(train_iterator(wrapped, batch_size=B, seed=7, rows=rows_of(k, count)), 4)
         for k in range(count)
     ]
     for step in range(4):
@@ -116,7 +117,7 @@ def test_state_is_good_for_another_number_of_processes(
     whole = train_iterator(wrapped, batch_size=B, seed=7)
     for _ in range(3):
         next(whole)
-    half = train_iterator(wrapped, batch_size=B, seed=7, process_index=1, process_count=2)
+    half = train_iterator(wrapped, batch_size=B, seed=7, rows=rows_of(1, 2))
     half.set_state(whole.get_state())
     np.testing.assert_array_equal(next(half)["tokens"], reference[3]["tokens"][B // 2 :])
     whole.close()
@@ -145,8 +146,7 @@ def test_evaluation_reads_every_block_once_in_order(
                 "validation",
                 batch_size=B,
                 limit=limit,
-                process_index=k,
-                process_count=count,
+                rows=rows_of(k, count),
             )
         )
         for k in range(count)
@@ -177,12 +177,11 @@ def test_padding_is_not_valid(tmp_path: Path, wrapped: PreparedSet):
         assert valid.tolist() == [True] * expected + [False] * (100 - expected)
 
 
-@pytest.mark.parametrize(("size", "count"), [(25, 2), (0, 1), (2, 4)])
-def test_batch_that_cannot_be_shared_is_named(wrapped: PreparedSet, size: int, count: int):
-    with pytest.raises(UserError, match=f"batch_size={size} cannot be shared by {count}"):
-        train_iterator(wrapped, batch_size=size, seed=0, process_count=count)
-    with pytest.raises(UserError, match=f"batch_size={size} cannot be shared by {count}"):
-        eval_batches(wrapped, "test", batch_size=size, process_count=count)
+def test_empty_batch_is_refused(wrapped: PreparedSet):
+    with pytest.raises(UserError, match="batch_size=0 is not a number of rows"):
+        train_iterator(wrapped, batch_size=0, seed=0)
+    with pytest.raises(UserError, match="batch_size=0 is not a number of rows"):
+        eval_batches(wrapped, "test", batch_size=0)
 
 
 def test_split_without_blocks_names_the_remedy(tmp_path: Path, wrapped: PreparedSet):

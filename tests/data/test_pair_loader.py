@@ -12,7 +12,7 @@ from ddm_jax.data.loader import Batch, TrainIterator, eval_batches, train_iterat
 from ddm_jax.data.prepare_pairs import prepare_pairs
 from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.errors import UserError
-from tests.data.corpora import english, pair_spec, write_pairs
+from tests.data.corpora import english, pair_spec, rows_of, write_pairs
 
 B = 4
 Row = tuple[bytes, bytes]
@@ -158,9 +158,7 @@ def test_process_reads_its_contiguous_rows(
     prepared: PreparedPairs, reference: list[Batch], count: int
 ):
     shares = [
-        take(
-            train_iterator(prepared, batch_size=B, seed=7, process_index=k, process_count=count), 9
-        )
+        take(train_iterator(prepared, batch_size=B, seed=7, rows=rows_of(k, count)), 9)
         for k in range(count)
     ]
     assert_shares_are_the_batches(shares, reference[:9])
@@ -175,7 +173,7 @@ def test_resumed_iterator_goes_on_where_it_stopped(prepared: PreparedPairs, refe
     assert state == {"step": 33}
     shares = []
     for k in range(2):
-        share = train_iterator(prepared, batch_size=B, seed=7, process_index=k, process_count=2)
+        share = train_iterator(prepared, batch_size=B, seed=7, rows=rows_of(k, 2))
         next(share)
         share.set_state(state)
         shares.append(take(share, 9))
@@ -188,7 +186,7 @@ def test_evaluation_reads_every_pair_that_fits_once(
     prepared: PreparedPairs, limit: int | None, count: int
 ):
     def share(k: int) -> list[Batch]:
-        options = {"limit": limit, "process_index": k, "process_count": count}
+        options = {"limit": limit, "rows": rows_of(k, count)}
         return list(eval_batches(prepared, "validation", batch_size=B, **options))
 
     whole = (
@@ -288,10 +286,11 @@ def test_tokens_are_texts_of_a_trained_tokenizer(tmp_path: Path):
     assert collections.Counter(read) == collections.Counter(kept)
 
 
-@pytest.mark.parametrize(("size", "count"), [(25, 2), (0, 1), (2, 4)])
-def test_batch_that_cannot_be_shared_is_named(prepared: PreparedPairs, size: int, count: int):
-    with pytest.raises(UserError, match=f"batch_size={size} cannot be shared by {count}"):
-        train_iterator(prepared, batch_size=size, seed=0, process_count=count)
+def test_empty_batch_is_refused(prepared: PreparedPairs):
+    with pytest.raises(UserError, match="batch_size=0 is not a number of rows"):
+        train_iterator(prepared, batch_size=0, seed=0)
+    with pytest.raises(UserError, match="batch_size=0 is not a number of rows"):
+        eval_batches(prepared, "test", batch_size=0)
 
 
 def test_split_without_a_pair_that_fits_is_refused(tmp_path: Path):

@@ -13,7 +13,7 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network
 from ddm_jax.objectives import OBJECTIVES, LossOutput, Objective
-from ddm_jax.parallel.layouts import LAYOUTS
+from ddm_jax.parallel.layouts import dp
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import MEANS, make_train_step
@@ -64,7 +64,7 @@ def test_micro_batches_and_devices_give_the_same_losses(name):
     want = losses(jax.jit(step), state, 6)
     step, state = setup(with_train(log_every=1, microbatches=4), name)
     np.testing.assert_allclose(losses(jax.jit(step), state, 6), want, rtol=1e-5)
-    layout = LAYOUTS["dp"](jax.devices()[:8])
+    layout = dp(jax.devices()[:8])
     step, state = setup(with_train(log_every=1), name)
     state = jax.device_put(state, layout.state_shardings(state))
     spread = losses(jax.jit(step), state, 6, layout.put_batch)
@@ -88,7 +88,7 @@ def test_corruption_is_bitwise_the_same_under_every_layout():
     found = []
     for parts, devices in ((1, 1), (4, 1), (1, 8)):
         step, state = setup(with_train(microbatches=parts), objective=objective)
-        layout = LAYOUTS["dp"](jax.devices()[:devices])
+        layout = dp(jax.devices()[:devices])
         state = jax.device_put(state, layout.state_shardings(state))
         jax.block_until_ready(jax.jit(step)(state, layout.put_batch(batch)))
         jax.effects_barrier()

@@ -1,0 +1,40 @@
+"""What a network is told of the layout that it runs under: how, not where."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jax import Array
+
+# (activation, kind) -> activation; kind "hidden" is [B, L, D]
+Constrain = Callable[[Array, str], Array]
+
+
+def anywhere(x: Array, kind: str) -> Array:
+    """Leaves the place of an activation to the compiler."""
+    del kind
+    return x
+
+
+def at_once(function: Callable[..., Array], *heads: Any) -> Array:
+    """Runs a function of [B, L, H, D] arrays on whole arrays."""
+    return function(*heads)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A layout, as far as a network has to know it; the default is a device of its own.
+
+    constrain: says where an activation lies. locally: locally(f, *arrays [B, L, H, D]) runs f on
+    each device's own examples and heads, the first array's own positions and all of the others',
+    for kernels that cannot be partitioned. examples, positions: into how many parts the sequences
+    of a batch, and the positions of a sequence, are split.
+    """
+
+    constrain: Constrain = anywhere
+    locally: Callable[..., Array] = at_once
+    examples: int = 1
+    positions: int = 1
+
+
+ALONE = Spread()
