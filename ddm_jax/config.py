@@ -147,6 +147,7 @@ class TrainConfig:
     times: str = choice("stratified", "antithetic", "independent")  # over the global batch
     log_every: int = number(100, low=1)
     checkpoint_every: int = number(2_500, low=1)
+    checkpoints: str = ""  # where they go, gs:// and s3:// too; empty: into the work directory
     keep_last: int = number(2, low=1)
     keep_every: int = number(50_000, low=1)  # checkpoints at its multiples stay for good
     max_bad_steps: int = number(20, low=1)  # non-finite updates in a row before the run stops

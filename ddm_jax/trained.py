@@ -24,7 +24,7 @@ from ddm_jax.models.network import Network
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.samplers import SAMPLERS, SampleSpec, Stats
-from ddm_jax.training.checkpoint import restore_weights
+from ddm_jax.training.checkpoint import folder_of, restore_weights
 from ddm_jax.training.record import read_record
 
 # the running average, the weights themselves, or their mean over the last N checkpoints
@@ -55,7 +55,7 @@ def open_run(workdir: Path, layout: Layout, weights: str = "ema") -> Run:
     config, tokenizer = read_record(workdir)
     process, _, network = make_parts(config, tokenizer.vocab_size)
     abstract = jax.eval_shape(network.init, jax.random.key(0))
-    step, params = restore_weights(workdir / "checkpoints", abstract, layout, which, last)
+    step, params = restore_weights(folder_of(workdir, config.train), abstract, layout, which, last)
     return Run(config, tokenizer, process, network, step, params)
 
 

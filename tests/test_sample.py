@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from absl import flags
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
@@ -102,7 +103,7 @@ def make_run(workdir, prepared, letters, **changes):
     _, _, network = make_parts(config, prepared.tokenizer.vocab_size)
     optimizer = make_optimizer(config.optim, config.train.steps)
     state = init_state(network, optimizer, jax.random.key(0), ("loss",))
-    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=9, keep_every=9)
+    checkpoints = Checkpoints(epath.Path(workdir / "checkpoints"), keep_last=9, keep_every=9)
     for step, letter in letters.items():
         bias = state.ema["head"]["bias"].at[ord(letter)].set(100.0)
         ema = state.ema | {"head": state.ema["head"] | {"bias": bias}}

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from ddm_jax.config import defaults, resolve
 from ddm_jax.data.loader import train_iterator
@@ -145,7 +146,7 @@ def test_weights_of_several_checkpoints_are_averaged(run):
     assert {r.step for r in runs.values()} == {6}
     for name in ("last", "average:1"):
         jax.tree.map(np.testing.assert_array_equal, runs[name].params, runs["last"].params)
-    manager = Checkpoints(workdir / "checkpoints", 3, 10**6)
+    manager = Checkpoints(epath.Path(workdir / "checkpoints"), 3, 10**6)
     read = [
         manager._manager.restore(step)["state"]["params"]["length"]["kernel"] for step in (2, 4, 6)
     ]

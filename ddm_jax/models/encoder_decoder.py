@@ -34,7 +34,7 @@ class EncoderDecoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, padded_vocab: int, spread: Spread, rngs: nnx.Rngs):
         self.config = config
-        self.embed = Embedding(config, padded_vocab, rngs, INIT)
+        self.embed = Embedding(config, padded_vocab, spread, rngs, INIT)
         self.encoder = Side(config, False, spread, rngs)
         self.decoder = Side(config, True, spread, rngs)
         if config.time == "input":
@@ -79,7 +79,7 @@ class Side(nnx.Module):
     def __init__(self, config: ModelConfig, crosses: bool, spread: Spread, rngs: nnx.Rngs):
         self.config, self.spread = config, spread
         width = config.width
-        self.positions = Embedding(config, config.max_length, rngs, INIT)
+        self.positions = Embedding(config, config.max_length, spread, rngs, INIT)
         self.fusion = Linear(config, 2 * width, width, rngs, INIT)
         self.blocks = stacked(config, lambda rngs: Block(config, crosses, spread, rngs), rngs)
 

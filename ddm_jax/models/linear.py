@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ddm_jax.config import ModelConfig
+from ddm_jax.models.spread import Spread
 
 
 class Linear(nnx.Module):
@@ -52,13 +53,22 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """ids int32[...] -> [..., width] in the compute dtype."""
 
-    def __init__(self, config: ModelConfig, number: int, rngs: nnx.Rngs, init: nnx.Initializer):
+    def __init__(
+        self,
+        config: ModelConfig,
+        number: int,
+        spread: Spread,
+        rngs: nnx.Rngs,
+        init: nnx.Initializer,
+    ):
+        self.spread = spread
         self.dtype = jnp.dtype(config.compute_dtype)
         self.embedding = nnx.Param(init(rngs.params(), (number, config.width)))
 
     def __call__(self, ids: Array) -> Array:
         """The rows of these ids."""
-        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+        table = self.spread.constrain(self.embedding[...], "table")
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -113,6 +113,27 @@ class Readout:
         out = jax.lax.map(jax.checkpoint(lambda chunk: of_sequence(*chunk)), rows)
         return jax.tree.map(joined, out)
 
+    def by_sequence(self, function: Callable[..., Any], *given: Array) -> Any:
+        """function(Readout of [1, L, D], *given [...] of the sequence) for every sequence.
+
+        One at a time on each device, and again in the backward pass: for losses that need more
+        than the logits at once. given: [B, ...]; results are stacked, [B, ...].
+        """
+        devices = self.spread.examples
+
+        @jax.checkpoint
+        @jax.vmap
+        def of_sequence(hidden: Array, *given: Array) -> Any:
+            return function(dataclasses.replace(self, hidden=hidden[None]), *given)
+
+        def split(x: Array) -> Array:
+            """[B, ...] -> [B / devices, devices, ...], so that devices keep what they have."""
+            return jnp.swapaxes(x.reshape(devices, -1, *x.shape[1:]), 0, 1)
+
+        rows = jax.tree.map(split, (self.hidden, *given))
+        out = jax.lax.map(lambda row: of_sequence(*row), rows)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), out)
+
     def _logits(self, hidden: Array) -> Array:
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
         kernel = self.kernel.astype(hidden.dtype)

@@ -6,12 +6,12 @@ from typing import Any
 
 from jax import Array
 
-# (activation, kind) -> activation; kind "hidden" is [B, L, D]
+# (array, kind) -> array; kind "hidden" is an activation [B, L, D], "table" an embedding [V, D]
 Constrain = Callable[[Array, str], Array]
 
 
 def anywhere(x: Array, kind: str) -> Array:
-    """Leaves the place of an activation to the compiler."""
+    """Leaves the place of an array to the compiler."""
     del kind
     return x
 
@@ -25,10 +25,10 @@ def at_once(function: Callable[..., Array], *heads: Any) -> Array:
 class Spread:
     """A layout, as far as a network has to know it; the default is a device of its own.
 
-    constrain: says where an activation lies. locally: locally(f, *arrays [B, L, H, D]) runs f on
-    each device's own examples and heads, the first array's own positions and all of the others',
-    for kernels that cannot be partitioned. examples, positions: into how many parts the sequences
-    of a batch, and the positions of a sequence, are split.
+    constrain: says where an array lies where it is used. locally: locally(f, *arrays
+    [B, L, H, D]) runs f on each device's own examples and heads, the first array's own positions
+    and all of the others', for kernels that cannot be partitioned. examples, positions: into how
+    many parts the sequences of a batch, and the positions of a sequence, are split.
     """
 
     constrain: Constrain = anywhere

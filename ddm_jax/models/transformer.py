@@ -40,7 +40,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, padded_vocab: int, spread: Spread, rngs: nnx.Rngs):
         self.config, self.spread = config, spread
-        self.embed = Embedding(config, padded_vocab, rngs, EMBED_INIT)
+        self.embed = Embedding(config, padded_vocab, spread, rngs, EMBED_INIT)
         if has_adaln(config):
             self.time = SigmaEmbedding(config, rngs)
             self.final_adaln = _modulation(config, 2, rngs)

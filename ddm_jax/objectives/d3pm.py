@@ -11,7 +11,6 @@ The network gives p(x0 | x_t), position by position, and the reverse step is
 The term of t = 1 is the KL too, its posterior being certain of x0.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -101,14 +100,11 @@ def _kl(readout: Readout, x0: Array, xt: Array, t: Array, process: Any) -> tuple
         reduce = functools.partial(step_kl, process)
         return readout.read(reduce, x0, xt, jnp.broadcast_to(t[:, None], x0.shape))
 
-    @jax.checkpoint
-    def of_sequence(given: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
-        hidden, x0, xt, t = given
+    def of_sequence(readout: Readout, x0: Array, xt: Array, t: Array) -> tuple[Array, Array]:
         reduce = functools.partial(step_kl, process, t=t)
-        alone = dataclasses.replace(readout, hidden=hidden[None])
-        return jax.tree.map(lambda x: x[0], alone.read(reduce, x0[None], xt[None]))
+        return jax.tree.map(lambda x: x[0], readout.read(reduce, x0[None], xt[None]))
 
-    return jax.lax.map(of_sequence, (readout.hidden, x0, xt, t))
+    return readout.by_sequence(of_sequence, x0, xt, t)
 
 
 def step_kl(process: Any, logits: Array, x0: Array, xt: Array, t: Array) -> tuple[Array, Array]:

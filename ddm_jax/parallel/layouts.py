@@ -242,8 +242,13 @@ class Layout:
         return NamedSharding(self.mesh, spec)
 
     def _constrain(self, x: Array, kind: str) -> Array:
-        spec = {"hidden": P(self.row.batch, self.row.positions, None)}[kind]
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        # rows are looked up in a table that has all its columns, as under any FSDP; in one that is
+        # split by columns the compiler would rather exchange activations
+        places = {
+            "hidden": P(self.row.batch, self.row.positions, None),
+            "table": P("model" if "model" in self.mesh.shape else None, None),
+        }
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, places[kind]))
 
     def _locally(self, function: Callable[..., Array], *arrays: Array) -> Array:
         if self.row.mapped and jax.sharding.get_abstract_mesh().manual_axes:

@@ -1,5 +1,10 @@
-"""Checkpoints through Orbax: asynchronous, atomic, with the position of the loader."""
+"""Checkpoints through Orbax: asynchronous, atomic, with the position of the loader.
 
+Arrays are saved whole, whatever layout they had, and restored where another layout wants them. A
+folder may be remote, gs://BUCKET/FOLDER: Orbax and etils then want gcsfs.
+"""
+
+import importlib.util
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,16 +13,41 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 
+from ddm_jax.config import TrainConfig
 from ddm_jax.errors import UserError
 from ddm_jax.parallel.layouts import Layout
+
+
+def folder_of(workdir: Path, config: TrainConfig) -> epath.Path:
+    """Where the checkpoints of a run are: train.checkpoints, or `checkpoints` in its workdir.
+
+    Raises:
+      UserError: Orbax cannot write there, or gcsfs is missing.
+    """
+    if not config.checkpoints:
+        return epath.Path(workdir).absolute() / "checkpoints"
+    scheme, _, rest = config.checkpoints.partition("://")
+    if not rest:
+        return epath.Path(config.checkpoints).expanduser().absolute()
+    if scheme != "gs":
+        raise UserError(
+            f"config.train.checkpoints={config.checkpoints!r} is not a place that Orbax can write "
+            "to: give gs://BUCKET/FOLDER or a folder, such as one where a bucket is mounted."
+        )
+    if not importlib.util.find_spec("gcsfs"):
+        raise UserError(
+            f"config.train.checkpoints={config.checkpoints!r} needs gcsfs: pip install gcsfs."
+        )
+    return epath.Path(config.checkpoints)
 
 
 class Checkpoints:
     """`folder`/STEP/{state,loader}: the last few and every so many-th are kept."""
 
-    def __init__(self, folder: Path, keep_last: int, keep_every: int):
-        self._folder = folder.absolute()
+    def __init__(self, folder: epath.Path, keep_last: int, keep_every: int):
+        self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -85,8 +115,15 @@ class Checkpoints:
         )
 
 
+def save_weights(folder: epath.Path, step: int, weights: Any) -> None:
+    """Saves bare weights as the averaged ones of a checkpoint, for `restore_weights` alone."""
+    with ocp.CheckpointManager(folder) as manager:
+        state = ocp.args.StandardSave({"ema": weights})
+        manager.save(step, args=ocp.args.Composite(state=state))
+
+
 def restore_weights(
-    folder: Path, abstract: Any, layout: Layout, which: str = "ema", last: int = 1
+    folder: epath.Path, abstract: Any, layout: Layout, which: str = "ema", last: int = 1
 ) -> tuple[int, Any]:
     """(step, weights) of the newest readable checkpoint, for those who only look.
 
@@ -116,7 +153,7 @@ def restore_weights(
 
 
 def _newest_first(
-    folder: Path, abstract: Any, layout: Layout, which: str
+    folder: epath.Path, abstract: Any, layout: Layout, which: str
 ) -> Iterator[tuple[int, Any]]:
     """(step, weights) of every checkpoint that can be read.
 
@@ -137,7 +174,7 @@ def _newest_first(
         while left := {s for s in _steps(folder) if s < min(good, default=s + 1)} - damaged.keys():
             step = max(left)
             try:
-                tree = reader.restore(folder.absolute() / str(step) / "state", args=args)[which]
+                tree = reader.restore(folder / str(step) / "state", args=args)[which]
                 if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree)):
                     raise ValueError("it holds another network")
             except Exception as error:  # whatever a torn file makes Orbax raise
@@ -165,8 +202,8 @@ def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Sha
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _steps(folder: Path) -> list[int]:
-    return ocp.utils.checkpoint_steps(folder.absolute()) if folder.is_dir() else []
+def _steps(folder: epath.Path) -> list[int]:
+    return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from jax import Array
 from ddm_jax.data.loader import train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment
-from ddm_jax.training.checkpoint import Checkpoints
+from ddm_jax.training.checkpoint import Checkpoints, folder_of
 from ddm_jax.training.interrupt import Interrupt
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.progress import Progress
@@ -54,9 +54,8 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     shardings = layout.state_shardings(abstract)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", config.train.keep_last, config.train.keep_every
-    )
+    folder = folder_of(workdir, config.train)
+    checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_every)
     loader = train_iterator(
         experiment.data,
         batch_size=config.train.batch_size,
@@ -106,7 +105,7 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                 f"The loss or its gradient was not finite for {config.train.max_bad_steps} steps "
                 f"in a row (config.train.max_bad_steps) up to step {step}: lower "
                 f"config.optim.lr={config.optim.lr} or look at the data; the last good checkpoint "
-                f"is in {workdir / 'checkpoints'}."
+                f"is in {folder}."
             )
         if step % config.train.log_every == 0:
             values |= progress.timing(step)

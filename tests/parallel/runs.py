@@ -1,0 +1,124 @@
+"""A few training steps of a tiny model under a layout."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddm_jax.config import (
+    Config,
+    LayoutConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    ProcessConfig,
+    TrainConfig,
+)
+from ddm_jax.experiment import make_parts, settle
+from ddm_jax.parallel.layouts import Layout, make_layout
+from ddm_jax.training.optimizer import make_optimizer
+from ddm_jax.training.state import init_state
+from ddm_jax.training.step import make_train_step, metric_names
+
+VOCAB, LENGTH, BATCH, STEPS = 126, 8, 32, 20
+MODEL = ModelConfig(width=32, depth=2, heads=8, mlp_ratio=2, cond_width=16, dropout=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a step is made of, its program, and an abstract state."""
+
+    layout: Layout
+    step: Callable
+    init: Callable
+    program: Any
+    state: Any
+
+
+def make(
+    name: str,
+    layout: str = "dp",
+    devices: int = 1,
+    parts: int = 1,
+    process: str = "auto",
+    **model: Any,
+) -> Parts:
+    """The training of objective `name`; its metrics have a checksum of all that the network saw."""
+    config = settle(
+        Config(
+            model=dataclasses.replace(MODEL, **model),
+            objective=ObjectiveConfig(name=name),
+            process=ProcessConfig(name=process),
+            optim=OptimConfig(lr=1e-2, warmup_steps=2, weight_decay=0.1),
+            train=TrainConfig(steps=100, batch_size=BATCH, microbatches=parts, log_every=1),
+        )
+    )
+    spread = make_layout(LayoutConfig(layout), jax.devices()[:devices])
+    process, objective, network = make_parts(config, VOCAB, spread.spread)
+    objective = dataclasses.replace(
+        objective,
+        loss=functools.partial(_spied, objective.loss),
+        metrics=(*objective.metrics, "checksum"),
+    )
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    step = make_train_step(config, network, objective, process, optimizer, spread)
+    names = metric_names(network, objective)
+    init = functools.partial(init_state, network, optimizer, metrics=names)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    return Parts(spread, step, init, spread.program(step, abstract), abstract)
+
+
+def start(parts: Parts) -> Any:
+    """A fresh state, where the layout wants it."""
+    shardings = parts.layout.state_shardings(parts.state)
+    return jax.jit(parts.init, out_shardings=shardings)(jax.random.key(0))
+
+
+def batches(count: int, size: int = BATCH) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        tokens = rng.integers(0, VOCAB, (size, LENGTH)).astype(np.int32)
+        valid = np.arange(LENGTH) < rng.integers(3, LENGTH + 1, (size, 1))  # uneven on purpose
+        found.append({"tokens": tokens, "valid": valid})
+    return found
+
+
+def compiled(parts: Parts) -> Any:
+    batch = parts.layout.put_train_batch(batches(1)[0])
+    return parts.program.lower(start(parts), batch).compile()
+
+
+def train(
+    parts: Parts, steps: int = STEPS, program: Any = None
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """(losses, checksums, last state) of so many steps."""
+    state, program = start(parts), program or compiled(parts)
+    seen = []
+    for batch in batches(steps):
+        state, metrics = program(state, parts.layout.put_train_batch(batch))
+        seen.append((float(metrics["loss"]), float(metrics["checksum"])))
+    losses, checksums = np.array(seen).T
+    return losses, checksums, state
+
+
+def _spied(
+    loss: Callable, apply: Callable, params: Any, batch: Any, noise: Any, process: Any
+) -> Any:
+    seen = []
+
+    def spy(params: Any, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tokens)
+        return apply(params, tokens, *args, **kwargs)
+
+    out = loss(spy, params, batch, noise, process)
+    # whole numbers below 2^24 in all: float32 sums them exactly, in any order
+    weights = jnp.arange(1, LENGTH + 1) ** 2
+    checksum = sum((x * weights).sum(axis=1) % 9973 for x in seen) + jnp.floor(noise.u * 2**16)
+    return dataclasses.replace(
+        out, metrics=out.metrics | {"checksum": checksum.astype(jnp.float32)}
+    )

@@ -1,0 +1,233 @@
+"""A layout changes how a run is spread, and nothing else; and it is what it says."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax.config import LayoutConfig
+from ddm_jax.errors import UserError
+from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
+from ddm_jax.parallel.placement import device_bytes, summary, table
+from tests.parallel.runs import BATCH, LENGTH, batches, compiled, make, start, train
+
+OBJECTIVES = ("radd_t_dce", "sedd_uniform", "d3pm", "ar")
+PARTS = (1, 2, 4)
+# every layout on 8 devices and every number of devices, with each number of micro-batches for one
+# or another objective
+RUNS = [
+    (name, layout, devices, PARTS[(i + k) % 3])
+    for k, name in enumerate(OBJECTIVES)
+    for i, (layout, devices) in enumerate(
+        [*((layout, 8) for layout in LAYOUTS), ("pmap", 2), ("fsdp_tp", 4), ("zero1", 1)]
+    )
+]
+
+
+@functools.cache
+def reference(name: str) -> tuple[np.ndarray, np.ndarray]:
+    losses, checksums, _ = train(make(name))
+    assert len(set(losses)) == len(set(checksums)) == len(losses)
+    return losses, checksums
+
+
+@pytest.mark.parametrize(("name", "layout", "devices", "parts"), RUNS)
+def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
+    losses, checksums, _ = train(make(name, layout, devices, parts))
+    np.testing.assert_array_equal(checksums, reference(name)[1])
+    np.testing.assert_allclose(losses, reference(name)[0], rtol=1e-5)
+
+
+def test_gaussian_d3pm_is_mapped_on_each_device():
+    """Its loss takes sequences one by one, but brings nothing of the network to other devices."""
+    losses, checksums, _ = train(make("d3pm", process="d3pm_gaussian"), 2)
+    parts = make("d3pm", "dp", 8, process="d3pm_gaussian")
+    program = compiled(parts)
+    spread, same, _ = train(parts, 2, program)
+    np.testing.assert_array_equal(same, checksums)
+    np.testing.assert_allclose(spread, losses, rtol=1e-5)
+    # ids, times and keys are gathered to be noised, which is little
+    assert max(n for _, n in collectives(parts, program)["all-gather"]) <= BATCH * LENGTH
+
+
+def collectives(parts, program=None) -> dict[str, list[tuple[bool, int]]]:
+    """Kind -> (whether it is in a loop, elements) of each collective of the compiled step."""
+    kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+    found = {kind: [] for kind in kinds}
+    for line in (program or compiled(parts)).as_text().splitlines():
+        if match := re.search(rf"= (.+?) ({'|'.join(kinds)})(?:-start)?\(", line):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            elements = sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)
+            found[match[2]].append(("/while/body" in line, elements))
+    return found
+
+
+def parameters(parts) -> int:
+    return sum(x.size for x in jax.tree.leaves(parts.state.params))
+
+
+@pytest.mark.parametrize("layout", ["dp", "pmap"])
+def test_data_parallelism_only_sums_gradients(layout):
+    parts = make("radd_t_dce", layout, 8)
+    found = collectives(parts)
+    sums = found.pop("all-reduce")
+    assert not any(found.values())
+    # those of the blocks once a layer, within the loop, or of both layers at the end
+    moved = sum(n * (2 if in_loop else 1) for in_loop, n in sums)
+    assert moved - parameters(parts) in range(20)  # beside them some metrics
+
+
+def test_fsdp_gathers_parameters_in_every_layer():
+    parts = make("radd_t_dce", "fsdp", 8)
+    found = collectives(parts)
+    block = sum(x.size for x in jax.tree.leaves(parts.state.params["blocks"]) if x.ndim > 2) // 2
+    gathered = [n for in_loop, n in found["all-gather"] if in_loop]
+    assert sum(gathered) == 2 * block  # one layer, forward and backward
+    outside = [n for in_loop, n in found["all-gather"] if not in_loop]
+    assert sum(outside) == 2 * 128 * 32  # embedding and head
+    assert not found["all-to-all"] + found["collective-permute"]
+
+
+def test_zero1_gathers_updates_once():
+    parts = make("radd_t_dce", "zero1", 8)
+    found = collectives(parts)
+    assert not any(in_loop for in_loop, _ in found["all-gather"])
+    split = sum(x.size for x in jax.tree.leaves(parts.state.params) if x.ndim > 1 and x.size > 200)
+    assert sum(n for _, n in found["all-gather"]) == split
+
+
+def test_tp_sums_activations_in_every_layer():
+    parts = make("radd_t_dce", "tp", 8)
+    found = collectives(parts)
+    activations = [n for in_loop, n in found.pop("all-reduce") if in_loop]
+    assert sum(activations) == 4 * BATCH * 8 * 32  # attention and MLP, forward and backward
+    assert not any(found.values())
+
+
+def test_sp_gathers_keys_and_values():
+    parts = make("radd_t_dce", "sp", 8)
+    found = collectives(parts)
+    keys = BATCH // 4 * 8 * 32
+    gathered = [n for in_loop, n in found["all-gather"] if in_loop]
+    assert gathered
+    assert set(gathered) <= {keys, 2 * keys}
+    assert not [n for in_loop, n in found["all-gather"] if not in_loop]
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [("float32", "f32"), ("bfloat16", "bf16")])
+def test_weight_gradients_leave_their_matmuls_in_the_type_that_is_asked_for(dtype, wanted):
+    parts = make("radd_t_dce", "dp", 8, compute_dtype="bfloat16", gradient_dtype=dtype)
+    text = str(jax.make_jaxpr(parts.step)(parts.state, batches(1)[0]))
+    # the MLP's kernel [32, 64], from activations [B, L, 32] and gradients [B, L, 64]
+    made = re.findall(r":(\w+)\[32,64\] = dot_general", text)
+    assert made
+    assert set(made) == {wanted}
+    parts = make("radd_t_dce", "pmap", 8, compute_dtype="bfloat16", gradient_dtype=dtype)
+    each = {name: x[:4] for name, x in batches(1)[0].items()}
+    text = str(jax.make_jaxpr(parts.step, axis_env=[("data", 8)])(parts.state, each))
+    (summed,) = re.findall(r":(\w+)\[2,32,64\] = psum", text)
+    assert summed == wanted
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_devices_hold_what_the_table_says(layout):
+    parts = make("radd_t_dce", layout, 8)
+    state = start(parts)
+    held = {device: 0 for device in jax.devices()[:8]}
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    (each,) = set(held.values())
+    assert each == device_bytes(parts.state, parts.layout.state_shardings(parts.state))
+    whole = sum(x.nbytes for x in jax.tree.leaves(state))
+    params = sum(x.nbytes for x in jax.tree.leaves(state.params))
+    most = {
+        "pmap": 1.0,
+        "dp": 1.0,
+        "sp": 1.0,
+        "zero1": (params + (whole - params) / 8) / whole,
+        "fsdp": 1 / 8,
+        "fsdp_tp": 1 / 8,
+        "tp": 1 / 8,
+        "hsdp": 1 / 4,
+    }[layout]
+    # norms and biases stay whole, which count in so small a model
+    assert most <= each / whole <= most + (0.05 if most < 1 else 0)
+    shown = table(parts.layout, parts.state)
+    assert summary(parts.layout, parts.state) in shown
+    assert f"{each / 2**20:,.1f} of {whole / 2**20:,.1f} MiB" in shown
+    assert len(re.findall(r"^blocks/", shown, re.M)) == 10
+
+
+def test_state_goes_from_one_layout_to_another():
+    """Steps under fsdp_tp, then dp, then pmap: the losses of a run that stayed where it was."""
+    want, _ = reference("radd_t_dce")
+    state, seen = None, []
+    for k, layout in enumerate(("fsdp_tp", "dp", "pmap")):
+        parts = make("radd_t_dce", layout, (8, 1, 4)[k])
+        shardings = parts.layout.state_shardings(parts.state)
+        state = jax.device_put(state, shardings) if state else start(parts)
+        program = compiled(parts)
+        for batch in batches(9)[3 * k : 3 * k + 3]:
+            state, metrics = program(state, parts.layout.put_train_batch(batch))
+            seen.append(float(metrics["loss"]))
+    np.testing.assert_allclose(seen, want[:9], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "devices", "sizes"),
+    [
+        ("dp", "", 8, {"data": 8}),
+        ("tp", "", 8, {"data": 1, "model": 8}),
+        ("tp", "", 4, {"data": 1, "model": 4}),
+        ("tp", "model=2", 8, {"data": 4, "model": 2}),
+        ("fsdp_tp", "", 8, {"fsdp": 4, "model": 2}),
+        ("fsdp_tp", "fsdp=2", 8, {"fsdp": 2, "model": 4}),
+        ("fsdp_tp", "", 1, {"fsdp": 1, "model": 1}),
+        ("hsdp", "", 8, {"data": 2, "fsdp": 4}),
+        ("hsdp", "fsdp=2", 8, {"data": 4, "fsdp": 2}),
+        ("hsdp", "", 3, {"data": 1, "fsdp": 3}),
+        ("sp", "seq=8", 8, {"data": 1, "seq": 8}),
+    ],
+)
+def test_axes_follow_from_the_number_of_devices(name, axes, devices, sizes):
+    layout = make_layout(LayoutConfig(name, axes), jax.devices()[:devices])
+    assert dict(layout.mesh.shape) == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "message"),
+    [
+        ("ddp", "", "config.layout.name='ddp' is unknown: choose one of dp, fsdp"),
+        ("fsdp", "model=2", "config.layout.axes='model=2' does not fit config.layout.name='fsdp'"),
+        ("fsdp_tp", "fsdp=x", "config.layout.axes='fsdp=x'"),
+        ("fsdp_tp", "model=0", "config.layout.axes='model=0'"),
+        ("fsdp_tp", "model=3", "config.layout.axes='model=3' does not fit 8 devices"),
+        ("dp", "data=4", "config.layout.axes='data=4' does not fit 8 devices"),
+        ("hsdp", "data=2,fsdp=2", "config.layout.axes='data=2,fsdp=2' does not fit 8 devices"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(name, axes, message):
+    with pytest.raises(UserError) as refused:
+        make_layout(LayoutConfig(name, axes), jax.devices()[:8])
+    assert message in str(refused.value)
+
+
+def test_a_parameter_that_does_not_split_is_named():
+    layout = make_layout(LayoutConfig("tp"), jax.devices()[:8])
+    heads = {"blocks": {"qkv": {"kernel": jax.ShapeDtypeStruct((2, 48, 3, 6, 8), jnp.float32)}}}
+    with pytest.raises(UserError) as refused:
+        layout.param_shardings(heads)
+    assert "blocks/qkv/kernel" in str(refused.value)
+    assert "6 is not a multiple of model=8" in str(refused.value)
+    assert "a divisor of 2" in str(refused.value)
+
+
+def test_a_batch_that_does_not_split_is_refused():
+    dp(jax.devices()[:8]).check_batch(16, "config.train.batch_size")
+    with pytest.raises(UserError, match=r"train\.batch_size=12 does not split over 8 devices"):
+        dp(jax.devices()[:8]).check_batch(12, "config.train.batch_size")
+    make_layout(LayoutConfig("tp"), jax.devices()[:8]).check_batch(3, "config.train.batch_size")
