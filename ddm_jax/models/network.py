@@ -71,7 +71,9 @@ class Readout:
         """
 
         def read(logits: Array, ids: Array) -> tuple[Array, Array]:
-            # not taken by index, which would gather a vocabulary that is split over devices
+            if self.spread.vocabulary == 1:
+                return pick(logits, ids), jax.nn.logsumexp(logits, axis=-1)
+            # to take by index, the compiler would gather the parts of the vocabulary
             is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
             return jnp.where(is_target, logits, 0).sum(axis=-1), jax.nn.logsumexp(logits, axis=-1)
 
@@ -90,16 +92,23 @@ class Readout:
           chunks, some of every sequence, and the backward pass computes their logits again.
         """
 
-        @jax.vmap
-        def of_sequence(hidden: Array, *given: Array) -> Any:
+        def of_positions(hidden: Array, *given: Array) -> Any:
             return reduce(self._logits(hidden)[:, : self.vocab_size], *given)
+
+        def of_rows(*rows: Array) -> Any:
+            """Of [B, K, ...] arrays; one axis for both is faster, if devices do not split both."""
+            if self.spread.positions > 1:
+                return jax.vmap(of_positions)(*rows)
+            shape = rows[0].shape[:2]
+            out = of_positions(*(x.reshape(-1, *x.shape[2:]) for x in rows))
+            return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
 
         size, length = self.hidden.shape[:2]
         parts = self.spread.examples * self.spread.positions
         logit_bytes = size * length * self.bias.shape[0] * 4 / parts
         chunks = min(math.ceil(logit_bytes / LOGIT_BYTES), length)
         if chunks == 1:
-            return of_sequence(self.hidden, *given)
+            return of_rows(self.hidden, *given)
 
         def split(x: Array) -> Array:
             """[B, L, ...] -> [chunks, B, L / chunks, ...], so that devices keep what they have."""
@@ -110,7 +119,7 @@ class Readout:
             return jnp.moveaxis(x, 0, 2).reshape(size, -1, *x.shape[3:])[:, :length]
 
         rows = jax.tree.map(split, (self.hidden, *given))
-        out = jax.lax.map(jax.checkpoint(lambda chunk: of_sequence(*chunk)), rows)
+        out = jax.lax.map(jax.checkpoint(lambda chunk: of_rows(*chunk)), rows)
         return jax.tree.map(joined, out)
 
     def by_sequence(self, function: Callable[..., Any], *given: Array) -> Any:

@@ -27,14 +27,16 @@ class Spread:
 
     constrain: says where an array lies where it is used. locally: locally(f, *arrays
     [B, L, H, D]) runs f on each device's own examples and heads, the first array's own positions
-    and all of the others', for kernels that cannot be partitioned. examples, positions: into how
-    many parts the sequences of a batch, and the positions of a sequence, are split.
+    and all of the others', for kernels that cannot be partitioned. examples, positions,
+    vocabulary: into how many parts the sequences of a batch, the positions of a sequence and the
+    logits of a position are split.
     """
 
     constrain: Constrain = anywhere
     locally: Callable[..., Array] = at_once
     examples: int = 1
     positions: int = 1
+    vocabulary: int = 1
 
 
 ALONE = Spread()

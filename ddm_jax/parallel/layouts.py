@@ -102,8 +102,13 @@ class Layout:
         """What a network is told of it."""
         if self.row.mapped:
             return Spread(locally=self._locally)
-        examples, positions = self.size(*self.row.batch), self.size(self.row.positions)
-        return Spread(self._constrain, self._locally, examples, positions)
+        return Spread(
+            self._constrain,
+            self._locally,
+            examples=self.size(*self.row.batch),
+            positions=self.size(self.row.positions),
+            vocabulary=self.mesh.shape.get("model", 1),
+        )
 
     @property
     def replicated(self) -> NamedSharding:
