@@ -53,7 +53,7 @@ class ModelConfig:
     compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
     # of the gradients of matrices as they leave their matmuls, and so of their sums over devices
     gradient_dtype: str = choice("float32", "bfloat16")
-    attention: str = choice("auto", "plain", "xla", "cudnn")  # models/attention.py
+    attention: str = choice("auto", "plain", "xla", "cudnn", "splash")  # models/attention.py
     remat: str = choice("none", "dots", "full")  # what the backward pass recomputes
 
 

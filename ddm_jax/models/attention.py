@@ -11,13 +11,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ddm_jax.models.splash import fits, splash
+from ddm_jax.models.spread import ALONE, Spread
+
 # every query sees all keys, "causal", or bool[T, S] or bool[B, T, S] whose [q, k] says whether q
 # sees k; T is 1 where all queries see the same
 Attend = Array | str | None
 
 
-def attention(name: str, q: Array, k: Array, v: Array, attend: Attend) -> Array:
-    """Attention as the program `name` of ATTENTION computes it: [B, T, H, D]."""
+def attention(
+    name: str, q: Array, k: Array, v: Array, attend: Attend, spread: Spread = ALONE
+) -> Array:
+    """Attention as the program `name` of ATTENTION computes it: [B, T, H, D].
+
+    "splash" is for TPUs. It takes no masks but the causal one, multiples of 128 queries and keys,
+    and with "causal" whole sequences; all else it leaves to "auto".
+    """
+    if name == "splash":
+        return _splash(q, k, v, attend, spread)
     mask = None if attend is None or is_causal(attend) else as_mask(attend, k.shape[1])[:, None]
     return ATTENTION[name](q, k, v, mask, is_causal(attend))
 
@@ -49,6 +60,19 @@ def behind(valid: Array, attend: Attend, keys: int) -> Array:
     shape = len(valid), mask.shape[1]
     parts = valid[:, None], mask
     return jnp.concatenate([jnp.broadcast_to(x, (*shape, x.shape[2])) for x in parts], axis=2)
+
+
+def _splash(q: Array, k: Array, v: Array, attend: Attend, spread: Spread) -> Array:
+    otherwise = functools.partial(attention, "auto", attend=attend)
+    masked = not (attend is None or is_causal(attend))
+    split = is_causal(attend) and spread.positions > 1
+    own = q.shape[1] // spread.positions
+    if masked or split or q.shape[1] % spread.positions or not fits(own, k.shape[1]):
+        return otherwise(q, k, v)
+    kernel = functools.partial(splash, causal=is_causal(attend))
+    return jax.lax.platform_dependent(
+        q, k, v, tpu=functools.partial(spread.locally, kernel), default=otherwise
+    )
 
 
 def library(

@@ -158,10 +158,10 @@ class Block(nnx.Module):
         name, rate = self.config.attention, self.config.dropout
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         cache = written(cache, (k, v), positions)
-        mixed = attention(name, q, *cache, attend)
+        mixed = attention(name, q, *cache, attend, self.spread)
         x = self.norm1(x + dropout(self.out(mixed), keys, 0, rate))
         if source is not None:
-            mixed = attention(name, self.cross_q(x), *source, from_source)
+            mixed = attention(name, self.cross_q(x), *source, from_source, self.spread)
             x = self.cross_norm(x + dropout(self.cross_out(mixed), keys, 1, rate))
         h = self.mlp_out(nnx.relu(self.mlp_in(x)))
         return self.norm2(x + dropout(h, keys, 2, rate)), cache

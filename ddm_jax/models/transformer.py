@@ -17,13 +17,13 @@ from jax import Array
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend, among, attention, behind
-from ddm_jax.models.linear import Embedding, Linear
+from ddm_jax.models.linear import MATMUL, Embedding, Linear
 from ddm_jax.models.memory import LengthHead, Memory
 from ddm_jax.models.spread import Spread
 
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(MATMUL),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 SIGMA_FREQUENCIES = 128  # cosines and as many sines; SEDD's frequency_embedding_size is 256
@@ -203,7 +203,7 @@ class Block(nnx.Module):
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(source, cache, strict=True))
         if read is not None:
             q, attend = taken(q, read), _rows(attend, read)
-        mixed = attention(self.config.attention, q, k, v, attend)
+        mixed = attention(self.config.attention, q, k, v, attend, self.spread)
         return self.out(mixed), cache
 
     def mlp(self, x: Array) -> Array:
@@ -331,8 +331,15 @@ def layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
         use_bias=config.norm_bias,
         use_fast_variance=False,
         dtype=jnp.dtype(config.compute_dtype),
+        promote_dtype=_scaled_in_float32,
         rngs=rngs,
     )
+
+
+def _scaled_in_float32(arrays: tuple, dtype: Any) -> tuple:
+    """Casts the input alone: the gradients of scale and bias are then summed in float32."""
+    x, *parameters = arrays
+    return x.astype(dtype), *parameters
 
 
 def _rows(attend: Attend, read: Array) -> Attend:

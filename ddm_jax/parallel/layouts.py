@@ -291,10 +291,13 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarr
     """Neighbours in the mesh are neighbours in the network; the first axis crosses slices."""
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1 or shape[0] % slices:
-        return mesh_utils.create_device_mesh(shape, devices)
+        # a small axis may take a part of a dimension of the torus
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     within = (shape[0] // slices, *shape[1:])
     across = (slices, *(1 for _ in shape[1:]))
-    return mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
 
 
 def _axis_sizes(config: LayoutConfig, row: Row, devices: int) -> dict[str, int]:

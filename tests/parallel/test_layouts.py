@@ -10,6 +10,7 @@ import pytest
 
 from ddm_jax.config import LayoutConfig
 from ddm_jax.errors import UserError
+from ddm_jax.parallel import flops
 from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, summary, table
 from tests.parallel.runs import BATCH, LENGTH, batches, compiled, make, start, train
@@ -130,6 +131,24 @@ def test_weight_gradients_leave_their_matmuls_in_the_type_that_is_asked_for(dtyp
     text = str(jax.make_jaxpr(parts.step, axis_env=[("data", 8)])(parts.state, each))
     (summed,) = re.findall(r":(\w+)\[2,32,64\] = psum", text)
     assert summed == wanted
+
+
+def test_all_gradients_are_summed_in_float32_by_default():
+    """Also those of norms, biases and embeddings, when the network computes in bfloat16."""
+    program = compiled(make("radd_t_dce", "dp", 8, compute_dtype="bfloat16"))
+    sums = re.findall(r"= (.+?) all-reduce(?:-start)?\(", program.as_text())
+    assert sums
+    assert not any("bf16" in types for types in sums)
+
+
+def test_remat_saves_memory_step_by_step():
+    def work(remat: str) -> int:
+        parts = make("radd_t_dce", remat=remat)
+        return flops.count(parts.step, parts.state, batches(1)[0])
+
+    none, dots, full = map(work, ("none", "dots", "full"))
+    # the scores of attention are what "dots" does again, and "full" all matmuls of the blocks
+    assert none < dots < full
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,0 +1,192 @@
+"""Compiling for TPUs that are not here: mistakes in a sentence, and a compile where it can be."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ddm_jax import aot
+from ddm_jax.config import Config, LayoutConfig, ModelConfig, TrainConfig
+from ddm_jax.errors import UserError
+from ddm_jax.experiment import settle
+from ddm_jax.parallel.chips import CHIPS, GIB
+from ddm_jax.parallel.layouts import make_layout
+from ddm_jax.parallel.topology import tpu_devices
+
+ROOT = Path(__file__).parents[1]
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(
+    not HAS_LIBTPU, reason='compiles for TPUs: pip install "jax[tpu]"'
+)
+TINY = ("--config=configs/radd_tiny.py", "--config.model.depth=2", "--config.train.batch_size=64")
+
+
+def job(layout="dp", batch_size=64, microbatches=1, **model):
+    config = settle(
+        Config(
+            model=ModelConfig(width=128, depth=2, heads=2, **model),
+            train=TrainConfig(batch_size=batch_size, microbatches=microbatches),
+        )
+    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=128))
+    return aot.Job(config, make_layout(LayoutConfig(layout), jax.devices()), CHIPS["v5e"], 1000)
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "ddm_jax.aot", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:", "v5e:4", "v5e:0x4", "v5e:4x4x4x4"])
+def test_what_is_not_a_topology_is_said_in_a_sentence(name):
+    with pytest.raises(UserError, match=r"such as v5e:4x4 or v5p:2x2x2; chips are v3, v4"):
+        tpu_devices(name)
+
+
+def test_an_unknown_chip_is_said_in_a_sentence():
+    with pytest.raises(UserError, match=r"'v9' is unknown: choose one of tpu7x, v3, v4, v5e"):
+        tpu_devices("v9:2x2")
+
+
+def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "jax\[tpu\]"'):
+        tpu_devices("v5e:4x4")
+
+
+def test_the_vocabulary_is_known_without_the_corpus():
+    assert aot.vocabulary("gpt2") == 50_257
+    assert aot.vocabulary("sentencepiece:2048") == 2048
+    assert aot.vocabulary("bytes") == 257
+    with pytest.raises(UserError):
+        aot.vocabulary("words")
+
+
+def test_a_batch_that_does_not_split_says_which_number_to_change():
+    with pytest.raises(UserError, match=r"train\.microbatches=3 does not split"):
+        aot.check_batch(job(batch_size=12, microbatches=4))
+    aot.check_batch(job(batch_size=64, microbatches=4))
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100])
+@pytest.mark.parametrize("start", [1, 6, 64])
+def test_the_largest_that_fits_is_found_wherever_it_starts(most, start):
+    tried = []
+
+    def fits(n):
+        assert n >= 1
+        assert n not in tried, "compiled twice"
+        tried.append(n)
+        return n <= most
+
+    assert aot.largest(fits, start) == most
+    assert len(tried) <= 14
+
+
+def test_search_tries_multiples_of_what_the_layout_and_the_microbatches_need(monkeypatch):
+    def compile_for(job):
+        size = job.batch_size
+        return aot.Answer(size <= 100, size * GIB, "", 0.0)
+
+    monkeypatch.setattr(aot, "compile_for", compile_for)
+    trials = {}
+    found = aot.search(job(batch_size=64, microbatches=4), trials)
+    assert found.batch_size == 96  # 8 devices, 4 parts: multiples of 32
+    assert sorted(trials) == [64, 96, 128]
+    assert trials[128].need == 128 * GIB
+
+
+def test_out_of_memory_is_read():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (55.65G) exceeds available HBM (15.75G)."
+    )
+    assert aot.needed(message, held=2 * GIB) == pytest.approx(57.65 * GIB)
+    other = "Ran out of memory in memory space hbm. Used 512.50M of 15.75G hbm."
+    assert aot.needed(other, held=GIB) == pytest.approx(512.5 * 2**20)
+
+
+def test_out_of_memory_is_an_answer(monkeypatch):
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.00G of 15.75G hbm.")
+
+    class Jitted:
+        def lower(self, *_):
+            return Lowered()
+
+    monkeypatch.setattr(aot, "make_program", lambda job: aot.Program(Jitted(), (), 0))
+    answer = aot.compile_for(job())
+    assert not answer.fits
+    assert aot.verdict(answer, CHIPS["v5e"]) == ("does not fit: needs 20.00 of 15.75 GiB a device")
+
+
+@pytest.mark.parametrize("layout", ["pmap", "fsdp"])
+def test_the_program_is_the_train_step_of_the_layout(layout):
+    # lowers Pallas kernels too, on any machine; jax.pmap lowers for its own devices alone
+    program = aot.make_program(job(layout, attention="splash"))
+    batch = program.args[1]
+    assert batch["tokens"].shape == ((8, 8, 128) if layout == "pmap" else (64, 128))
+    if layout == "fsdp":
+        traced = program.jitted.trace(*program.args)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+        assert text.count("tpu_custom_call") >= 2
+        assert "sdy.sharding" in text
+
+
+def test_the_batch_of_pairs_has_both_sides():
+    batch = aot.abstract_batch(Config(model=ModelConfig(kind="prefix")), 4)
+    assert {name: x.shape for name, x in batch.items()} == {
+        "tokens": (4, 1024),
+        "valid": (4, 1024),
+        "seen": (4, 1024),
+        "source": (4, 256),
+        "source_valid": (4, 256),
+    }
+    assert batch["tokens"].dtype == jnp.int32
+
+
+def test_the_sampler_is_lowered_too():
+    sampling = dataclasses.replace(job("fsdp"), sampling=True)
+    program = aot.make_program(sampling)
+    assert program.args[2].shape == (64, 128)  # config.eval.batch_size
+    assert "while" in program.jitted.lower(*program.args).as_text()
+
+
+def test_flags_are_checked_before_anything_is_compiled():
+    done = run(*TINY)
+    assert done.returncode == 2
+    assert "--topology is missing" in done.stderr.splitlines()[-1]
+
+
+@needs_libtpu
+def test_a_small_step_compiles_for_a_tpu():
+    done = run(*TINY, "--topology=v5e:2x4", "--layout=fsdp", "--config.data.length=128", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fits"]
+    assert result["devices"] == 8
+    assert 0 < result["need_gib"] < result["available_gib"] == 15.75
+    assert result["unknown_loops"] == 0
+    # parameters are gathered, by themselves or as a ring of permutations
+    assert {"all-gather", "collective-permute"} & set(result["collectives"])
+    assert result["step_s"] >= result["overlapped_step_s"] > 0
+    assert 0 < result["mfu"] < 1
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--topology=v5e:3x5",), "is no slice of v5e"),
+    (("--topology=v5e:2x4", "--layout=ddp"), "config.layout.name='ddp' is unknown"),
+    (("--topology=v5e:2x4", "--layout=tp", "--axes=model=3"), "must multiply to 8"),
+])  # fmt: skip
+def test_mistakes_about_the_machine_are_said_in_a_sentence(flags, message):
+    done = run(*TINY, *flags)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
