@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs.radd_tiny import get_config

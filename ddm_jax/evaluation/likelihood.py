@@ -46,21 +46,79 @@ def make_bound(
     index: int32[b], the number of each sequence in the held-out text: it alone decides the
     corruptions, `draws` of them with noise levels stratified within the sequence.
     """
+    grouped = make_groups(network, loss, process, draws, groups=1)
 
     def bound(params: Any, batch: Batch, index: Array) -> tuple[Array, Array]:
-        keys = example_keys(step_key(0, 0), index)
-        u = uniforms(keys)
+        nats, tokens = grouped(params, batch, index, 0)
+        return nats[:, 0], tokens
+
+    return bound
+
+
+def make_groups(
+    network: Network, loss: Loss, process: Any, draws: int, groups: int, stratified: bool = True
+) -> Callable[[Any, Batch, Array, int], tuple[Array, Array]]:
+    """Builds grouped(params, batch, index, seed) -> (nats float32[b, groups], tokens int32[b]).
+
+    Every sequence is corrupted `draws` times, in `groups` independent groups of equal size; nats
+    are the mean of the loss in each, and two groups tell the error of the draws. Noise levels are
+    stratified within a group, or independent.
+
+    index: int32[b], the number of each sequence in the text; with the seed (a number, traced or
+    not) it alone decides the corruptions, so that no batch size or device changes them.
+    """
+    each = draws // groups
+
+    def grouped(params: Any, batch: Batch, index: Array, seed: int) -> tuple[Array, Array]:
+        keys = example_keys(step_key(seed, 0), index)
+        u = uniforms(keys, (groups if stratified else draws,))
         apply, _ = with_source(network, params, batch)
 
         def draw(total: Array, d: Array) -> tuple[Array, None]:
+            group = d // each
             draw_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, d)
-            noise = Noise(stratify(u, d, draws), draw_keys)
-            return total + loss(apply, params, batch, noise, process).bound, None
+            level = stratify(u[:, group], d % each, each) if stratified else u[:, d]
+            nats = loss(apply, params, batch, Noise(level, draw_keys), process).bound
+            return total.at[:, group].add(nats / each), None
 
-        total, _ = jax.lax.scan(draw, jnp.zeros(len(index)), jnp.arange(draws))
-        return total / draws, batch["valid"].sum(axis=1)
+        total, _ = jax.lax.scan(draw, jnp.zeros((len(index), groups)), jnp.arange(draws))
+        return total, batch["valid"].sum(axis=1)
 
-    return bound
+    return grouped
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Nats per token, sum over sum, and its standard errors; nan where one cannot be told.
+
+    stderr: over sequences, so that it holds the choice of text and the draws. mc_stderr: of the
+    draws alone, for this very text. text_stderr: what is left of the first without the second.
+    """
+
+    nll: float
+    stderr: float
+    mc_stderr: float
+    text_stderr: float
+
+
+def mean(nats: np.ndarray, tokens: np.ndarray) -> Mean:
+    """The ratio of sums, its error over sequences (linearised) and over independent groups.
+
+    nats: float[N, groups], independent unbiased estimates of each sequence's bound, of which at
+    least two tell mc_stderr. tokens: int[N], at least 1 each. stderr needs two sequences.
+    """
+    count, groups = nats.shape
+    nats = nats.astype(np.float64)
+    of_sequence = nats.mean(axis=1)
+    nll = of_sequence.sum() / tokens.sum()
+    stderr = mc_stderr = math.nan
+    if count > 1:
+        residual = of_sequence - nll * tokens
+        stderr = math.sqrt((residual**2).sum() / (count - 1) / count) / tokens.mean()
+    if groups > 1:
+        mc_stderr = math.sqrt((nats.var(axis=1, ddof=1) / groups).sum()) / tokens.sum()
+    text = math.sqrt(max(0.0, stderr**2 - mc_stderr**2)) if count > 1 and groups > 1 else math.nan
+    return Mean(float(nll), float(stderr), float(mc_stderr), text)
 
 
 def estimate(
@@ -82,16 +140,14 @@ def estimate(
         nats.append(n)
         tokens.append(t)
         first += rows
-    nats, tokens = np.concatenate(nats).astype(np.float64), np.concatenate(tokens)
+    nats, tokens = np.concatenate(nats), np.concatenate(tokens)
     nats, tokens = nats[tokens > 0], tokens[tokens > 0]
-    nll = nats.sum() / tokens.sum()
-    residual = nats - nll * tokens
-    stderr = math.sqrt((residual**2).sum() / (len(nats) - 1) / len(nats)) / tokens.mean()
+    found = mean(nats[:, None], tokens)
     return Bound(
-        nll=float(nll),
-        stderr=float(stderr),
-        ppl=math.exp(nll),
-        bits_per_byte=float(nll / math.log(2) / bytes_per_token),
+        nll=found.nll,
+        stderr=found.stderr,
+        ppl=math.exp(found.nll),
+        bits_per_byte=found.nll / math.log(2) / bytes_per_token,
         tokens=int(tokens.sum()),
         sequences=len(nats),
         draws=draws,

@@ -1,0 +1,128 @@
+"""What can estimate the likelihood of a run: the objectives that read its network as it is."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ddm_jax.config import Config
+from ddm_jax.errors import UserError
+from ddm_jax.experiment import with_options
+from ddm_jax.objectives import OBJECTIVES, Objective
+from ddm_jax.objectives.signature import EXACT
+
+DRAWS = 32
+BEST = "radd_ao"  # of those that estimate one and the same bound (benchmarks/estimators.py)
+
+_TIME = "t uniform in [0.001, 1]"
+_STEPS = "t uniform on the grid of {} steps"
+# what is drawn for each corruption, where it is no time
+_LEVELS = {
+    "radd_lambda_dce": "mask ratio lambda uniform in (0, 1)",
+    "radd_ao": "number of masks k uniform on 1..n",
+    "md4": "t uniform in (0, 1)",
+    "mlm_pseudo": "one masked position, uniform",
+    "ar": "none",
+    "bd3lm": "t uniform in [0.001, 1], for every block",
+    "gidd": "t = sin^2(pi u / 2) in (0, 1), weighted",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """An objective as an estimator.
+
+    loss: with its options bound. estimates: see Objective. draws: corruptions of a sequence, so
+    network evaluations; groups: the independent groups that they come in. levels: the noise levels
+    in words.
+    """
+
+    name: str
+    loss: Callable[..., Any]
+    estimates: str
+    draws: int
+    groups: int
+    levels: str
+    options: dict[str, Any]
+
+
+def fitting(config: Config) -> list[str]:
+    """The names of the objectives that estimate the likelihood of a settled config's networks."""
+    predicts = OBJECTIVES[config.objective.name].predicts
+    return [
+        name
+        for name, row in OBJECTIVES.items()
+        if row.estimates is not None
+        and config.process.name in row.processes
+        and config.model.time in row.times
+        and not set(row.predicts).isdisjoint(predicts)
+    ]
+
+
+def choose(
+    config: Config, name: str = "auto", draws: int = DRAWS, time_steps: int | None = None
+) -> Estimator:
+    """The estimator of a name for the networks of a settled config; "auto" is the best one.
+
+    That is the run's own, or BEST where it fits and has the same expectation with less noise.
+
+    Args:
+      config: of the run.
+      name: one of `fitting`.
+      draws: corruptions of a sequence; 1, or an even number, which comes in two groups that tell
+        the error of the draws. An exact estimator takes 1.
+      time_steps: T of a bound in T steps, 0 for continuous time; None: as in training.
+
+    Raises:
+      UserError: it does not fit, with those that do; or it has no steps to choose.
+    """
+    possible = fitting(config)
+    name = _best(config, possible, time_steps) if name == "auto" else name
+    if name not in possible:
+        why = "is unknown" if name not in OBJECTIVES else "does not fit this run"
+        raise UserError(
+            f"--estimator={name} {why} (config.objective.name={config.objective.name!r}, "
+            f"config.process.name={config.process.name!r}, config.model.time="
+            f"{config.model.time!r}): use one of {', '.join(possible)}."
+        )
+    if draws > 1 and draws % 2:
+        raise UserError(
+            f"--draws={draws} is odd: give 1, or an even number, since two halves tell the error."
+        )
+    if time_steps is not None:
+        if name not in ("mdlm", "md4"):
+            able = [n for n in possible if n in ("mdlm", "md4")]
+            use = f"use --estimator={' or '.join(able)}, or " if able else ""
+            raise UserError(
+                f"--time_steps={time_steps} does not apply to --estimator={name}: {use}leave it "
+                "out."
+            )
+        changed = dataclasses.replace(config.objective, steps=time_steps, importance=None)
+        config = dataclasses.replace(config, objective=changed)
+    objective: Objective = with_options(OBJECTIVES[name], config)
+    draws = 1 if objective.estimates == EXACT else draws
+    options = dict(objective.loss.keywords)
+    return Estimator(
+        name=name,
+        loss=objective.loss,
+        estimates=objective.estimates,
+        draws=draws,
+        groups=2 if draws > 1 else 1,
+        levels=_levels(name, options, config),
+        options=options,
+    )
+
+
+def _best(config: Config, possible: list[str], time_steps: int | None) -> str:
+    own = config.eval.estimator
+    same = own in ("mdlm", "md4") and not config.objective.steps and time_steps is None
+    return BEST if same and BEST in possible else own
+
+
+def _levels(name: str, options: dict[str, Any], config: Config) -> str:
+    if name == "d3pm":
+        return _STEPS.format(config.process.steps)
+    if options.get("importance"):
+        return "log(1 - alpha(t)) uniform between t = 0.001 and 1"
+    if options.get("steps"):
+        return _STEPS.format(options["steps"])
+    return _LEVELS.get(name, _TIME)
