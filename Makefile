@@ -1,15 +1,20 @@
 # make demo   installs the core, trains a small model on real text, shows what it writes
 # make test   installs what the tests need and runs them
+# make compare   3 objectives x 3 layouts x 2 seeds on 8 virtual devices, and the page of them
 # make lint   ruff, as CI runs it
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test compare lint clean
 
 demo: $(VENV)/core
 	$(BIN)/python -m ddm_jax.main --config=configs/radd_tiny.py --workdir=work/demo
+
+compare: $(VENV)/core
+	$(BIN)/python -m ddm_jax.compare --config=configs/compare_tiny.py --workdir=work/compare \
+	  --devices=8 --objectives=radd_t_dce,udlm:model.time=adaln,ar:optim.lr=3e-4
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2

@@ -29,7 +29,9 @@ from ddm_jax.config import Config
 from ddm_jax.data.loader import eval_batches
 from ddm_jax.data.opening import open_or_prepare
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.likelihood import make_bound
+from ddm_jax.evaluation.diversity import unigram_entropy
+from ddm_jax.evaluation.judge import token_nats
+from ddm_jax.evaluation.judges import judge_of
 from ddm_jax.experiment import fitting_samplers, make_sampler
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
@@ -66,7 +68,12 @@ def main(argv: list[str]) -> None:
     run, judge = (open_run(Path(w.value).expanduser(), layout) for w in (_WORKDIR, _JUDGE))
     if run.tokenizer.fingerprint != judge.tokenizer.fingerprint:
         raise UserError(f"--judge={_JUDGE.value} has another tokenizer than {_WORKDIR.value}.")
-    nll = judged_by(judge)
+    reader = judge_of(judge, _JUDGE.value)
+
+    def nll(tokens: np.ndarray) -> float:
+        """Nats per token of the judge, of the tokens as they were drawn: int[B, L]."""
+        return float(np.concatenate(token_nats(reader, list(tokens))).mean())
+
     real = real_text(run.config)
     rows = [Row("real text", 0, 0, 0, nll(real), entropy(real), run.tokenizer.decode(real[0]))]
     rows += sampled(judge, ["autoregressive"], nll)
@@ -125,18 +132,6 @@ def low_precision(dtype: Any) -> Any:
     return mock.patch("ddm_jax.samplers.draw.categorical", categorical)
 
 
-def judged_by(judge: Run) -> Any:
-    """nll(tokens int[B, L]) -> nats per token under an autoregressive run."""
-    bound = jax.jit(make_bound(judge.network, OBJECTIVES["ar"].loss, judge.process, 1))
-
-    def nll(tokens: np.ndarray) -> float:
-        batch = {"tokens": jnp.asarray(tokens), "valid": jnp.ones(tokens.shape, bool)}
-        nats, number = bound(judge.params, batch, jnp.arange(len(tokens)))
-        return float(nats.sum() / number.sum())
-
-    return nll
-
-
 def real_text(config: Config) -> np.ndarray:
     """As many validation blocks as samples: int32[B, L]."""
     data = open_or_prepare(config.data)
@@ -146,11 +141,7 @@ def real_text(config: Config) -> np.ndarray:
 
 def entropy(tokens: np.ndarray) -> float:
     """Of the counts of its tokens, in nats, averaged over sequences: int[B, L]."""
-    found = []
-    for row in tokens:
-        p = np.unique(row, return_counts=True)[1] / len(row)
-        found.append(-(p * np.log(p)).sum())
-    return float(np.mean(found))
+    return float(np.mean([unigram_entropy(row) for row in tokens]))
 
 
 def title(row: Row) -> str:

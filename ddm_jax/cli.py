@@ -13,6 +13,7 @@ from ml_collections import config_dict, config_flags
 
 from ddm_jax.config import TYPE_WORDS, Config, field_type, resolve
 from ddm_jax.errors import UserError
+from ddm_jax.parallel import processes
 
 EXAMPLE = "configs/radd_tiny.py"
 CONFIG_HELP = f"a recipe, e.g. {EXAMPLE}; override fields with --config.train.steps=200"
@@ -122,7 +123,10 @@ def _in_one_sentence(function: Callable) -> Callable:
         try:
             return function(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            print(f"error: {processes.label()}{error}", file=sys.stderr)
+            processes.leave(2)
+        except (Exception, KeyboardInterrupt) as error:
+            processes.end_if_several(error)
+            raise
 
     return wrapped

@@ -1,20 +1,31 @@
 """Trains a recipe: python -m ddm_jax.main --config=configs/radd_tiny.py --workdir=/tmp/radd."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from ddm_jax import cli
+from ddm_jax.errors import UserError
 from ddm_jax.experiment import build, describe, settle
+from ddm_jax.parallel import processes
 from ddm_jax.training.curve import draw_curve
 from ddm_jax.training.loop import Outcome, train
 from ddm_jax.training.record import check_workdir
 
+STALL_TIMEOUT = 600
+
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "folder of the run; the same folder goes on (default: work/RECIPE)"
+)
+_STALL_TIMEOUT = flags.DEFINE_integer(
+    "stall_timeout",
+    None,
+    "of several processes: seconds without a finished step after which all end "
+    f"(default: {STALL_TIMEOUT}, or the environment variable DDM_STALL_TIMEOUT)",
 )
 _JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
 
@@ -22,13 +33,18 @@ _JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, a
 def main(argv: Sequence[str]) -> None:
     """Trains, draws the curve and says how it went."""
     del argv
+    stall_timeout = _stall_timeout()
+    processes.initialize()
     config = settle(cli.read_config(_CONFIG.value))
     recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
     workdir = Path(_WORKDIR.value or f"work/{recipe}").expanduser()
     check_workdir(workdir, config)  # before data is prepared, which may take minutes
     experiment = build(config)
-    print(describe(config))
-    outcome = train(experiment, workdir)
+    if processes.is_first():
+        print(describe(config))
+    outcome = train(experiment, workdir, stall_timeout)
+    if not processes.is_first():
+        return
     unigram = experiment.data.unigram_entropy("validation")
     curve = draw_curve(workdir, unigram)
     print(report(outcome, workdir, unigram, curve))
@@ -38,6 +54,15 @@ def main(argv: Sequence[str]) -> None:
             result |= outcome.validation.metrics() | {"unigram_nll": unigram}
             result["estimates"] = outcome.validation.bound.estimates
         print(json.dumps(result))
+
+
+def _stall_timeout() -> int:
+    text = os.environ.get("DDM_STALL_TIMEOUT", str(STALL_TIMEOUT))
+    if _STALL_TIMEOUT.value is not None:
+        text = str(_STALL_TIMEOUT.value)
+    if not text.isdigit() or not int(text):
+        raise UserError(f"--stall_timeout={text} is no time: give at least 1 second.")
+    return int(text)
 
 
 def report(outcome: Outcome, workdir: Path, unigram: float, curve: Path | None) -> str:

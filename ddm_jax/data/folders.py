@@ -1,9 +1,11 @@
 """A prepared set appears at once or never: built in a temporary folder, renamed when done."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,31 @@ def check_free(out: Path) -> None:
 
 
 @contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Within it, no other process that sees the folder prepares `out`; waits until that is so.
+
+    Where the file system has no locks, each prepares its own, and the first to finish is read.
+
+    Raises:
+        UserError: the lock, a file beside `out`, cannot be made.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = (out.parent / f".{out.name}.lock").open("w")
+    except OSError as error:
+        raise _not_made(out, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process, which prepares {out}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+
+
+@contextlib.contextmanager
 def temporary_sibling(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, on the same file system; removed whatever happens.
 
@@ -36,9 +63,7 @@ def temporary_sibling(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
     except OSError as error:
-        raise UserError(
-            f"{out} cannot be made ({error.strerror}): choose another data.root or out."
-        ) from error
+        raise _not_made(out, error) from error
     try:
         yield scratch
     finally:
@@ -55,6 +80,10 @@ def publish(built: Path, out: Path, description: Mapping[str, Any]) -> None:
         # Another process may have prepared the same set in the meantime; its copy is as good.
         if not is_prepared(out):
             raise
+
+
+def _not_made(out: Path, error: OSError) -> UserError:
+    return UserError(f"{out} cannot be made ({error.strerror}): choose another data.root or out.")
 
 
 def _package_version() -> str:

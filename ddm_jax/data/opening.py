@@ -1,5 +1,6 @@
 """The config section `data` -> a prepared set, for every command line that reads text."""
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddm_jax.data import pair_files, pairs, sources
+from ddm_jax.data.folders import alone
 from ddm_jax.data.prepare import prepare
 from ddm_jax.data.prepare_pairs import prepare_pairs
 from ddm_jax.data.prepared import PreparedSet, PrepareSpec, default_folder, is_prepared
@@ -34,6 +36,8 @@ class DataConfig(Protocol):
 def open_or_prepare(config: DataConfig) -> PreparedSet | PreparedPairs:
     """The prepared set that a run asks for; a local source is prepared now if it has to be.
 
+    Of several processes that find it missing, one prepares it, and the others wait.
+
     Raises:
         UserError: bad config or text; a prepared folder that does not match the config; or a
             source that must be downloaded first, with the command that does it.
@@ -47,10 +51,14 @@ def open_or_prepare(config: DataConfig) -> PreparedSet | PreparedPairs:
     spec = kind(**{f.name: getattr(config, f.name) for f in dataclasses.fields(kind)})
     _check_reading(spec, config)
     folder = default_folder(config.root, spec)
+    # a finished set may be where nothing can be written
+    lock = contextlib.nullcontext() if is_prepared(folder) else alone(folder)
     if isinstance(spec, PairSpec):
-        return _as_read(prepare_pairs(spec, folder), config)
+        with lock:
+            return _as_read(prepare_pairs(spec, folder), config)
     if is_prepared(folder) or sources.is_local(config.source):
-        return prepare(spec, folder)
+        with lock:
+            return prepare(spec, folder)
     raise UserError(
         f"data.source={config.source} is not prepared yet: run `{command(spec, folder)}`."
     )

@@ -96,7 +96,7 @@ def make_translator(
 
     def draw(
         params: Any,
-        key: Array,
+        key_data: Array,
         spec: SampleSpec,
         source: Array,
         source_valid: Array,
@@ -105,6 +105,7 @@ def make_translator(
         seen: Array,
     ) -> tuple[Array, Array, Array]:
         """Targets int32[B, N], with nfe int32[B] and score float32[B]."""
+        key = jax.random.wrap_key_data(key_data)
         memory = network.encode(params, source, source_valid)
         apply = functools.partial(network.apply, memory=memory)
         if config.sampler.name != "autoregressive":  # that one sees what it has drawn
@@ -112,7 +113,7 @@ def make_translator(
         tokens, stats = sampler(apply, params, key, prompt, fixed, process, spec)
         return tokens, stats.nfe, jnp.zeros(len(tokens)) if stats.score is None else stats.score
 
-    return Translator(config, tokenizer, layout, _Timed(lengths), _Timed(draw))
+    return Translator(config, tokenizer, layout, _Timed(lengths, layout), _Timed(draw, layout))
 
 
 def translate(
@@ -136,10 +137,11 @@ def translate(
     ids = _encoded(translator, sources, name)
     items = [x for x in _items(translator, params, ids) for _ in range(config.sampler.candidates)]
     items.sort(key=lambda item: item.shape)
+    # on the host, from where every process gives its devices the same
     spec = SampleSpec(
-        jnp.int32(config.sampler.steps),
-        jnp.float32(config.sampler.temperature),
-        stop=jnp.int32(tokenizer.eos_id),
+        np.int32(config.sampler.steps),
+        np.float32(config.sampler.temperature),
+        stop=np.int32(tokenizer.eos_id),
     )
     found: dict[int, list[tuple[str, int, float]]] = {i: [] for i in range(len(sources))}
     with tqdm(
@@ -149,8 +151,10 @@ def translate(
             key = jax.random.fold_in(jax.random.key(seed), number)
             rows = _source_rows([ids[x.source] for x in batch], batch[0].shape[0], tokenizer)
             rows |= _target_rows(translator, batch)
-            given = jax.device_put((key, spec), layout.replicated)
-            drawn = translator.draw(params, *given, **_put(layout, rows, config.eval.batch_size))
+            key_data = np.asarray(jax.random.key_data(key))
+            drawn = translator.draw(
+                params, key_data, spec, **_put(layout, rows, config.eval.batch_size)
+            )
             for item, tokens, nfe, score in zip(batch, *drawn, strict=False):
                 found[item.source].append((decode(tokenizer, tokens), int(nfe), float(score)))
             bar.update(len(batch))
@@ -240,17 +244,20 @@ def _target_rows(translator: Translator, batch: Sequence[_Item]) -> Rows:
 
 
 def _put(layout: Layout, rows: Mapping[str, np.ndarray], size: int) -> dict[str, Array]:
-    """On the devices, filled up to `size` rows with copies of the first."""
+    """On the devices, filled up to `size` rows with copies of the first; the same everywhere."""
     missing = size - len(next(iter(rows.values())))
     filled = {k: np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) for k, x in rows.items()}
-    return layout.put_batch(filled)
+    own = list(layout.rows(size))
+    return layout.put_batch({k: x[own] for k, x in filled.items()})
 
 
 class _Timed:
     """A jitted function, compiled once a shape; seconds of compiling and of running apart."""
 
-    def __init__(self, function: Callable):
-        self._function, self._compiled = jax.jit(function), {}
+    def __init__(self, function: Callable, layout: Layout):
+        # every process reads all of the result
+        self._function = jax.jit(function, out_shardings=layout.replicated)
+        self._compiled = {}
         self.seconds = self.compile_s = 0.0
 
     def __call__(self, *args: Any, **rows: Array) -> Any:

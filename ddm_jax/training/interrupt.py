@@ -1,21 +1,36 @@
-"""A wish to stop, heard between two steps."""
+"""A wish to stop, heard between two steps, by all processes at the same one."""
 
 import signal
 from types import FrameType
 from typing import Any
+
+import jax
+
+from ddm_jax.parallel import processes
 
 
 class Interrupt:
     """Turns the first SIGTERM or Ctrl-C into `received`; the second Ctrl-C ends the program."""
 
     def __enter__(self) -> "Interrupt":
-        self.received = False
+        self.received, self._asked = False, None
         self._before = {s: signal.signal(s, self._on) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: Any) -> None:
         for which, handler in self._before.items():
             signal.signal(which, handler)
+
+    def agreed(self) -> bool:
+        """Whether to stop; called once a step, by all processes, which get the same answer.
+
+        With several, it is the answer to what they had received at the call before, so that none
+        has to wait for it while devices compute.
+        """
+        if jax.process_count() == 1:
+            return self.received
+        before, self._asked = self._asked, processes.start_largest(self.received)
+        return before is not None and bool(before)
 
     def _on(self, which: int, frame: FrameType | None) -> None:
         if self.received and which == signal.SIGINT:

@@ -13,6 +13,7 @@ from jax import Array
 from ddm_jax.data.loader import train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment
+from ddm_jax.parallel import processes
 from ddm_jax.training.checkpoint import Checkpoints, folder_of
 from ddm_jax.training.interrupt import Interrupt
 from ddm_jax.training.optimizer import make_optimizer
@@ -33,15 +34,26 @@ class Outcome:
     finished: bool
 
 
-def train(experiment: Experiment, workdir: Path) -> Outcome:
+def train(experiment: Experiment, workdir: Path, stall_timeout: float = 600.0) -> Outcome:
     """Trains from the newest checkpoint in `workdir`, or from the start, up to train.steps.
 
-    SIGTERM and Ctrl-C save a checkpoint and return; the same call then goes on.
+    SIGTERM and Ctrl-C save a checkpoint and return; the same call then goes on. Of several
+    processes all call this; one that hears the signal stops them all, at the same step. They share
+    the checkpoints, and process 0 writes the rest.
+
+    stall_timeout: of several processes, seconds without a finished step after which they end
+    (parallel.processes.Watch).
 
     Raises:
-      UserError: the folder holds another run, its checkpoints cannot be read, or the loss was not
-        finite for train.max_bad_steps steps in a row.
+      UserError: the folder holds another run, its checkpoints cannot be read or are not those that
+        other processes see, or the loss was not finite for train.max_bad_steps steps in a row.
     """
+    processes.meet("to train")
+    with processes.Watch(stall_timeout) as watch:
+        return _train(experiment, workdir, watch)
+
+
+def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Outcome:
     config, layout = experiment.config, experiment.layout
     write_record(workdir, config, experiment.data)
     optimizer = make_optimizer(config.optim, config.train.steps)
@@ -55,6 +67,11 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     abstract = jax.eval_shape(init, key)
     shardings = layout.state_shardings(abstract)
     folder = folder_of(workdir, config.train)
+    if not processes.all_see(folder):
+        raise UserError(
+            f"{folder} is not the same folder on all processes: give a --workdir that they share, "
+            "or a config.train.checkpoints that all can reach."
+        )
     checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_every)
     loader = train_iterator(
         experiment.data,
@@ -70,9 +87,16 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
     else:
         state = jax.jit(init, out_shardings=shardings)(key)
     start = step = int(state.step)
+    if processes.largest(processes.largest(step) != step):
+        raise UserError(
+            f"The processes do not read the same checkpoints in {folder} (here the newest is that "
+            f"of step {step}): look for one that is damaged, and remove it."
+        )
     progress = Progress(start, config.train.steps, config.train.batch_size * config.data.length)
     progress.say(f"{'Going on from' if restored else 'Starting at'} step {start} in {workdir}")
-    writers = Writers(workdir, start, config.train.wandb_project, dataclasses.asdict(config))
+    writers = None
+    if processes.is_first():
+        writers = Writers(workdir, start, config.train.wandb_project, dataclasses.asdict(config))
 
     validation, pending = None, None
     validate = make_validation(experiment, workdir)
@@ -89,17 +113,23 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         shape = batch["tokens"].shape
         if shape not in programs:
             begin = time.perf_counter()
-            programs[shape] = step_fn.lower(state, batch).compile()
+            with watch.slow():
+                programs[shape] = step_fn.lower(state, batch).compile()
             seconds = time.perf_counter() - begin
             progress.leave_out(seconds)
             size = f"{math.prod(shape[:-1])} x {shape[-1]} tokens"
             progress.say(f"Compiled the step for {size} in {seconds:.1f} s")
         return programs[shape]
 
+    def write(step: int, values: dict[str, float]) -> None:
+        if writers:
+            writers.write(step, values)
+
     def read(step: int, metrics: dict[str, Array]) -> None:
         """Waits for a step that has been started, and logs it where a log is due."""
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         progress.tick(step)
+        watch.beat(step)
         if values["bad_in_a_row"] >= config.train.max_bad_steps:
             raise UserError(
                 f"The loss or its gradient was not finite for {config.train.max_bad_steps} steps "
@@ -110,13 +140,14 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
         if step % config.train.log_every == 0:
             values |= progress.timing(step)
             del values["bad_in_a_row"]
-            writers.write(step, values)
+            write(step, values)
             progress.show(step, values)
 
     def check(step: int) -> None:
         nonlocal validation
-        validation = validate(state.ema, step)
-        writers.write(step, validation.metrics())
+        with watch.slow():
+            validation = validate(state.ema, step)
+        write(step, validation.metrics())
         progress.say(validation.describe(step))
 
     def is_due(step: int) -> bool:
@@ -124,9 +155,10 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
 
     try:
         with Interrupt() as interrupt:
-            if step and is_due(step) and not _has_validation(workdir, step):
+            missing = processes.is_first() and not _has_validation(workdir, step)
+            if step and is_due(step) and processes.largest(missing):
                 check(step)  # the run was stopped between its checkpoint and its validation
-            done = step >= config.train.steps
+            interrupted, done = False, step >= config.train.steps
             if not done:
                 batch = layout.put_train_batch(next(loader))
                 program(batch)
@@ -134,8 +166,6 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
             while not done:
                 state, metrics = program(batch)(state, batch)
                 step += 1
-                # a signal that comes later than this line is for the next step
-                interrupted = interrupt.received
                 done = interrupted or step == config.train.steps
                 save = done or step % config.train.checkpoint_every == 0
                 position = loader.get_state() if save else None
@@ -148,15 +178,24 @@ def train(experiment: Experiment, workdir: Path) -> Outcome:
                     read(*pending)
                     pending = None
                     if save:
-                        checkpoints.save(step, state, position)
+                        with watch.slow():
+                            checkpoints.save(step, state, position)
                     if is_due(step) and not interrupted:
                         check(step)
                     progress.restart(step)
-            if not validation and not interrupt.received:  # the run had ended before: say how
-                validation = validate(state.ema, step)
+                # a signal that comes later than this line is for the step after the next
+                interrupted = interrupt.agreed()
+            if not validation and not interrupted:  # the run had ended before: say how
+                with watch.slow():
+                    validation = validate(state.ema, step)
+    except BaseException as error:
+        processes.end_if_several(error)
+        raise
     finally:
-        checkpoints.close()
-        writers.close()
+        with watch.slow():
+            checkpoints.close()
+        if writers:
+            writers.close()
         loader.close()
         progress.close()
     return Outcome(step, validation, finished=step >= config.train.steps)

@@ -6,17 +6,23 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from ddm_jax.parallel import processes
+
 
 class Progress:
-    """Loss, tokens/s, step time and time left; `restart`, `leave_out` keep pauses out of them."""
+    """Loss, tokens/s, step time and time left, of process 0.
+
+    `restart` and `leave_out` keep pauses out of them.
+    """
 
     def __init__(self, start: int, steps: int, tokens_per_step: int):
         self._steps = steps
         self._tokens_per_step = tokens_per_step
+        self._speaks = processes.is_first()
         self._bar = tqdm(
             total=steps,
             initial=start,
-            disable=not sys.stderr.isatty(),
+            disable=not (self._speaks and sys.stderr.isatty()),
             unit="step",
             dynamic_ncols=True,
         )
@@ -52,7 +58,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
-        tqdm.write(text, file=sys.stderr)
+        if self._speaks:
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -19,6 +19,7 @@ from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.data.tokenizers import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import settle
+from ddm_jax.parallel import processes
 from ddm_jax.training.writers import write_atomically
 
 PACKAGES = ("ddm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -29,7 +30,7 @@ FREE += ("data.workers", "data.root", "train.checkpoints")
 
 
 def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPairs) -> None:
-    """Writes workdir/config.json, or checks the one that is there.
+    """Writes workdir/config.json, or checks the one that is there; process 0 writes.
 
     Raises:
       UserError: the folder holds another run, and the message names the first difference; or it
@@ -41,6 +42,8 @@ def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPair
             f"{workdir} holds a run on other text or another tokenizer than {data.folder}: use "
             "another --workdir, or the old data."
         )
+    if not processes.is_first():
+        return
     record = {
         "config": dataclasses.asdict(config),
         "data": data.description() | {"folder": str(data.folder)},

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from ddm_jax.data.loader import eval_batches
 from ddm_jax.evaluation.likelihood import Bound, estimate, make_bound
 from ddm_jax.evaluation.text import bleu
 from ddm_jax.evaluation.translation import make_translator, translate
 from ddm_jax.experiment import Experiment
-from ddm_jax.samplers import SampleSpec
+from ddm_jax.parallel import processes
+from ddm_jax.samplers import SampleSpec, Stats
 from ddm_jax.training.writers import write_atomically
 
 
@@ -43,14 +45,15 @@ class Validation:
 def make_validation(experiment: Experiment, workdir: Path) -> Callable[[Any, int], Validation]:
     """Builds validate(ema, step) -> Validation of the averaged parameters.
 
-    The samples are written to workdir/samples/STEP.txt. The corruptions and the keys are the same
-    at every step.
+    Process 0 writes the samples to workdir/samples/STEP.txt. The corruptions and the keys are the
+    same at every step.
     """
     config = experiment.config
     bound = jax.jit(
         make_bound(
             experiment.network, experiment.estimator.loss, experiment.process, config.eval.draws
-        )
+        ),
+        out_shardings=experiment.layout.replicated,
     )
     show = _texts(experiment) if experiment.network.encode is None else _translations(experiment)
 
@@ -60,6 +63,7 @@ def make_validation(experiment: Experiment, workdir: Path) -> Callable[[Any, int
             "validation",
             batch_size=config.eval.batch_size,
             limit=config.eval.sequences,
+            rows=experiment.layout.rows,
         )
         found = estimate(
             bound,
@@ -70,13 +74,14 @@ def make_validation(experiment: Experiment, workdir: Path) -> Callable[[Any, int
             experiment.estimator.estimates,
         )
         samples, scores = show(ema)
-        folder = workdir / "samples"
-        folder.mkdir(exist_ok=True)
         lines = [
             f"=== sample {i + 1} of {len(samples)}, step {step}, {heading}\n{text}\n"
             for i, (heading, text) in enumerate(samples)
         ]
-        write_atomically(folder / f"{step:08d}.txt", "\n".join(lines))
+        if processes.is_first():
+            folder = workdir / "samples"
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"{step:08d}.txt", "\n".join(lines))
         return Validation(found, samples, scores)
 
     return validate
@@ -88,20 +93,17 @@ Shown = tuple[list[tuple[str, str]], dict[str, float]]
 def _texts(experiment: Experiment) -> Callable[[Any], Shown]:
     """Samples from nothing."""
     config = experiment.config
-    sample = jax.jit(
-        functools.partial(
-            experiment.sampler,
-            experiment.network.apply,
-            process=experiment.process,
-            spec=SampleSpec(config.sampler.steps, config.sampler.temperature),
-        )
-    )
-    empty = jnp.zeros((config.sampler.num, config.data.length), jnp.int32)
+    empty = np.zeros((config.sampler.num, config.data.length), np.int32)
+    spec = SampleSpec(config.sampler.steps, config.sampler.temperature)
+
+    @functools.partial(jax.jit, out_shardings=experiment.layout.replicated)
+    def sample(ema: Any, prompt: Array, fixed: Array) -> tuple[Array, Stats]:
+        key = jax.random.key(config.seed)
+        apply = experiment.network.apply
+        return experiment.sampler(apply, ema, key, prompt, fixed, experiment.process, spec)
 
     def show(ema: Any) -> Shown:
-        key = jax.random.key(config.seed)
-        drawn = jax.device_get(sample(ema, key, empty, jnp.zeros(empty.shape, bool)))
-        tokens, stats = drawn
+        tokens, stats = jax.device_get(sample(ema, empty, np.zeros(empty.shape, bool)))
         samples = [
             (f"{nfe} network evaluations", experiment.data.tokenizer.decode(row))
             for row, nfe in zip(tokens, stats.nfe, strict=True)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
-
 from ddm_jax.errors import UserError
 
 
@@ -17,6 +15,8 @@ class Writers:
     """Writes one record to every place; after a restart, records past `step` are written anew."""
 
     def __init__(self, workdir: Path, step: int, wandb_project: str, config: Mapping[str, Any]):
+        import tensorboardX  # slow to import, and needed by the one process that writes
+
         path = workdir / "metrics.jsonl"
         _keep_until(path, step)
         self._jsonl = path.open("a", encoding="utf-8")

@@ -1,0 +1,71 @@
+"""The sentences at the head of each section of the page."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from ddm_jax.objectives.signature import PSEUDO
+
+
+def best(report: Mapping[str, Any]) -> str:
+    """Which objective has the lowest number, at equal steps and at equal time."""
+    rows = [row for row in report["objectives"] if row["estimates"] != PSEUDO]
+    if not rows:
+        return "No run has finished yet."
+    parts = []
+    if known := [row for row in rows if row["nll"]]:
+        parts.append(f"At equal steps ({rows[0]['steps']:,}): {_ranked(known, 'nll')}.")
+    if len(timed := [row for row in rows if row["nll_at_time"]]) > 1:
+        parts.append(
+            f"At equal time ({rows[0]['seconds']:.1f} s): {_ranked(timed, 'nll_at_time')}."
+        )
+    return " ".join(parts)
+
+
+def cost(report: Mapping[str, Any]) -> str:
+    """Step time of each layout relative to the reference, over objectives."""
+    reference, *others = report["layouts"]
+    parts = []
+    for layout in others:
+        ratios = [r["ratio"] for r in report["costs"] if r["layout"] == layout and r["ratio"]]
+        if ratios:
+            parts.append(f"{layout} takes {statistics.geometric_mean(ratios):.2f} times")
+    if not parts:
+        return "There is one layout only, or no other has been timed."
+    return f"A step under {', '.join(parts)} as long as under {reference}, over objectives."
+
+
+def agree(report: Mapping[str, Any]) -> str:
+    """The largest difference, and whether it is below the limit."""
+    rows = report["agreement"]
+    if not rows:
+        return "No two runs differ in their layout alone."
+    worst = max(rows, key=lambda row: max(row["loss"], row["nll"] or 0.0))
+    most = max(worst["loss"], worst["nll"] or 0.0)
+    holds = all(row["holds"] for row in rows)
+    return (
+        f"The largest relative difference to {worst['reference']} is {most:.1e} "
+        f"({worst['label']}, {worst['layout']}, seed {worst['seed']}), "
+        f"{'below' if holds else 'NOT below'} the limit of {report['limit']:g}."
+    )
+
+
+def said(report: Mapping[str, Any]) -> str:
+    """What to know when reading the texts."""
+    texts = report["texts"]
+    words = (
+        f"The first of {texts['num']} texts of each, at the most evaluations that were tried, "
+        "neither chosen nor edited. dist-2 is the share of distinct pairs of words."
+    )
+    if texts["judge"]:
+        words += f" The judge is {texts['judge']}; texts that it wrote itself please it most."
+    return words
+
+
+def _ranked(rows: list[Mapping[str, Any]], name: str) -> str:
+    ordered = sorted(rows, key=lambda row: row[name]["mean"])
+    return ", then ".join(f"{row['label']} {_spread(row[name])}" for row in ordered)
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    return f"{found['mean']:.3f}" + (f" ± {found['sd']:.3f}" if found["sd"] is not None else "")

@@ -1,0 +1,81 @@
+"""What the networks of other projects have in common, here in float32 and for reading alone."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ddm_jax.errors import UserError
+
+
+def make_nats(
+    params: Any, embedding: Array, hidden: Callable[[Any, Array], Array]
+) -> Callable[[np.ndarray], Array]:
+    """nats(tokens int32[B, W]) -> float32[B, W] of a causal network with a tied head.
+
+    The first of a row is 0: nothing says how likely it is.
+
+    Args:
+      params: of `hidden`.
+      embedding: float32[V, D], which is also the head.
+      hidden: (params, tokens) -> float32[B, W, D], the final states.
+    """
+
+    @jax.jit
+    def nats(params: Any, embedding: Array, tokens: Array) -> Array:
+        def of_row(row: tuple[Array, Array]) -> Array:
+            states, targets = row
+            logits = states @ embedding.T
+            target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+            return jax.nn.logsumexp(logits, axis=1) - target
+
+        with jax.default_matmul_precision("highest"):
+            states = hidden(params, tokens)
+            # row by row: [B, W, V] need not fit
+            found = jax.lax.map(of_row, (states[:, :-1], tokens[:, 1:]))
+        return jnp.pad(found, ((0, 0), (1, 0)))
+
+    return functools.partial(nats, params, embedding)
+
+
+def stacked(layers: list[Mapping[str, np.ndarray]]) -> dict[str, Array]:
+    """The weights of all layers, one array for each name, to scan over its first axis."""
+    return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a file as float32, integers as they are.
+
+    Raises:
+      UserError: safetensors is not installed, or the file is none of its.
+    """
+    try:
+        from safetensors.flax import load_file
+    except ImportError as error:
+        raise UserError(
+            f"Reading {path} needs safetensors: pip install 'ddm_jax[judge]'."
+        ) from error
+    try:
+        arrays = load_file(path)
+    except Exception as error:  # SafetensorError, which older versions do not export
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    return {
+        name: np.asarray(x, np.float32 if jnp.issubdtype(x.dtype, jnp.floating) else None)
+        for name, x in arrays.items()
+    }
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """Over the last axis."""
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + epsilon) * scale + bias
+
+
+def heads(x: Array, number: int) -> Array:
+    """[B, L, D] -> [B, L, number, D / number]."""
+    return x.reshape(*x.shape[:2], number, -1)

@@ -1,0 +1,82 @@
+"""Judges any text: python -m ddm_jax.judge --judge=smollm2 --input=samples.jsonl,real.txt.
+
+Its perplexity under a causal language model, always beside its entropy and repetition: see
+docs/evaluation.md. A .jsonl file, such as ddm_jax.sample writes, has a text in the field "text" of
+each line; any other file is one text, or one for each line with --lines.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ddm_jax import cli
+from ddm_jax.errors import UserError
+from ddm_jax.evaluation.judges import HELP, open_judge
+from ddm_jax.evaluation.report import plain
+from ddm_jax.evaluation.sample_quality import quality, table
+
+_JUDGE = flags.DEFINE_string("judge", "", HELP)
+_INPUT = flags.DEFINE_list("input", [], "files to judge, each a row of the table")
+_LINES = flags.DEFINE_bool("lines", False, "every line of a file that is not .jsonl is a text")
+_NUM = flags.DEFINE_integer("num", None, "judge the first so many texts of a file; all by default")
+_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the table.
+
+    Raises:
+      UserError: a bad flag or file, or a judge that cannot be read.
+    """
+    del argv
+    if not _INPUT.value:
+        raise UserError("--input is missing: give files of text, e.g. --input=samples.jsonl.")
+    if _NUM.value is not None and _NUM.value < 1:
+        raise UserError(f"--num={_NUM.value} is out of range: give a whole number of at least 1.")
+    texts = {name: read_texts(Path(name).expanduser(), _LINES.value) for name in _INPUT.value}
+    judge = open_judge(_JUDGE.value)
+    print(f"Judge: {judge.name}", file=sys.stderr)
+    rows = {name: quality(found[: _NUM.value], judge=judge) for name, found in texts.items()}
+    print(table(rows))
+    if _JSON.value:
+        print(json.dumps({name: plain(row) for name, row in rows.items()}))
+
+
+def read_texts(path: Path, lines: bool = False) -> list[str]:
+    """The texts of a file, in order; those of white space alone are left out.
+
+    Raises:
+      UserError: it cannot be read, a line of a .jsonl file has no "text", or there are no texts.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--input={path} cannot be read ({error}): give a text file.") from error
+    if path.suffix == ".jsonl":
+        texts = [_text_of(path, i, line) for i, line in enumerate(content.split("\n"), 1) if line]
+    else:
+        texts = content.splitlines() if lines else [content]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UserError(f"--input={path} has no text: give a file that has some.")
+    return texts
+
+
+def _text_of(path: Path, number: int, line: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise UserError(
+            f'--input={path}, line {number} is not an object with a "text": give lines such as '
+            "ddm_jax.sample writes."
+        )
+    return text
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,288 @@
+"""Several real processes are one run: the same numbers, one log, stopped together, gone on with.
+
+Every run is the real command, in processes with CPU devices of their own.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddm_jax.data.folders import alone
+from ddm_jax.errors import UserError
+from ddm_jax.parallel import processes
+from ddm_jax.training.writers import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 60
+SETTINGS = {
+    "model.width": 16,
+    "model.depth": 1,
+    "model.heads": 2,
+    "model.dropout": 0.1,
+    "data.tokenizer": "bytes",
+    "data.length": 16,
+    "data.validation_fraction": 0.2,
+    "optim.warmup_steps": 5,
+    "train.steps": STEPS,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.checkpoint_every": 6,
+    "eval.every": STEPS,
+    "eval.sequences": 12,
+    "eval.batch_size": 8,
+    "eval.draws": 1,
+    "sampler.steps": 2,
+    "sampler.num": 1,
+}
+TIMINGS = {"step_s", "tokens_per_s"}
+# steps that last long enough for a signal to come between two of them
+UNHURRIED = """
+import time
+from ddm_jax import cli, main
+from ddm_jax.training.progress import Progress
+tick = Progress.tick
+Progress.tick = lambda self, step: (time.sleep(0.05), tick(self, step))
+cli.run(main.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for i in range(20):
+        words = rng.choices(["the", "state", "of", "union", "is", "strong", "."], k=200)
+        (folder / f"{i}.txt").write_text(" ".join(words))
+    return {"data.source": f"text:{folder}/*.txt", "data.root": str(folder / "prepared")}
+
+
+def start(workdir, corpus, count, devices, layout="dp", program=("-m", "ddm_jax.main"), extra=()):
+    """The processes of a run, which write what they say into files beside `workdir`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {**SETTINGS, **corpus, "layout.name": layout}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    recipe = ["--config=configs/radd_tiny.py", f"--workdir={workdir}"]
+    made = []
+    for number in range(count):
+        xla = f"--xla_force_host_platform_device_count={devices}"
+        env = os.environ | {"XLA_FLAGS": f"{xla} --xla_backend_optimization_level=0"}
+        if count > 1:
+            by_hand = (f"127.0.0.1:{port}", str(count), str(number))
+            env |= dict(zip(processes.BY_HAND, by_hand, strict=True))
+        with output_file(workdir, number).open("w") as output:
+            made.append(
+                subprocess.Popen(
+                    [sys.executable, *program, *recipe, *flags, *extra],
+                    cwd=ROOT,
+                    env=env,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return made
+
+
+def output_file(workdir, number):
+    return workdir.with_name(f"{workdir.name}-{number}.txt")
+
+
+def outputs(workdir, count):
+    return [output_file(workdir, k).read_text(errors="replace") for k in range(count)]
+
+
+def finish(made, workdir):
+    codes = [process.wait(timeout=600) for process in made]
+    assert not any(codes), "\n".join(outputs(workdir, len(made)))
+    return outputs(workdir, len(made))
+
+
+def numbers(workdir):
+    """metrics.jsonl without what the clock decides."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in TIMINGS} for r in records]
+
+
+@pytest.fixture(scope="module")
+def alone_run(tmp_path_factory, corpus):
+    """One process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    finish(start(workdir, corpus, 1, 4), workdir)
+    return numbers(workdir)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, corpus, alone_run):
+    """Two processes with two devices each, which find the data prepared."""
+    del alone_run
+    workdir = tmp_path_factory.mktemp("together") / "run"
+    said = finish(start(workdir, corpus, 2, 2), workdir)
+    return workdir, said
+
+
+def assert_close(found, wanted):
+    assert [r["step"] for r in found] == [r["step"] for r in wanted]
+    for name in ("loss", "grad_norm", "nll"):
+        a, b = ([r[name] for r in records if name in r] for records in (found, wanted))
+        np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
+
+
+def test_two_processes_are_one_run_with_one_log(together, alone_run):
+    workdir, said = together
+    assert_close(numbers(workdir), alone_run)
+    assert [r["step"] for r in numbers(workdir) if "loss" in r] == list(range(1, STEPS + 1))
+    assert len([r for r in numbers(workdir) if "nll" in r]) == 1
+    assert [p.name for p in (workdir / "samples").iterdir()] == [f"{STEPS:08d}.txt"]
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert "Validation:" in said[0]
+    # gloo, JAX's library of collectives on CPUs, greets by itself
+    assert [line for line in said[1].splitlines() if "[Gloo]" not in line] == []
+
+
+@pytest.mark.parametrize(("layout", "count", "devices"), [("fsdp", 2, 2), ("pmap", 4, 1)])
+def test_layouts_over_processes_change_no_number(
+    corpus, alone_run, tmp_path, layout, count, devices
+):
+    workdir = tmp_path / "run"
+    finish(start(workdir, corpus, count, devices, layout), workdir)
+    assert_close(numbers(workdir), alone_run)
+
+
+def saved(workdir):
+    folder = workdir / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else []
+    return max((int(p.name) for p in found if p.name.isdigit()), default=0)
+
+
+def interrupted(workdir, corpus, which, how):
+    """Sends `how` to the processes `which` when a new checkpoint is there; what all then say."""
+    before = saved(workdir)
+    extra = () if how == signal.SIGTERM else ("--stall_timeout=15",)
+    made = start(workdir, corpus, 2, 2, program=("-c", UNHURRIED), extra=extra)
+    while saved(workdir) <= before:
+        assert all(p.poll() is None for p in made), "\n".join(outputs(workdir, 2))
+        time.sleep(0.02)
+    for number in which:
+        made[number].send_signal(how)
+    others = [p for k, p in enumerate(made) if k not in which or how == signal.SIGTERM]
+    codes = [p.wait(timeout=600) for p in others]
+    for process in made:
+        process.kill()
+        process.wait()
+    return codes, outputs(workdir, 2), before
+
+
+def test_run_that_is_stopped_in_every_way_goes_on_bit_for_bit(together, corpus, tmp_path):
+    workdir = tmp_path / "run"
+    for how, victim in ((signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)):
+        codes, said, _ = interrupted(workdir, corpus, [victim], how)
+        assert codes == [processes.STALLED]
+        last = said[1 - victim].strip().splitlines()[-1]
+        assert last.startswith(f"error: process {1 - victim} of 2: "), said
+        assert "another process" in last
+        assert "the same command on each of them goes on from the last checkpoint" in last
+        if how == signal.SIGSTOP:
+            assert "nothing has happened for 15 s" in last
+    for which in ([1], [0, 1]):
+        codes, said, before = interrupted(workdir, corpus, which, signal.SIGTERM)
+        assert codes == [0, 0], said
+        assert f"Going on from step {before}" in said[0]
+        # process 0 says at which step, and the checkpoint of that step is whole: all were there
+        assert f"Stopped and saved at step {saved(workdir)}: the same command goes on." in said[0]
+        assert numbers(workdir)[-1]["step"] == saved(workdir) < STEPS
+    finish(start(workdir, corpus, 2, 2), workdir)
+    assert numbers(workdir) == numbers(together[0])
+
+
+def test_mistake_of_all_is_told_by_each(corpus, tmp_path):
+    made = start(tmp_path / "run", corpus, 2, 2, extra=("--config.train.batch_size=6",))
+    codes = [p.wait(timeout=600) for p in made]
+    said = outputs(tmp_path / "run", 2)
+    assert codes == [2, 2], said
+    for number, text in enumerate(said):
+        assert f"error: process {number} of 2: config.train.batch_size" in text
+        assert "does not split over 4 devices" in text
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (("10.0.0.1:12", "2", ""), "JAX_PROCESS_ID must be set too"),
+        (("", "2", "0"), "JAX_COORDINATOR_ADDRESS must be set too"),
+        (("10.0.0.1", "2", "0"), "has no port"),
+        (("10.0.0.1:12", "two", "0"), "JAX_NUM_PROCESSES=two is not a number of at least 1"),
+        (("10.0.0.1:12", "2", "2"), "JAX_PROCESS_ID=2 is not below JAX_NUM_PROCESSES=2"),
+    ],
+)
+def test_variables_by_hand_are_checked(monkeypatch, given, match):
+    for name, value in zip(processes.BY_HAND, given, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=match):
+        processes.initialize()
+
+
+def test_where_several_processes_are_looked_for(monkeypatch):
+    joined = []
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **x: joined.append(x))
+    monkeypatch.setattr(processes, "_say_a_sentence_on_abort", lambda: None)
+    monkeypatch.setattr(processes, "_label", "")
+    monkeypatch.setattr(processes.jax.config, "update", lambda *_: None)
+    for name in [*processes.BY_HAND, *(n for n in os.environ if n.startswith("SLURM"))]:
+        monkeypatch.delenv(name, raising=False)
+    processes.initialize()
+    assert not joined
+    step = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a[1-2]"}
+    for name, value in (step | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}).items():
+        monkeypatch.setenv(name, value)
+    processes.initialize()
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x4)")
+    processes.initialize()
+    # JAX finds the rest by itself; a task that has its node alone uses all of its devices
+    assert joined == [{}, {"local_device_ids": []}]
+    monkeypatch.delenv("SLURM_STEP_NODELIST")  # an allocation, and no step
+    processes.initialize()
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    processes.initialize()
+    assert len(joined) == 2
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
+    processes.initialize()
+    assert joined[2:] == [{}]
+
+
+def test_second_process_waits_until_the_first_has_prepared(tmp_path, capsys):
+    out, seen = tmp_path / "root" / "set", []
+
+    def second():
+        with alone(out):
+            seen.append("second")
+
+    with alone(out):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "Waiting for another process" not in capsys.readouterr().err:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        seen.append("first")
+    thread.join(timeout=60)
+    assert seen == ["first", "second"]
+
+
+def test_config_of_the_run_is_written_once(together):
+    """Process 1 writes nothing: the record names the devices of all, as process 0 sees them."""
+    record = json.loads((together[0] / "config.json").read_text())
+    assert len(record["devices"]) == 4
