@@ -32,7 +32,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "work/radd_tiny", "A run of a RADD obj
 _SEQUENCES = flags.DEFINE_integer("sequences", 64, "Held-out blocks.")
 _REPEATS = flags.DEFINE_integer("repeats", 16, "Estimates of each.")
 _DRAWS = flags.DEFINE_list("draws", ["1", "4", "16"], "Evaluations of an estimate.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:

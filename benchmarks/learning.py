@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import app, flags
 
 from configs.radd_tiny import get_config
+from ddm_jax import cli
 from ddm_jax.config import Config, resolve
 from ddm_jax.experiment import build, settle
 from ddm_jax.objectives import OBJECTIVES
@@ -56,7 +57,7 @@ _CORPORA = flags.DEFINE_list("corpora", ["embedded"], "Values of config.data.sou
 _ROWS = flags.DEFINE_multi_string("row", [], "A row to run, may be repeated; all by default.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
 _STEPS = flags.DEFINE_integer("steps", 1_500, "Training steps.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:

@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, logging
 
+from ddm_jax import cli
 from ddm_jax.data.loader import train_iterator
 from ddm_jax.data.prepare import prepare
 from ddm_jax.data.prepared import PreparedSet, PrepareSpec
@@ -23,7 +24,7 @@ WARM_UP = 20
 BATCHES = 400
 WORKERS = (0, 1, 2)
 
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 def tokens_per_second(prepared: PreparedSet, workers: int) -> float:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from ddm_jax import cli
 from ddm_jax.config import Config, defaults, resolve
 from ddm_jax.experiment import make_parts, settle
 from ddm_jax.objectives import OBJECTIVES
@@ -32,7 +33,7 @@ _LENGTH = flags.DEFINE_integer("length", 64, "Tokens of a sequence.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Sequences of a batch.")
 _VOCAB = flags.DEFINE_integer("vocab", 4096, "Tokens of the vocabulary.")
 _ONLY = flags.DEFINE_list("only", [], "Objectives to run; all if empty.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:

@@ -13,15 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, logging
 
+from ddm_jax import cli
 from ddm_jax.data import sources
 from ddm_jax.data.prepare import prepare
 from ddm_jax.data.prepared import PrepareSpec
 
 COPIES = 4
 
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 def write_corpus(folder: Path) -> int:

@@ -45,7 +45,7 @@ _STEPS = flags.DEFINE_list("steps", ["4", "8", "16", "32", "64"], "Numbers of st
 _NUM = flags.DEFINE_integer("num", 128, "Sequences of each sampler and number of steps.")
 _SAMPLERS = flags.DEFINE_list("samplers", [], "Samplers; all that fit the run if empty.")
 _PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 @dataclass(frozen=True)

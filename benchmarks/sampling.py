@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from ddm_jax import cli
 from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
@@ -38,7 +39,7 @@ _DEPTH = flags.DEFINE_integer("depth", 6, "Layers of the network.")
 _HEADS = flags.DEFINE_integer("heads", 4, "Attention heads of the network.")
 _VOCAB = flags.DEFINE_integer("vocab", 8192, "Tokens of the vocabulary.")
 _ONLY = flags.DEFINE_list("only", [], "Samplers to run beside event_driven; all if empty.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 Run = Callable[[int, int], tuple[float, np.ndarray]]  # (steps, seed) -> seconds, nfe[B]
 

@@ -33,7 +33,7 @@ _STEPS = flags.DEFINE_integer("steps", None, "Steps of the sampler; each run's o
 _TRAIN_STEPS = flags.DEFINE_integer("train_steps", 50, "Training steps to time.")
 _SEQUENCES = flags.DEFINE_integer("sequences", 512, "Validation blocks of the likelihood.")
 _DRAWS = flags.DEFINE_integer("draws", 16, "Corruptions of each of them.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 COLUMNS = (
     ("nats/token", "nll", ".3f"),

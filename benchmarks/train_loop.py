@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app
 
 from configs.radd_tiny import get_config
+from ddm_jax import cli
 from ddm_jax.config import Config, resolve
 from ddm_jax.experiment import Experiment, build
 from ddm_jax.training.loop import train
@@ -29,7 +30,7 @@ from ddm_jax.training.writers import read_metrics
 ROUNDS = 15
 INTERVALS = 2  # of train.log_every steps in a round of the loop; the first is left out as cold
 
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:

@@ -22,6 +22,7 @@ import jax
 from absl import app, flags, logging
 
 from configs.rdm_multi30k import get_config
+from ddm_jax import cli
 from ddm_jax.config import Config, field_type, resolve
 from ddm_jax.data.opening import open_or_prepare
 from ddm_jax.evaluation.text import bleu
@@ -52,7 +53,7 @@ _ROWS = flags.DEFINE_list("rows", list(ROWS), "Which objectives.")
 _STEPS = flags.DEFINE_list("steps", ["2", "4", "8", "16", "25"], "Steps of the samplers.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Sentences translated at once.")
 _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "Train what is missing, translate nothing.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:

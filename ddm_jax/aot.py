@@ -49,7 +49,7 @@ _AXES = flags.DEFINE_string("axes", "", "sizes of the mesh's axes, such as data=
 _PROGRAM = flags.DEFINE_enum("program", "train", ["train", "sample"], "which step to compile")
 _SEARCH = flags.DEFINE_bool("search_batch", False, "find the largest batch that fits")
 _TABLE = flags.DEFINE_bool("table", False, "show where each parameter lies")
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+_JSON = cli.define_json()
 
 MFU_NOTE = (
     "Assumed: every matmul at the chip's bfloat16 peak, HBM and links at their full bandwidth, no "

@@ -1,6 +1,7 @@
 """What all command lines share: flags, and errors that end in one sentence, not a traceback."""
 
 import builtins
+import functools
 import itertools
 import re
 import sys
@@ -25,9 +26,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(_in_one_sentence(main), flags_parser=_in_one_sentence(_parse))
 
 
+@functools.cache  # absl refuses a flag that two commands define, and a test may import both
 def define_config() -> flags.FlagHolder:
     """--config=RECIPE[:ARGUMENT], with a --config.section.field for each of its fields."""
     return config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+
+
+@functools.cache
+def define_json() -> flags.FlagHolder[bool]:
+    """--json, of every command that has a result."""
+    return flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
 
 
 def read_config(config: config_dict.ConfigDict | None) -> Config:

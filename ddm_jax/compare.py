@@ -57,7 +57,7 @@ _JUDGE = flags.DEFINE_string(
 _CELLS_ONLY = flags.DEFINE_bool(
     "cells_only", False, "make no page: for every process of a pod; --from makes it afterwards"
 )
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+_JSON = cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -21,8 +21,10 @@ from ddm_jax.evaluation.sample_quality import quality, table
 _JUDGE = flags.DEFINE_string("judge", "", HELP)
 _INPUT = flags.DEFINE_list("input", [], "files to judge, each a row of the table")
 _LINES = flags.DEFINE_bool("lines", False, "every line of a file that is not .jsonl is a text")
-_NUM = flags.DEFINE_integer("num", None, "judge the first so many texts of a file; all by default")
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+_FIRST = flags.DEFINE_integer(
+    "first", None, "judge the first so many texts of a file; all by default"
+)
+_JSON = cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,12 +36,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _INPUT.value:
         raise UserError("--input is missing: give files of text, e.g. --input=samples.jsonl.")
-    if _NUM.value is not None and _NUM.value < 1:
-        raise UserError(f"--num={_NUM.value} is out of range: give a whole number of at least 1.")
+    if _FIRST.value is not None and _FIRST.value < 1:
+        raise UserError(
+            f"--first={_FIRST.value} is out of range: give a whole number of at least 1."
+        )
     texts = {name: read_texts(Path(name).expanduser(), _LINES.value) for name in _INPUT.value}
     judge = open_judge(_JUDGE.value)
     print(f"Judge: {judge.name}", file=sys.stderr)
-    rows = {name: quality(found[: _NUM.value], judge=judge) for name, found in texts.items()}
+    rows = {name: quality(found[: _FIRST.value], judge=judge) for name, found in texts.items()}
     print(table(rows))
     if _JSON.value:
         print(json.dumps({name: plain(row) for name, row in rows.items()}))

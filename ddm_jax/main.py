@@ -27,7 +27,7 @@ _STALL_TIMEOUT = flags.DEFINE_integer(
     "of several processes: seconds without a finished step after which all end "
     f"(default: {STALL_TIMEOUT}, or the environment variable DDM_STALL_TIMEOUT)",
 )
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+_JSON = cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,6 +38,11 @@ def main(argv: Sequence[str]) -> None:
     config = settle(cli.read_config(_CONFIG.value))
     recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
     workdir = Path(_WORKDIR.value or f"work/{recipe}").expanduser()
+    if "://" in _WORKDIR.value:
+        raise UserError(
+            f"--workdir={_WORKDIR.value} is not a folder of this machine: give one, and keep the "
+            f"checkpoints there with --config.train.checkpoints={_WORKDIR.value}."
+        )
     check_workdir(workdir, config)  # before data is prepared, which may take minutes
     experiment = build(config)
     if processes.is_first():

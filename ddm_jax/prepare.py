@@ -54,7 +54,7 @@ _BEAM_RUNNER = flags.DEFINE_string("beam_runner", None, "Prepare with Apache Bea
 _BEAM_OPTIONS = flags.DEFINE_multi_string(
     "beam_options", [], "A pipeline option in Beam's own spelling; may be repeated."
 )
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_JSON = cli.define_json()
 
 
 # What has no meaning for the other kind of data.

@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags
 
+from ddm_jax import cli
 from ddm_jax.config import Config
 from ddm_jax.errors import UserError
 from ddm_jax.trained import WEIGHTS, with_sampler
@@ -25,7 +26,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "sequences drawn at once: 16 by default, or 64 targets of sources"
 )
 SEED = flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same sequences")
-JSON = flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+JSON = cli.define_json()
 
 _LARGEST = 2**31 - 1
 POSITIVE = (lambda x: 1 <= x <= _LARGEST, f"a whole number from 1 to {_LARGEST}")

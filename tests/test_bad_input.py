@@ -100,6 +100,11 @@ COMMAND_LINE = {
         "recipe first",
     ),
     "stray word": ([RECIPE, "fast"], "'fast'", "start with --"),
+    "workdir in a bucket": (
+        [RECIPE, "--workdir=gs://bucket/run"],
+        "--workdir=gs://bucket/run",
+        "--config.train.checkpoints=gs://bucket/run",
+    ),
     "unknown flag": ([RECIPE, "--workdirr=x"], "'workdirr'", "workdir"),
     "unknown argument": (
         [RECIPE + ":loss=foo"],

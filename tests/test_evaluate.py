@@ -11,9 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
-from ddm_jax import evaluate, evaluate_text
+from ddm_jax import evaluate_text
 from ddm_jax.config import defaults, resolve
 from ddm_jax.data.loader import eval_batches
 from ddm_jax.data.opening import open_or_prepare
@@ -309,9 +308,9 @@ def test_what_is_wrong_is_said(run, request_, said):
     assert said in str(error.value)
 
 
-def command(*flags):
+def evaluate(*flags):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "ddm_jax.evaluate", *flags],
         cwd=ROOT,
         env=environment,
@@ -320,6 +319,10 @@ def command(*flags):
         timeout=300,
         check=False,
     )
+
+
+def command(*flags):
+    done = evaluate(*flags)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
@@ -334,7 +337,7 @@ def test_command_prints_a_table_progress_and_json(run):
     assert "left" in said
 
 
-def test_flags_of_pairs_are_refused_for_text(run, monkeypatch):
-    monkeypatch.setattr(flags.FLAGS["steps"], "present", 1)
-    with pytest.raises(UserError, match="--steps does not apply: the run is a language model"):
-        evaluate._refuse(evaluate._OF_PAIRS, "the run is a language model")
+def test_flags_of_pairs_are_refused_for_text(run):
+    said = evaluate(f"--workdir={run[0]}", "--source=pairs:reverse").stderr
+    assert "--source does not apply: the run is a language model" in said
+    assert "Traceback" not in said

@@ -17,6 +17,7 @@ from etils import epath
 
 from ddm_jax.config import TrainConfig
 from ddm_jax.errors import UserError
+from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import Layout
 
 
@@ -77,10 +78,13 @@ class Checkpoints:
         )
         damaged: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            read, error = None, None
             try:
                 read = self._manager.restore(step, args=args)
-            except Exception as error:  # whatever a torn file makes Orbax raise
-                damaged[step] = error
+            except Exception as caught:  # whatever a torn file makes Orbax raise
+                error = caught
+            if processes.largest(error is not None):  # all go on from the same one
+                damaged[step] = error or ValueError("another process cannot read it")
                 continue
             for broken, error in damaged.items():
                 self._set_aside(broken, error)
@@ -100,19 +104,21 @@ class Checkpoints:
         self._manager.close()
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        folder = self._folder.with_name(self._folder.name + "-damaged")
-        folder.mkdir(exist_ok=True)
-        target = folder / str(step)
-        while target.exists():
-            target = target.with_name(target.name + "_")
-        (self._folder / str(step)).rename(target)
+        if processes.is_first():
+            folder = self._folder.with_name(self._folder.name + "-damaged")
+            folder.mkdir(exist_ok=True)
+            target = folder / str(step)
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            (self._folder / str(step)).rename(target)
+            logging.warning(
+                "Checkpoint %d cannot be read (%s): moved to %s, going on from the one before it.",
+                step,
+                _first_line(error),
+                target,
+            )
+        processes.meet(f"checkpoint {step} is set aside")
         self._manager.reload()
-        logging.warning(
-            "Checkpoint %d cannot be read (%s): moved to %s, going on from the one before it.",
-            step,
-            _first_line(error),
-            target,
-        )
 
 
 def save_weights(folder: epath.Path, step: int, weights: Any) -> None:

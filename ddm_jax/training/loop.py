@@ -14,6 +14,7 @@ from ddm_jax.data.loader import train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment
 from ddm_jax.parallel import processes
+from ddm_jax.parallel.placement import summary, table
 from ddm_jax.training.checkpoint import Checkpoints, folder_of
 from ddm_jax.training.interrupt import Interrupt
 from ddm_jax.training.optimizer import make_optimizer
@@ -22,7 +23,7 @@ from ddm_jax.training.record import write_record
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names
 from ddm_jax.training.validation import Validation, make_validation
-from ddm_jax.training.writers import Writers, read_metrics
+from ddm_jax.training.writers import Writers, read_metrics, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +95,10 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
         )
     progress = Progress(start, config.train.steps, config.train.batch_size * config.data.length)
     progress.say(f"{'Going on from' if restored else 'Starting at'} step {start} in {workdir}")
+    progress.say(summary(layout, abstract))
     writers = None
     if processes.is_first():
+        write_atomically(workdir / "layout.txt", table(layout, abstract) + "\n")
         writers = Writers(workdir, start, config.train.wandb_project, dataclasses.asdict(config))
 
     validation, pending = None, None

@@ -171,7 +171,7 @@ def test_command_judges_files(tmp_path, monkeypatch, capsys):
     assert found[f"{tmp_path}/b.txt"]["texts"] == 1
     assert found[f"{tmp_path}/b.txt"]["nats_per_token_stderr"] is None  # JSON has no nan
     assert "entropy" in out[0]
-    call("--judge=chain", f"--input={tmp_path}/a.jsonl", "--num=1", "--json")
+    call("--judge=chain", f"--input={tmp_path}/a.jsonl", "--first=1", "--json")
     (found,) = json.loads(capsys.readouterr().out.strip().split("\n")[-1]).values()
     assert found["perplexity"] == pytest.approx(math.exp(-math.log(0.7 * 0.2) / 2), rel=1e-5)
 
@@ -185,7 +185,7 @@ def test_bad_input_ends_in_one_sentence(tmp_path, monkeypatch):
         (f"--input={tmp_path}/a.jsonl",): 'line 2 is not an object with a "text"',
         (f"--input={tmp_path}/empty.txt",): "has no text",
         (f"--input={tmp_path}/gone.txt",): "cannot be read",
-        (f"--input={tmp_path}/a.jsonl", "--num=0"): "--num=0 is out of range",
+        (f"--input={tmp_path}/a.jsonl", "--first=0"): "--first=0 is out of range",
     }.items():
         with pytest.raises(UserError, match=match):
             call("--judge=chain", *args)
