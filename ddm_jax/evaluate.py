@@ -3,8 +3,9 @@
 A language model: the likelihood of text, with its standard errors, in nats per token, perplexity,
 bits per token, byte and character, and all that decided them (docs/evaluation.md). A run on pairs:
 its translations are compared with the references, BLEU with its signature, chrF, ROUGE-L,
-diversity, time and network evaluations, beside what copying the source scores. Nothing in the run
-is changed; a report is added under WORKDIR/evaluation/.
+diversity, time and network evaluations, beside what copying the source scores. With --samples or
+--infill: how good the text is that a language model writes. Nothing in the run is changed; a report
+is added under WORKDIR/evaluation/.
 """
 
 import json
@@ -12,10 +13,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from ddm_jax import cli, evaluate_pairs, evaluate_text, run_flags
+from ddm_jax import cli, evaluate_pairs, evaluate_samples, evaluate_text, run_flags
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.corpora import DATA_ROOT, FORMS
 from ddm_jax.evaluation.estimators import DRAWS
+from ddm_jax.evaluation.judges import HELP
 from ddm_jax.evaluation.protocols import PROTOCOLS
 from ddm_jax.evaluation.report import table
 from ddm_jax.training.record import read_record
@@ -52,14 +54,24 @@ _DRAWS = flags.DEFINE_integer("draws", DRAWS, "corruptions of each block: 1, or 
 _TIME_STEPS = flags.DEFINE_integer(
     "time_steps", None, "mdlm, md4: T of the bound in T steps, 0 for continuous time"
 )
+# of what a language model writes
+_SAMPLES = flags.DEFINE_integer("samples", 0, "draw and score so many sequences")
+_INFILL = flags.DEFINE_integer(
+    "infill", 0, "take spans out of so many held-out blocks, draw them again and compare"
+)
+_JUDGE = flags.DEFINE_string("judge", "", f"whose perplexity samples are given: {HELP}")
+_MAUVE = flags.DEFINE_bool("mauve", False, "compare the samples with held-out text by MAUVE")
 
 _RANGES = {
+    "samples": run_flags.NATURAL,
+    "infill": run_flags.NATURAL,
     "num": run_flags.POSITIVE,
     "draws": run_flags.POSITIVE,
     "time_steps": run_flags.NATURAL,
 }
-_OF_PAIRS = ("source", "sampler", "steps", "option")
+_OF_SAMPLERS = ("sampler", "steps", "option")
 _OF_TEXT = ("dataset", "protocol", "data_root", "documents", "estimator", "draws", "time_steps")
+_OF_SAMPLES = ("samples", "infill", "judge", "mauve")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,8 +83,22 @@ def main(argv: Sequence[str]) -> None:
     del argv
     workdir = run_flags.check(_RANGES)
     config, tokenizer = read_record(workdir)
-    if config.model.kind == "lm":
-        _refuse(_OF_PAIRS, "the run is a language model, and has no pairs to translate")
+    if config.model.kind != "lm":
+        _refuse((*_OF_TEXT, *_OF_SAMPLES), "the run translates pairs")
+        if _SPLIT.value == "train":
+            raise UserError("--split=train is not held out: give validation or test.")
+        report = evaluate_pairs.measure(workdir, _SOURCE.value, _SPLIT.value or "test", _NUM.value)
+        beside = "the translations"
+    elif _SAMPLES.value or _INFILL.value:
+        _refuse(("source", "num", *_OF_TEXT), "--samples and --infill draw text")
+        request = evaluate_samples.Request(
+            _SAMPLES.value, _INFILL.value, _JUDGE.value, _MAUVE.value, _SPLIT.value or "test"
+        )
+        report = evaluate_samples.measure(workdir, request)
+        beside = "every sequence"
+    else:
+        _refuse(("source",), "the run is a language model, and has no pairs to translate")
+        _refuse((*_OF_SAMPLERS, *_OF_SAMPLES), "a likelihood draws no text without --samples=N")
         request = evaluate_text.Request(
             dataset=_DATASET.value,
             protocol=_PROTOCOL.value or "",
@@ -89,15 +115,12 @@ def main(argv: Sequence[str]) -> None:
         )
         report = evaluate_text.measure(workdir, config, tokenizer, request)
         beside = "the nats of every sequence"
-    else:
-        _refuse(_OF_TEXT, "the run translates pairs")
-        if _SPLIT.value == "train":
-            raise UserError("--split=train is not held out: give validation or test.")
-        report = evaluate_pairs.measure(workdir, _SOURCE.value, _SPLIT.value or "test", _NUM.value)
-        beside = "the translations"
     if report is None:
         return
-    print(table({name: x for name, x in report.items() if name != "out"}))
+    if "drawn" in report or "infilling" in report:
+        print(evaluate_samples.tables(report))
+    else:
+        print(table({name: x for name, x in report.items() if name != "out"}))
     print(f"Wrote {report['out']} and {beside} beside it")
     if run_flags.JSON.value:
         print(json.dumps(report))

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     rows = {name: quality(found[: _FIRST.value], judge=judge) for name, found in texts.items()}
     print(table(rows))
     if _JSON.value:
-        print(json.dumps({name: plain(row) for name, row in rows.items()}))
+        print(json.dumps(plain(rows)))
 
 
 def read_texts(path: Path, lines: bool = False) -> list[str]:

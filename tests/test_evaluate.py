@@ -341,3 +341,32 @@ def test_flags_of_pairs_are_refused_for_text(run):
     said = evaluate(f"--workdir={run[0]}", "--source=pairs:reverse").stderr
     assert "--source does not apply: the run is a language model" in said
     assert "Traceback" not in said
+
+
+def test_command_scores_samples_and_infilling(run):
+    sizes = ("--samples=3", "--infill=5", "--batch_size=4", "--steps=2", "--split=validation")
+    out, said = command(f"--workdir={run[0]}", *sizes, "--json")
+    report = json.loads(out.splitlines()[-1])
+    drawn, infilling = report["drawn"], report["infilling"]
+    assert drawn["samples"]["texts"] == drawn["reference"]["texts"] == 3
+    assert (drawn["steps"], infilling["blocks"]) == (2, 5)
+    assert 0 <= infilling["token_accuracy"] <= 1
+    assert "entropy, nats" in out
+    assert "token_accuracy" in out
+    assert "3/3 sequences" in said
+    kept = json.loads(Path(report["out"]).read_text())
+    assert kept == {name: x for name, x in report.items() if name != "out"}
+    assert report["git_revision"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--samples=2", "--draws=4"), "--draws does not apply: --samples and --infill draw text"),
+        (("--steps=4",), "--steps does not apply: a likelihood draws no text without --samples=N"),
+        (("--infill=2", "--mauve"), "--mauve compares samples with held-out text"),
+        (("--samples=2", "--judge=/nowhere"), "--judge=/nowhere is not a judge"),
+    ],
+)
+def test_flags_of_samples_are_checked(run, given, said):
+    assert said in evaluate(f"--workdir={run[0]}", *given).stderr

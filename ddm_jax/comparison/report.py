@@ -1,7 +1,6 @@
 """All numbers of a comparison as one record, W/report.json, from which the page is made."""
 
 import datetime
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ddm_jax.comparison.summary import (
     objectives,
     order_of_layouts,
 )
+from ddm_jax.evaluation.report import plain
 
 
 def make_report(
@@ -29,7 +29,7 @@ def make_report(
     command: that made it.
     """
     layouts = order_of_layouts(runs, layouts)
-    return _plain(
+    return plain(
         {
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
@@ -111,11 +111,3 @@ def _run(run: Run) -> dict[str, Any]:
         **{name: record.get(name) for name in ("config", "versions", "git_revision", "devices")},
         "data": record.get("data"),
     }
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x

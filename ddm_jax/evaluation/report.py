@@ -1,9 +1,7 @@
 """A likelihood and all that decided it, as one flat record."""
 
 import hashlib
-import importlib.metadata
 import math
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +13,7 @@ from ddm_jax.evaluation.estimators import Estimator
 from ddm_jax.evaluation.likelihood import Mean
 from ddm_jax.objectives.signature import EXACT
 from ddm_jax.trained import Run
-from ddm_jax.training.record import PACKAGES
+from ddm_jax.training.record import git_revision, versions
 
 
 def weights_hash(params: Any) -> str:
@@ -93,26 +91,17 @@ def settings(run: Run, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
         "schedule": run.config.schedule.name,
         "devices": sorted({device.device_kind for device in jax.devices()}),
         "versions": versions(),
+        "git_revision": git_revision(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that the numbers go through."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def plain(report: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON, which has no nan: None where a number cannot be told."""
-    return {
-        name: None if isinstance(x, float) and not math.isfinite(x) else x
-        for name, x in report.items()
-    }
+def plain(report: Any) -> Any:
+    """For JSON, which has no nan: None where a number cannot be told, also in what it holds."""
+    if isinstance(report, Mapping):
+        return {name: plain(x) for name, x in report.items()}
+    if isinstance(report, list | tuple):
+        return [plain(x) for x in report]
+    return None if isinstance(report, float) and not math.isfinite(report) else report
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from ddm_jax.data.loader import train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment
 from ddm_jax.parallel import processes
+from ddm_jax.parallel.costs import program_costs
 from ddm_jax.parallel.placement import summary, table
 from ddm_jax.training.checkpoint import Checkpoints, folder_of
 from ddm_jax.training.interrupt import Interrupt
@@ -122,6 +124,10 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
             progress.leave_out(seconds)
             size = f"{math.prod(shape[:-1])} x {shape[-1]} tokens"
             progress.say(f"Compiled the step for {size} in {seconds:.1f} s")
+            if processes.is_first():
+                about = {"batch": size, "compile_s": seconds}
+                about |= program_costs(programs[shape], layout.mesh.size)
+                write_atomically(workdir / "program.json", json.dumps(about, indent=2) + "\n")
         return programs[shape]
 
     def write(step: int, values: dict[str, float]) -> None:

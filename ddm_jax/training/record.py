@@ -47,8 +47,8 @@ def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPair
     record = {
         "config": dataclasses.asdict(config),
         "data": data.description() | {"folder": str(data.folder)},
-        "versions": {"python": platform.python_version()} | _versions(),
-        "git_revision": _git_revision(),
+        "versions": versions(),
+        "git_revision": git_revision(),
         "devices": [d.device_kind for d in jax.devices()],
     }
     try:
@@ -130,6 +130,27 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
     return before
 
 
+def versions() -> dict[str, str]:
+    """Of Python and the packages that a run's numbers go through."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_revision() -> str:
+    """`git describe` of this code, with -dirty if it has been changed; or "unknown"."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
 def _data_identity(record: dict[str, Any]) -> tuple[str, str]:
     data = record["data"]
     return data["tokenizer"]["fingerprint"], data["source_fingerprint"]
@@ -150,22 +171,3 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _git_revision() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()

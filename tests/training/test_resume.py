@@ -3,6 +3,7 @@
 These start the real command in a process of its own, compiled as users compile it.
 """
 
+import json
 import os
 import random
 import signal
@@ -134,6 +135,10 @@ def test_run_leaves_all_that_it_promises(uninterrupted):
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "config.json").exists()
     assert (workdir / "curve.png").stat().st_size > 1000
+    assert "data" in (workdir / "layout.txt").read_text()
+    program = json.loads((workdir / "program.json").read_text())
+    assert program["memory_bytes"]["peak"] > 1000
+    assert program["compile_s"] > 0
     assert "Validation:" in output
     assert "unigram" in output
     assert "sample 3" in output
