@@ -82,12 +82,11 @@ def settle(config: Config) -> Config:
     estimator = config.eval.estimator
     estimator = objective.estimator or name if estimator == "auto" else estimator
     estimates = lookup(OBJECTIVES, estimator, "config.eval.estimator")
-    fits = process in estimates.processes and time in estimates.times
-    fits &= not set(estimates.predicts).isdisjoint(objective.predicts)
-    if estimates.estimates is None or not fits:
+    able = fitting_estimators(objective, process, time)
+    if estimator not in able:
         raise UserError(
             f"config.eval.estimator={estimator!r} does not estimate the likelihood of "
-            f"config.objective.name={name!r}: leave it at 'auto'."
+            f"config.objective.name={name!r}: use one of {', '.join(able)}, or leave it at 'auto'."
         )
     draws = 1 if estimates.estimates == EXACT else config.eval.draws
     lookup({**SAMPLERS, "auto": None}, config.sampler.name, "config.sampler.name")
@@ -117,6 +116,18 @@ def settle(config: Config) -> Config:
     )
     _check_options(settled)
     return settled
+
+
+def fitting_estimators(objective: Objective, process: str, time: str) -> list[str]:
+    """The names of the objectives that estimate the likelihood of such networks."""
+    return [
+        name
+        for name, row in OBJECTIVES.items()
+        if row.estimates is not None
+        and not set(row.predicts).isdisjoint(objective.predicts)
+        and process in row.processes
+        and time in row.times
+    ]
 
 
 def fitting_samplers(objective: Objective, process: str, time: str) -> list[str]:

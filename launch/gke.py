@@ -56,6 +56,14 @@ SPOT = """\
             tolerations:
             - {key: cloud.google.com/gke-spot, operator: Exists, effect: NoSchedule}"""
 
+# a folder that all pods share, beside what a template has
+SHARED = {
+    "$volumes_key": "            volumes:",
+    "$volumes": "            - {name: shared, persistentVolumeClaim: {claimName: $claim}}",
+    "$mounts_key": "              volumeMounts:",
+    "$mounts": "              - {name: shared, mountPath: /mnt/shared}",
+}
+
 
 def manifest(args: argparse.Namespace) -> str:
     """The JobSet as YAML.
@@ -66,7 +74,12 @@ def manifest(args: argparse.Namespace) -> str:
     Raises:
       ValueError: a flag is wrong; the message is one sentence.
     """
-    names = {"name": args.name, "service-account": args.service_account, "gpu": args.gpu}
+    names = {
+        "name": args.name,
+        "service-account": args.service_account,
+        "gpu": args.gpu,
+        "claim": args.claim,
+    }
     for flag, name in names.items():
         if name is not None and not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
             raise ValueError(
@@ -84,11 +97,14 @@ def manifest(args: argparse.Namespace) -> str:
         "failure_policy": Template(FAILURE_POLICY).substitute(max_restarts=args.max_restarts),
         "pod_failure_policy": POD_FAILURE_POLICY,
         "spot": SPOT,
+        "claim": args.claim,
     }
     kind, more = ("tpu", _tpu(args)) if args.tpu else ("gpu", _gpu(args))
     text = (HERE / f"jobset_{kind}.yaml").read_text(encoding="utf-8")
     if not args.spot:
         text = text.replace("$spot\n", "")
+    for key, line in SHARED.items():
+        text = text.replace(f"{key}\n", f"{line}\n" if args.claim else "")
     return Template(text).substitute(values | more)
 
 
@@ -143,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=_positive, default=8, help="of a machine")
     parser.add_argument("--spot", action="store_true", help="on spot machines")
     parser.add_argument("--service-account", default="default", help="of Kubernetes")
+    parser.add_argument("--claim", help="persistent volume claim of a folder, as /mnt/shared")
     parser.add_argument("--max-restarts", type=_positive, default=10, help="after failures")
     parser.add_argument("--dry-run", action="store_true", help="print the manifest, do nothing")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="after --: program, arguments")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddm_jax.config import Config
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import with_options
+from ddm_jax.experiment import fitting_estimators, with_options
 from ddm_jax.objectives import OBJECTIVES, Objective
 from ddm_jax.objectives.signature import EXACT
 
@@ -47,15 +47,8 @@ class Estimator:
 
 def fitting(config: Config) -> list[str]:
     """The names of the objectives that estimate the likelihood of a settled config's networks."""
-    predicts = OBJECTIVES[config.objective.name].predicts
-    return [
-        name
-        for name, row in OBJECTIVES.items()
-        if row.estimates is not None
-        and config.process.name in row.processes
-        and config.model.time in row.times
-        and not set(row.predicts).isdisjoint(predicts)
-    ]
+    objective = OBJECTIVES[config.objective.name]
+    return fitting_estimators(objective, config.process.name, config.model.time)
 
 
 def choose(

@@ -54,6 +54,16 @@ def test_job_set_has_the_fields_that_its_api_asks_for(words):
     )
 
 
+@pytest.mark.parametrize("words", [("--gpu=nvidia-h100-80gb",), ("--tpu=v5e", "--topology=4x4")])
+def test_claim_is_mounted_where_the_help_says(words):
+    _, job = job_set(*words, "--claim=disk")
+    pod = job["template"]["spec"]["template"]["spec"]
+    volume = pod["volumes"][-1]
+    assert volume["persistentVolumeClaim"] == {"claimName": "disk"}
+    mount = pod["containers"][0]["volumeMounts"][-1]
+    assert mount == {"name": volume["name"], "mountPath": "/mnt/shared"}
+
+
 def test_failures_are_told_apart():
     """A mistake ends the job, a stop or a preemption never counts, the rest counts.
 

@@ -16,6 +16,8 @@ VM = ["launch/tpu_vm.sh"]
 RADD = ["--dry-run", "--name=radd", "--zone=us-east5-a"]
 GKE = [sys.executable, "launch/gke.py", "--dry-run", "--name=radd", "--image=r/ddm_jax:1"]
 SLICES = ["--project=p", "--type=v5litepod-16", "--slices=2", "--tier=spot", "--network=n"]
+COMPARE = ["python", "-m", "ddm_jax.compare", "--config=configs/compare_tiny.py"]
+COMPARE += ["--workdir=/mnt/shared/w", "--cells_only"]
 LOCAL = [sys.executable, "launch/local.py", "--processes=2", "--devices=4", "--port=8476"]
 PRINTS = {
     "create": [*VM, "create", *RADD],
@@ -33,6 +35,8 @@ PRINTS = {
     "gke_tpu_slices": [*GKE, "--tpu=v6e", "--topology=4x4", "--slices=2", "--spot", "--", *TRAIN],
     "gke_gpu": [*GKE, "--gpu=nvidia-h100-80gb", "--nodes=2", "--service-account=ddm", "--", *TRAIN],
     "slurm": ["bash", "launch/slurm.sbatch", "--dry-run", *TRAIN],
+    "slurm_compare": ["bash", "launch/slurm.sbatch", "--dry-run", *COMPARE],
+    "gke_compare": [*GKE, "--tpu=v5p", "--topology=2x2x2", "--claim=disk", "--", *COMPARE],
     "local": [*LOCAL, "--dry-run", "--", *TRAIN],
 }
 
