@@ -152,6 +152,7 @@ class TrainConfig:
     keep_every: int = number(50_000, low=1)  # checkpoints at its multiples stay for good
     max_bad_steps: int = number(20, low=1)  # non-finite updates in a row before the run stops
     wandb_project: str = ""  # empty: no wandb
+    profile: int = number(0, low=0)  # trace so many steps into the work directory
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ddm_jax.parallel.placement import summary, table
 from ddm_jax.training.checkpoint import Checkpoints, folder_of
 from ddm_jax.training.interrupt import Interrupt
 from ddm_jax.training.optimizer import make_optimizer
+from ddm_jax.training.profile import Profile
 from ddm_jax.training.progress import Progress
 from ddm_jax.training.record import write_record
 from ddm_jax.training.state import init_state
@@ -103,6 +104,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
         write_atomically(workdir / "layout.txt", table(layout, abstract) + "\n")
         writers = Writers(workdir, start, config.train.wandb_project, dataclasses.asdict(config))
 
+    profile = Profile(workdir / "profile", config.train.profile)
     validation, pending = None, None
     validate = make_validation(experiment, workdir)
     step_fn = layout.program(
@@ -173,7 +175,11 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
                 program(batch)
                 progress.restart(step)
             while not done:
-                state, metrics = program(batch)(state, batch)
+                run = program(batch)
+                profile.begin_step()
+                state, metrics = run(state, batch)
+                if traced := profile.end_step(metrics):
+                    progress.say(traced)
                 step += 1
                 done = interrupted or step == config.train.steps
                 save = done or step % config.train.checkpoint_every == 0
@@ -205,6 +211,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
             checkpoints.close()
         if writers:
             writers.close()
+        profile.close()
         loader.close()
         progress.close()
     return Outcome(step, validation, finished=step >= config.train.steps)

@@ -26,7 +26,7 @@ PACKAGES = ("ddm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 # what may change when a run goes on: nothing that its numbers depend on
 FREE = ("train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every")
 FREE += ("train.max_bad_steps", "train.wandb_project", "eval", "sampler", "layout")
-FREE += ("data.workers", "data.root", "train.checkpoints")
+FREE += ("data.workers", "data.root", "train.checkpoints", "train.profile")
 
 
 def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPairs) -> None:
