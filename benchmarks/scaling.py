@@ -36,27 +36,29 @@ XL = (
     "--config.model.heads=16",
     "--config.model.remat=full",
 )
-V5E_16 = (*SMALL, "--topology=v5e:4x4", "--config.train.microbatches=4", SPLASH)
+V5E_16 = (*SMALL, "--topology=v5e:4x4")
+FOUR, EIGHT = (f"--config.train.microbatches={n}" for n in (4, 8))
 V5P_8 = (*SMALL, "--topology=v5p:2x2x2", SPLASH)
-V5E_256 = (*MEDIUM, "--topology=v5e:16x16")
+V5E_256 = (*MEDIUM, "--topology=v5e:16x16", SPLASH)
+GROUPS_OF_16 = ("--layout=hsdp", "--axes=data=16,fsdp=16")
 ROWS = {
-    "small-v5e_4x4-dp": (*V5E_16, "--layout=dp"),
-    "medium-v5e_16x16-dp": (*V5E_256, SPLASH, "--layout=dp"),
-    "small-v5p_2x2x2-dp": (*V5P_8, "--layout=dp"),
-    "medium-v5e_16x16-hsdp": (*V5E_256, SPLASH, "--layout=hsdp", "--axes=data=16,fsdp=16"),
-    "small-v5e_4x4-fsdp": (*V5E_16, "--layout=fsdp"),
-    "small-v5e_4x4-pmap": (*V5E_16, "--layout=pmap"),
-    "xl-v5e_16x16-hsdp": (
-        *XL, "--topology=v5e:16x16", SPLASH, "--layout=hsdp", "--axes=data=16,fsdp=16",
-    ),
-    "small-v5e_4x4-tp": (*V5E_16, "--layout=tp", "--axes=model=4"),
-    "small-v5p_2x2x2-fsdp": (*V5P_8, "--layout=fsdp"),
-    "medium-v5e_16x16-dp-plain": (*V5E_256, "--layout=dp"),
+    "small-v5e_4x4-dp": (*V5E_16, SPLASH, FOUR, "--layout=dp"),
+    "medium-v5e_16x16-dp": (*V5E_256, "--layout=dp"),
     "small-v5p_2x2x2-zero1": (*V5P_8, "--layout=zero1"),
-    "small-v5e_4x4-fsdp_tp": (*V5E_16, "--layout=fsdp_tp", "--axes=fsdp=4,model=4"),
-    "small-v5e_4x4-dp-plain": (
-        *SMALL, "--topology=v5e:4x4", "--config.train.microbatches=8", "--layout=dp",
+    "small-v5e_4x4-tp": (*V5E_16, SPLASH, FOUR, "--layout=tp", "--axes=model=4"),
+    "medium-v5e_16x16-hsdp": (*V5E_256, *GROUPS_OF_16),
+    "small-v5p_2x2x2-dp": (*V5P_8, "--layout=dp"),
+    "small-v5p_2x2x2-fsdp": (*V5P_8, "--layout=fsdp"),
+    "small-v5e_4x4-fsdp_tp": (
+        *V5E_16, SPLASH, FOUR, "--layout=fsdp_tp", "--axes=fsdp=4,model=4",
     ),
+    "small-v5e_4x4-fsdp": (*V5E_16, SPLASH, FOUR, "--layout=fsdp"),
+    "small-v5e_4x4-dp-plain": (*V5E_16, EIGHT, "--layout=dp"),
+    "small-v5e_4x4-pmap-plain": (*V5E_16, EIGHT, "--layout=pmap"),
+    "small-v5e_4x4-dp-full": (
+        *V5E_16, "--config.train.microbatches=2", "--config.model.remat=full", "--layout=dp",
+    ),
+    "xl-v5e_16x16-hsdp": (*XL, "--topology=v5e:16x16", SPLASH, *GROUPS_OF_16),
 }  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def weak_scaling(folder: Path) -> list[str]:
         if not file.exists():
             continue
         r = json.loads(file.read_text())
-        busy = max(r["compute_s"], r["memory_s"]) / r["microbatches"]
+        busy = max(r["compute_s"], r["memory_s"])
         cells = [
             f"{busy / (busy + network(r, chips, group)):.0%}" if chips >= group else "does not fit"
             for chips in WEAK
@@ -120,7 +122,7 @@ def weak_scaling(folder: Path) -> list[str]:
 
 
 def network(r: Mapping[str, Any], chips: int, group: int) -> float:
-    """Seconds of the collectives of one micro-batch of a row, if it ran on so many v5e chips.
+    """Seconds of the collectives of a row, if it ran on so many v5e chips.
 
     group: neighbours that share parameters; the other chips hold replicas.
     """
@@ -132,8 +134,6 @@ def network(r: Mapping[str, Any], chips: int, group: int) -> float:
     seconds = 0.0
     for one in r["largest_collectives"]:
         sent, g = one["bytes"], one["group"]
-        if one["runs"] % r["microbatches"] == 0:
-            sent /= r["microbatches"]
         if group > 1 and one["stride"] == 1 and (g == group or one["kind"] == "collective-permute"):
             # a ring of permutations moves what a gather or a scatter would
             n, kind, groups = sent / (group - 1), "all-gather", sharing

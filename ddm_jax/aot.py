@@ -26,6 +26,8 @@ from ddm_jax.data.tokenizers import given, is_trained
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import describe, make_parts, make_sampler, settle
+from ddm_jax.models.head import chunk_rows
+from ddm_jax.models.network import padded_vocab
 from ddm_jax.models.spread import ALONE, Spread
 from ddm_jax.objectives import Noise
 from ddm_jax.objectives.source import with_source
@@ -338,9 +340,11 @@ def step_flops(job: Job) -> tuple[int, int]:
     """FLOPs of a step over all devices: those of the model, and those that are really done.
 
     The model's are three times the forward pass's, whatever is computed again to save memory:
-    what MFU is of (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+    what MFU is of (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Both as if every position
+    had a loss.
     """
     config, layout = job.config, job.layout
+    positions = job.batch_size * config.data.length
     parts = layout.size(*layout.row.batch), layout.size(layout.row.positions)
     optimizer = make_optimizer(config.optim, config.train.steps)
     batch = abstract_batch(config, job.batch_size)
@@ -350,7 +354,8 @@ def step_flops(job: Job) -> tuple[int, int]:
 
     process, objective, network = made(config.model, Spread(examples=parts[0], positions=parts[1]))
     step = make_train_step(config, network, objective, process, optimizer)
-    done = flops.count(step, abstract_state(job), batch)
+    turns = head_turns(job, positions // config.train.microbatches)
+    done = flops.count(step, abstract_state(job), batch, turns=turns)
 
     plain = dataclasses.replace(config.model, attention="plain", remat="none")
     process, objective, network = made(plain, ALONE)
@@ -363,7 +368,13 @@ def step_flops(job: Job) -> tuple[int, int]:
         noise = Noise(times, example_keys(key, index))
         return objective.loss(apply, params, batch, noise, process).loss
 
-    return 3 * flops.count(loss, abstract_state(job).params, batch), done
+    params, turns = abstract_state(job).params, head_turns(job, positions)
+    return 3 * flops.count(loss, params, batch, turns=turns), done
+
+
+def head_turns(job: Job, positions: int) -> int:
+    """Chunks in which the head reads so many positions of a device, if all have a loss."""
+    return -(-positions // chunk_rows(positions, padded_vocab(job.vocab_size)))
 
 
 def assess(job: Job, answer: Answer) -> dict[str, Any]:
@@ -385,11 +396,16 @@ def assess(job: Job, answer: Answer) -> dict[str, Any]:
     }
     if not answer.fits:
         return known
-    program = hlo.parse(answer.text)
+    turns = 1
+    if not job.sampling:
+        split = layout.size(*layout.row.batch, layout.row.positions) * config.train.microbatches
+        turns = head_turns(job, job.batch_size * config.data.length // split)
+    program = hlo.parse(answer.text, turns, shorter=not job.sampling)
     found = collectives(program, devices)
     known |= {
         "kernels": answer.text.count('custom_call_target="tpu_custom_call"'),
         "unknown_loops": program.unknown_loops,
+        "unknown_turns": turns,
         "network_bytes": sum(moved_bytes(found).values()),
         "collectives": moved_bytes(found),
         "largest_collectives": _largest_collectives(found),
@@ -474,7 +490,8 @@ def report(result: dict[str, Any]) -> str:
         )
     if r["unknown_loops"]:
         lines.append(
-            f"  {r['unknown_loops']} loops are as long as the data says: counted as one turn each"
+            f"  {r['unknown_loops']} loops are as long as the data says: counted as "
+            f"{r['unknown_turns']} turns each, which the head has if every position has a loss"
         )
     if "step_s" not in r:
         return "\n".join(lines)

@@ -45,15 +45,19 @@ class ModelConfig:
     # none: RADD's blocks; adaln: SEDD's, conditioned on sigma; constant: these, at sigma = 0;
     # input: encoder_decoder, an embedding of the time added to those of the tokens
     time: str = choice("auto", "none", "adaln", "constant", "input")
+    # of a text alone: turned by rotary angles, or GPT-2's, a row learnt for each of max_length
+    positions: str = choice("rotary", "learned")
     max_length: int = number(256, low=2)  # with a source: positions, and lengths to choose from
     cond_width: int = number(128, low=1)  # of the time embedding; of adaLN blocks
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
+    attention_bias: bool = False  # GPT-2 has biases in its attention, the others have none
     tied_head: bool = False
     dropout: float = number(0.0, low=0, high=0.99)
     compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
     # of the gradients of matrices as they leave their matmuls, and so of their sums over devices
     gradient_dtype: str = choice("float32", "bfloat16")
-    attention: str = choice("auto", "plain", "xla", "cudnn", "splash")  # models/attention.py
+    # models/attention.py
+    attention: str = choice("auto", "plain", "frugal", "xla", "cudnn", "splash")
     remat: str = choice("none", "dots", "full")  # what the backward pass recomputes
 
 
@@ -144,6 +148,7 @@ class TrainConfig:
     steps: int = number(400_000, low=1)
     batch_size: int = number(512, low=1)  # sequences, over all devices and processes
     microbatches: int = number(1, low=1)
+    init_from: str = ""  # workdir of the run or the converted weights to begin with; empty: none
     times: str = choice("stratified", "antithetic", "independent")  # over the global batch
     log_every: int = number(100, low=1)
     checkpoint_every: int = number(2_500, low=1)
@@ -342,6 +347,19 @@ def _check_together(c: Config) -> None:
         raise UserError(
             f"config.model.width={c.model.width} does not split into config.model.heads="
             f"{c.model.heads} heads of an even width: make it a multiple of {2 * c.model.heads}."
+        )
+    if c.model.kind == "lm" and c.model.positions == "learned":
+        if c.data.length > c.model.max_length:
+            raise UserError(
+                f"config.data.length={c.data.length} is longer than config.model.max_length="
+                f"{c.model.max_length}, the number of learned positions: shorten the one or raise "
+                "the other."
+            )
+    elif c.model.positions == "learned" or (c.model.kind != "lm" and c.model.attention_bias):
+        field = "positions" if c.model.positions == "learned" else "attention_bias"
+        raise UserError(
+            f"config.model.{field}={getattr(c.model, field)!r} is for config.model.kind='lm', not "
+            f"{c.model.kind!r}: leave it at its default."
         )
     if c.train.batch_size % c.train.microbatches:
         raise UserError(

@@ -1,7 +1,12 @@
-"""The weights of a run, by themselves: python -m ddm_jax.convert --workdir=W --out=FOLDER.
+"""Weights in and out (docs/interop.md).
 
-The folder is a work directory with config.json and one checkpoint of the weights alone, about a
-quarter of a training checkpoint: sample, evaluate and translate take it like the run.
+    python -m ddm_jax.convert --from=mdlm --checkpoint=DIR_OR_FILE --workdir=W     published -> ours
+    python -m ddm_jax.convert --to=mdlm --workdir=W --out=FOLDER                   ours -> published
+    python -m ddm_jax.convert --workdir=W --out=FOLDER            the bare weights of a run, as ours
+
+What is written is whole or not there: a work directory that sample, evaluate and translate take,
+and --config.train.init_from; or a folder as the hub has it. The bare weights are about a quarter of
+a training checkpoint.
 """
 
 import json
@@ -14,26 +19,93 @@ from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.config import TrainConfig
+from ddm_jax.data import tokenizers
 from ddm_jax.errors import UserError
+from ddm_jax.experiment import settle
+from ddm_jax.interop.bring import CARD, bring
+from ddm_jax.interop.files import open_published
+from ddm_jax.interop.give import give
+from ddm_jax.interop.releases import RELEASES, settled
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.trained import WEIGHTS, open_run
 from ddm_jax.training.checkpoint import folder_of, save_weights
+from ddm_jax.training.record import TOKENIZER
 from ddm_jax.training.writers import write_atomically
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
-_WEIGHTS = flags.DEFINE_string("weights", "ema", f"one of {', '.join(WEIGHTS)}")
+_FROM = flags.DEFINE_enum(
+    "from", None, list(RELEASES), "published weights of this kind to --workdir"
+)
+_TO = flags.DEFINE_enum("to", None, list(RELEASES), "the run's weights to --out, in this layout")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "of --from: a file, a folder, or OWNER/NAME of a hub that can be reached"
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; with --from the one to write")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", "ema", f"one of {', '.join(WEIGHTS)}; with --from ema or last, if it has both"
+)
 _OUT = flags.DEFINE_string("out", "", "folder to write, which is not there yet")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    "",
+    "of --from: a kind (docs/data.md) or a folder that has one; the recipe's by default",
+)
+_CONFIG = cli.define_config()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the folder, whole or not at all."""
+    """Reads the flags and writes one folder."""
     del argv
     if not _WORKDIR.value:
-        raise UserError("--workdir is missing: give the folder of a run.")
-    workdir = Path(_WORKDIR.value).expanduser()
+        raise UserError("--workdir is missing: give the folder of a run, or with --from a new one.")
+    workdir = Path(_WORKDIR.value).expanduser().absolute()
+    if _FROM.value:
+        return _bring(_FROM.value, workdir)
     out = Path(_OUT.value).expanduser().absolute()
     if not _OUT.value or out.exists():
         raise UserError(f"--out={_OUT.value} must be a folder that is not there yet.")
+    if _TO.value:
+        run = open_run(workdir, dp(jax.local_devices()[:1]), _WEIGHTS.value)
+        origin = f"{_WEIGHTS.value} weights of step {run.step} of {workdir}"
+        size = give(_TO.value, run, out, origin)
+        print(f"Wrote {out}: {origin} in the layout of {_TO.value}, {size:,} bytes")
+        return None
+    return _bare(workdir, out)
+
+
+def _bring(name: str, workdir: Path) -> None:
+    if _OUT.value or _TO.value:
+        raise UserError(f"--from={name} writes --workdir: leave --out and --to empty.")
+    if not _CHECKPOINT.value or workdir.exists():
+        raise UserError(
+            f"--from={name} needs --checkpoint=FILE_OR_FOLDER, and a --workdir that is not there."
+        )
+    if _WEIGHTS.value not in ("ema", "last"):
+        raise UserError(f"--weights={_WEIGHTS.value} is not for --from: give ema or last.")
+    release = RELEASES[name]
+    found = open_published(_CHECKPOINT.value, _WEIGHTS.value, release.scheme.derived)
+    given = flags.FLAGS["config"].present
+    config = settle(cli.read_config(_CONFIG.value)) if given else settled(release, found.path)
+    tokenizer = _tokenizer(_TOKENIZER.value or config.data.tokenizer)
+    source = bring(name, found, config, tokenizer, workdir)
+    print(
+        f"Wrote {workdir}: {source['parameters']:,} parameters of {found.path} (sha256 "
+        f"{found.sha256[:12]}); {CARD} says how to evaluate and sample them"
+    )
+
+
+def _tokenizer(spec: str) -> tokenizers.Tokenizer:
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return tokenizers.load(folder)
+    if tokenizers.is_trained(spec):
+        raise UserError(
+            f"--tokenizer={spec} is made from a text: give the folder of a set prepared with it."
+        )
+    return tokenizers.given(spec)
+
+
+def _bare(workdir: Path, out: Path) -> None:
+    """The weights of a run by themselves, as a work directory."""
     run = open_run(workdir, dp(jax.local_devices()[:1]), _WEIGHTS.value)
     record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     record["config"]["train"]["checkpoints"] = ""
@@ -41,6 +113,8 @@ def main(argv: Sequence[str]) -> None:
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
+    if (workdir / TOKENIZER).is_dir():  # of converted weights
+        shutil.copytree(workdir / TOKENIZER, unfinished / TOKENIZER)
     save_weights(folder_of(unfinished, TrainConfig()), run.step, run.params)
     write_atomically(unfinished / "config.json", json.dumps(record, indent=2) + "\n")
     unfinished.rename(out)

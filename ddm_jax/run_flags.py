@@ -10,6 +10,7 @@ from absl import flags
 from ddm_jax import cli
 from ddm_jax.config import Config
 from ddm_jax.errors import UserError
+from ddm_jax.parallel import processes
 from ddm_jax.trained import WEIGHTS, with_sampler
 
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
@@ -41,8 +42,9 @@ def check(ranges: Ranges) -> Path:
     """The folder of the run, once these flags and those of this file are within their ranges.
 
     Raises:
-      UserError: --workdir is missing, or a flag is out of range.
+      UserError: --workdir is missing, a flag is out of range, or this is one of several processes.
     """
+    processes.check_alone()
     if not WORKDIR.value:
         raise UserError(
             "--workdir is missing: give the folder of a run, e.g. --workdir=work/radd_tiny."

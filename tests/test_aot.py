@@ -173,7 +173,7 @@ def test_a_small_step_compiles_for_a_tpu():
     assert result["fits"]
     assert result["devices"] == 8
     assert 0 < result["need_gib"] < result["available_gib"] == 15.75
-    assert result["unknown_loops"] == 0
+    assert result["unknown_turns"] >= 1
     # parameters are gathered, by themselves or as a ring of permutations
     assert {"all-gather", "collective-permute"} & set(result["collectives"])
     assert result["step_s"] >= result["overlapped_step_s"] > 0

@@ -170,7 +170,7 @@ TOGETHER = {
     "attention": (
         overrides(model__attention="x"),
         "model.attention='x'",
-        "auto, plain, xla, cudnn",
+        "auto, plain, frugal, xla, cudnn",
     ),
     "option of another schedule": (
         overrides(schedule__k=3),

@@ -5,6 +5,7 @@ limit and the prior is uniform. No [T, V, V] is held but the Gaussian's, whose p
 closed form; what does not fit ends in a UserError.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,11 @@ MIXED = 1e-6  # what the slowest mode of the neighbour graph keeps at the end, a
 class MatrixProcess:
     """What both share; `schedule` (a Steps) and `excess`, float[V], are theirs.
 
-    excess: KL(q(x_T | x_0 = v) || uniform).
+    excess: KL(q(x_T | x_0 = v) || uniform). together: bytes of laws, in float32, that `corrupt`
+    holds at once, or 0 for those of one sequence.
     """
+
+    together: ClassVar[int]
 
     def condition(self, t: jax.Array) -> jax.Array:
         """What the network is told of the time: the step T t, float[...]."""
@@ -37,15 +41,23 @@ class MatrixProcess:
     ) -> jax.Array:
         """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] -> int32[B, L].
 
-        Sequence by sequence: the laws of all positions at once would be [B, L, V]. Positions where
-        `movable` (bool[B, L]) is False keep their token.
+        In chunks: the laws of all positions at once would be [B, L, V]. Positions where `movable`
+        (bool[B, L]) is False keep their token.
         """
 
-        def of_sequence(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            key, x0, t = given
+        @jax.vmap
+        def of_sequence(key: jax.Array, x0: jax.Array, t: jax.Array) -> jax.Array:
             return categorical(key, jnp.log(self.row(x0, t)))
 
-        xt = jax.lax.map(of_sequence, (keys, x0, t))
+        def split(x: jax.Array) -> jax.Array:
+            """[B, ...] -> [chunks, B / chunks, ...], with rows of every device in each chunk."""
+            return jnp.swapaxes(x.reshape(-1, chunks, *x.shape[1:]), 0, 1)
+
+        size, laws = len(x0), 4 * x0.size * len(self.excess)
+        least = min(size, math.ceil(laws / self.together)) if self.together else size
+        chunks = next(n for n in range(least, size + 1) if size % n == 0)
+        drawn = jax.lax.map(lambda chunk: of_sequence(*chunk), jax.tree.map(split, (keys, x0, t)))
+        xt = jnp.swapaxes(drawn, 0, 1).reshape(x0.shape)
         return xt if movable is None else jnp.where(movable, xt, x0)
 
     def prior(self, keys: jax.Array, length: int) -> jax.Array:
@@ -89,10 +101,11 @@ class D3PMGaussian(MatrixProcess):
     products: np.ndarray
     excess: np.ndarray
     by_sequence: ClassVar[bool] = True
+    together: ClassVar[int] = 2**24
 
     def row(self, x0: jax.Array, t: jax.Array) -> jax.Array:
         """q(x_t = . | x_0): int32[...], float[] -> float[..., V]."""
-        return jnp.asarray(self.products)[self.schedule.index(t)][x0]
+        return jnp.asarray(self.products)[self.schedule.index(t), x0]
 
     def marginal(self, p: jax.Array, t: jax.Array) -> jax.Array:
         """sum_x0 p(x0) q(x_t = . | x_0): float[..., V], float[] -> float[..., V]."""
@@ -154,6 +167,7 @@ class D3PMNearest(MatrixProcess):
     clock: np.ndarray
     excess: np.ndarray
     by_sequence: ClassVar[bool] = False
+    together: ClassVar[int] = 0  # matrix products of several sequences may round in another way
 
     def row(self, x0: jax.Array, t: jax.Array) -> jax.Array:
         """q(x_t = . | x_0): int32[...], float[] or [...] -> float[..., V]."""

@@ -20,7 +20,7 @@ from ddm_jax.evaluation.judge import Judge
 from ddm_jax.evaluation.pretrained import heads, layer_norm, make_nats, read_safetensors, stacked
 
 WEIGHTS = "model.safetensors"
-_WANTED = {
+WANTED = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
@@ -98,7 +98,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--judge={folder}: its config.json cannot be read ({error}).") from error
-    for name, wanted in _WANTED.items():
+    for name, wanted in WANTED.items():
         if (value := config.get(name, wanted)) != wanted:
             raise UserError(
                 f"--judge={folder} has {name}={value!r} in its config.json, and a judge has "

@@ -6,6 +6,7 @@ one below: a six-layer network of width 256 on 4 x 256 tokens takes 1.2 times as
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,18 +97,72 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Arr
 
     The softmax is in float32, or wider where the network is.
     """
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(_mixed(q, k, v, _shown(q, k, mask, causal))[0], 1, 2)
+
+
+def frugal(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
+    """The same, whose backward pass computes the scores [T, S] again: for CPUs.
+
+    They would be most of what a step keeps, and there it costs more to write to memory that is new
+    to the process than to compute (docs/performance.md).
+    """
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(_frugal(q, k, v, _shown(q, k, mask, causal)), 1, 2)
+
+
+@jax.custom_vjp
+def _frugal(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    return _mixed(q, k, v, mask)[0]
+
+
+def _frugal_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Any]:
+    mixed, lse = _mixed(q, k, v, mask)
+    return mixed, (q, k, v, mask, mixed, lse)
+
+
+def _frugal_backward(saved: Any, g: Array) -> tuple[Array, Array, Array, None]:
+    """With p the weights and o what they mix: ds = p (g v - g o), Dao et al. 2022, appendix B.2."""
+    q, k, v, mask, mixed, lse = saved
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    weights = jnp.exp(_scores(q, k, mask) - lse)
+    of_v = dot("bhts,bhtd->bhsd", weights.astype(g.dtype), g)
+    own = (g.astype(dtype) * mixed).sum(axis=-1, keepdims=True)
+    of_scores = weights * (dot("bhtd,bhsd->bhts", g, v) - own) * q.shape[-1] ** -0.5
+    if mask is not None:
+        of_scores = jnp.where(mask, of_scores, 0)
+    of_scores = of_scores.astype(q.dtype)
+    of_q = dot("bhts,bhsd->bhtd", of_scores, k)
+    of_k = dot("bhts,bhtd->bhsd", of_scores, q)
+    return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype), None
+
+
+_frugal.defvjp(_frugal_forward, _frugal_backward)
+
+
+def _shown(q: Array, k: Array, mask: Array | None, causal: bool) -> Array | None:
+    return jnp.tri(q.shape[2], k.shape[2], dtype=bool)[None, None] if causal else mask
+
+
+def _scores(q: Array, k: Array, mask: Array | None) -> Array:
+    """[B, H, T, S] of [B, H, T, D] and [B, H, S, D]."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=dtype)
     scores = scores * q.shape[-1] ** -0.5
-    if causal:
-        mask = jnp.tri(q.shape[2], k.shape[2], dtype=bool)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v, preferred_element_type=dtype)
-    mixed = mixed / weights.sum(axis=-1, keepdims=True)
-    return jnp.swapaxes(mixed.astype(v.dtype), 1, 2)
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(dtype).min)
+
+
+def _mixed(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+    """(what the weights mix [B, H, T, D], logarithm of their normaliser [B, H, T, 1])."""
+    scores = _scores(q, k, mask)
+    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bhts,bhsd->bhtd", weights.astype(v.dtype), v, preferred_element_type=scores.dtype
+    )
+    return (mixed / total).astype(v.dtype), highest + jnp.log(total)
 
 
 def fastest(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
@@ -117,7 +172,7 @@ def fastest(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> A
         k,
         v,
         mask,
-        cpu=functools.partial(plain, causal=causal),
+        cpu=functools.partial(frugal, causal=causal),
         default=functools.partial(library, causal=causal),
     )
 
@@ -125,6 +180,7 @@ def fastest(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> A
 ATTENTION = {
     "auto": fastest,
     "plain": plain,
+    "frugal": frugal,
     "xla": functools.partial(library, implementation="xla"),
     "cudnn": functools.partial(library, implementation="cudnn"),
 }

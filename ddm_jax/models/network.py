@@ -19,13 +19,13 @@ from jax import Array
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend
 from ddm_jax.models.encoder_decoder import EncoderDecoder
+from ddm_jax.models.head import LOGIT_BYTES, weighted_losses
 from ddm_jax.models.memory import Memory
 from ddm_jax.models.spread import ALONE, Spread
 from ddm_jax.models.transformer import Cache, Transformer, folded
 
 Params = dict
 VOCAB_MULTIPLE = 128
-LOGIT_BYTES = 2**28  # of float32 logits that `Readout.read` holds at once
 KINDS = {"lm": Transformer, "prefix": Transformer, "encoder_decoder": EncoderDecoder}
 
 
@@ -36,7 +36,7 @@ class Readout:
 
     `kernel` is [D, V_pad] and `bias` [V_pad]; only the first `vocab_size` ids are tokens: the mask
     and the padding never receive probability. `cache`, where the call kept one, is the keys and
-    values of every layer.
+    values of every layer. `gradient_dtype`: in which devices add up the gradients of the head.
     """
 
     hidden: Array
@@ -45,6 +45,7 @@ class Readout:
     vocab_size: int = field(metadata={"static": True})
     cache: Cache | None = None
     spread: Spread = field(default=ALONE, metadata={"static": True})
+    gradient_dtype: str = field(default="float32", metadata={"static": True})
 
     def span(self, start: int | Array, length: int) -> "Readout":
         """That of positions start .. start + length - 1 alone."""
@@ -71,13 +72,45 @@ class Readout:
         """
 
         def read(logits: Array, ids: Array) -> tuple[Array, Array]:
-            if self.spread.vocabulary == 1:
-                return pick(logits, ids), jax.nn.logsumexp(logits, axis=-1)
             # to take by index, the compiler would gather the parts of the vocabulary
-            is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
-            return jnp.where(is_target, logits, 0).sum(axis=-1), jax.nn.logsumexp(logits, axis=-1)
+            of = pick if self.spread.vocabulary == 1 else compared
+            return of(logits, ids), jax.nn.logsumexp(logits, axis=-1)
 
         return self.read(read, targets)
+
+    def cross_entropy(self, targets: Array, weight: Array) -> Array:
+        """weight * -log p(target), nats: float32[B, L], 0 where weight is 0; as in `losses`."""
+        return self.losses(nats, weight, targets)
+
+    def losses(self, reduce: Callable[..., Array], weight: Array, *given: Array) -> Array:
+        """weight * reduce(logits, *given) of each position: float32[B, L], 0 where weight is 0.
+
+        Only positions that have a weight are read, in chunks whose gradients are formed with them
+        (models/head.py); where devices split the vocabulary all are, as `read` does it.
+
+        Args:
+          reduce: (logits float32[N, V], *given [N, ...]) -> float32[N], position by position; it
+            closes over no array.
+          weight: broadcasts to [B, L]. Nothing is differentiated by it, nor by what is given.
+          *given: arrays [B, L, ...].
+        """
+        weight = jnp.broadcast_to(weight, self.hidden.shape[:2])
+        weight = jax.lax.stop_gradient(weight.astype(jnp.promote_types(weight.dtype, jnp.float32)))
+        given = jax.lax.stop_gradient(given)
+        if self.spread.vocabulary == 1:
+            return weighted_losses(
+                reduce,
+                self.vocab_size,
+                self.gradient_dtype,
+                self.spread,
+                (self.hidden, weight, given),
+                (self.kernel, self.bias),
+            )
+
+        def where_wanted(logits: Array, wanted: Array, *given: Array) -> Array:
+            return jnp.where(wanted, reduce(jnp.where(wanted[:, None], logits, 0), *given), 0)
+
+        return weight * self.read(where_wanted, weight != 0, *given)
 
     def read(self, reduce: Callable[..., Any], *given: Array) -> Any:
         """What a loss wants of the logits of each position, without ever holding all of them.
@@ -154,6 +187,17 @@ class Readout:
 def pick(values: Array, ids: Array) -> Array:
     """values[..., ids], one of each row: float[..., V], int32[...] -> float[...]."""
     return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
+
+
+def nats(logits: Array, targets: Array) -> Array:
+    """-log p(target): float[..., V], int32[...] -> float[...]."""
+    return jax.nn.logsumexp(logits, axis=-1) - compared(logits, targets)
+
+
+def compared(values: Array, ids: Array) -> Array:
+    """The same by a comparison with every id, whose gradient is no scatter."""
+    is_id = jnp.arange(values.shape[-1]) == ids[..., None]
+    return jnp.where(is_id, values, 0).sum(axis=-1)
 
 
 @dataclass(frozen=True)
@@ -244,7 +288,8 @@ def make_network(config: ModelConfig, vocab_size: int, spread: Spread = ALONE) -
         )
         head = params["head"]
         kernel = params["embed"]["embedding"].T if config.tied_head else head["kernel"]
-        return Readout(hidden, kernel, head["bias"], vocab_size, cache, spread)
+        dtype = config.gradient_dtype
+        return Readout(hidden, kernel, head["bias"], vocab_size, cache, spread, dtype)
 
     def encode(
         params: Params, source: Array, valid: Array, *, dropout_keys: Array | None = None

@@ -21,19 +21,27 @@ def at_once(function: Callable[..., Array], *heads: Any) -> Array:
     return function(*heads)
 
 
+def all_rows(function: Callable[..., Any], rows: Any, own: Any, whole: Any) -> Any:
+    """Runs a function on whole arrays, of one device."""
+    return function(rows, own, whole)
+
+
 @dataclass(frozen=True)
 class Spread:
     """A layout, as far as a network has to know it; the default is a device of its own.
 
     constrain: says where an array lies where it is used. locally: locally(f, *arrays
     [B, L, H, D]) runs f on each device's own examples and heads, the first array's own positions
-    and all of the others', for kernels that cannot be partitioned. examples, positions,
-    vocabulary: into how many parts the sequences of a batch, the positions of a sequence and the
-    logits of a position are split.
+    and all of the others', for kernels that cannot be partitioned. rowwise: rowwise(f, rows, own,
+    whole) -> (rows, own) runs f on each device's own positions of the [B, L, ...] arrays in the
+    tree `rows`, its own part of those in `own`, [devices, ...], where f sees and gives [1, ...],
+    and all of those in `whole`. examples, positions, vocabulary: into how many parts the sequences
+    of a batch, the positions of a sequence and the logits of a position are split.
     """
 
     constrain: Constrain = anywhere
     locally: Callable[..., Array] = at_once
+    rowwise: Callable[..., Any] = all_rows
     examples: int = 1
     positions: int = 1
     vocabulary: int = 1

@@ -4,9 +4,11 @@ With `time="none"` it is the network of RADD (Ou et al. 2024, arXiv:2406.03736);
 the DiT of SEDD (Lou et al. 2023, arXiv:2310.16834) and MDLM (Sahoo et al. 2024, arXiv:2406.07524),
 whose layers are shifted, scaled and gated by an embedding of sigma (Peebles & Xie 2022); with
 `time="constant"` the same blocks at sigma = 0, as MDLM and BD3-LM are published for OpenWebText.
+With `positions="learned"` and `attention_bias` they are the blocks of GPT-2 (Radford et al. 2019).
 With `kind="prefix"` a source text comes first, which sees itself alone (a prefix language model).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,8 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, padded_vocab: int, spread: Spread, rngs: nnx.Rngs):
         self.config, self.spread = config, spread
         self.embed = Embedding(config, padded_vocab, spread, rngs, EMBED_INIT)
+        if config.positions == "learned":
+            self.positions = Embedding(config, config.max_length, spread, rngs, EMBED_INIT)
         if has_adaln(config):
             self.time = SigmaEmbedding(config, rngs)
             self.final_adaln = _modulation(config, 2, rngs)
@@ -76,6 +80,8 @@ class Transformer(nnx.Module):
         x = self.embed(tokens)
         x = self.spread.constrain(x if segment is None else x + segment.astype(x.dtype), "hidden")
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
+        if config.positions == "learned":
+            x = self.spread.constrain(x + self.positions(positions), "hidden")
         attend, source = among(attend, seen), None
         if memory is not None:
             number = tokens.shape[1] if cache is None else cache[0].shape[2]
@@ -145,10 +151,10 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, spread: Spread, rngs: nnx.Rngs):
         self.config, self.spread = config, spread
         width, heads = config.width, config.heads
-        each = width // heads
+        each, biased = width // heads, config.attention_bias
         self.norm1 = layer_norm(config, rngs)
-        self.qkv = Linear(config, width, (3, heads, each), rngs, INIT, bias=False)
-        self.out = Linear(config, (heads, each), width, rngs, INIT, bias=False)
+        self.qkv = Linear(config, width, (3, heads, each), rngs, INIT, bias=biased)
+        self.out = Linear(config, (heads, each), width, rngs, INIT, bias=biased)
         self.norm2 = layer_norm(config, rngs)
         self.mlp_in = Linear(config, width, config.mlp_ratio * width, rngs, INIT)
         self.mlp_out = Linear(config, config.mlp_ratio * width, width, rngs, INIT)
@@ -197,7 +203,8 @@ class Block(nnx.Module):
         Network.apply, cache and source those of this layer.
         """
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        q, k = rotary(q, positions), rotary(k, positions)
+        if self.config.positions == "rotary":
+            q, k = rotary(q, positions), rotary(k, positions)
         cache = k, v = written(cache, (k, v), positions)
         if source is not None:
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(source, cache, strict=True))
@@ -208,7 +215,13 @@ class Block(nnx.Module):
 
     def mlp(self, x: Array) -> Array:
         """Position-wise network, [B, L, D] -> [B, L, D]."""
-        return self.mlp_out(nnx.gelu(self.mlp_in(x), approximate=True))
+        return self.mlp_out(gelu(self.mlp_in(x)))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu(x: Array) -> Array:
+    """By tanh. The backward pass keeps x alone and computes the rest again."""
+    return nnx.gelu(x, approximate=True)
 
 
 class SigmaEmbedding(nnx.Module):

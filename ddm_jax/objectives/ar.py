@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.blocks import shifted
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
@@ -13,6 +11,6 @@ def ar(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absor
     """sum_i -log p(x_i given x_1 .. x_{i-1}): the exact -log p(x), without any noise."""
     del noise
     x0, valid = batch["tokens"], batch["valid"]
-    logit, lse = apply(params, shifted(x0, process.mask_id), attend="causal").target(x0)
-    nll = jnp.where(valid, lse - logit, 0).sum(axis=1)
+    readout = apply(params, shifted(x0, process.mask_id), attend="causal")
+    nll = readout.cross_entropy(x0, valid).sum(axis=1)
     return LossOutput(nll, nll)

@@ -13,7 +13,7 @@ from jax import Array
 from ddm_jax.diffusion.absorbing import Absorbing, random_ranks
 from ddm_jax.diffusion.blocks import block_diffusion
 from ddm_jax.objectives.masked import masked_cross_entropy
-from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share
+from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise
 
 
 def bd3lm(
@@ -70,9 +70,8 @@ def bd3lm_at(
         attend=block_diffusion(length, block_size),
         positions=jnp.tile(jnp.arange(length), 2),
     )
-    masked, ce = masked_cross_entropy(readout.span(0, length), batch, xt, process.mask_id)
-    loss = (process.schedule.weight(t) * ce).sum(axis=1)
-    return LossOutput(loss, loss, {"masked": share(masked, batch)})
+    weight = process.schedule.weight(t)
+    return masked_cross_entropy(readout.span(0, length), batch, xt, process.mask_id, weight)
 
 
 def block_uniforms(keys: Array, u: Array, blocks: int) -> Array:

@@ -10,21 +10,16 @@ from ddm_jax.objectives.signature import Batch, LossOutput, share
 
 
 def masked_cross_entropy(
-    readout: Any, batch: Batch, xt: Array, mask_id: int
-) -> tuple[Array, Array]:
-    """(which valid positions are masked, -log p(x0_i given xt) there and 0 elsewhere), [b, L].
+    readout: Any, batch: Batch, xt: Array, mask_id: int, weight: Array
+) -> LossOutput:
+    """sum_masked -weight log p(x0_i given xt), as loss and as bound; weight float[b] or [b, L].
 
     readout: what the network said of xt (models/network.py). It gives the mask no probability, and
     nothing is asked of it where xt shows the token: MDLM's SUBS parameterisation (section 3.2.3).
     """
     masked = (xt == mask_id) & batch["valid"]
-    logit, lse = readout.target(batch["tokens"])
-    return masked, jnp.where(masked, lse - logit, 0)
-
-
-def weighted(weight: Array, per_position: Array, masked: Array, batch: Batch) -> LossOutput:
-    """weight[b] sum_i per_position[b, i], as loss and as bound."""
-    loss = weight * per_position.sum(axis=1)
+    weight = jnp.where(masked, weight.reshape(len(xt), -1), 0)
+    loss = readout.cross_entropy(batch["tokens"], weight).sum(axis=1)
     return LossOutput(loss, loss, {"masked": share(masked, batch)})
 
 

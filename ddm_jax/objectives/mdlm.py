@@ -16,7 +16,7 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_independently
 from ddm_jax.diffusion.schedules import Schedule
-from ddm_jax.objectives.masked import masked_cross_entropy, on_grid, time_weight, weighted
+from ddm_jax.objectives.masked import masked_cross_entropy, on_grid, time_weight
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, uniform_time
 
 
@@ -55,8 +55,8 @@ def mdlm_at(
 ) -> LossOutput:
     """The loss at times t float[b], which are multiples of 1/steps unless steps = 0."""
     readout = apply(params, xt, process.condition(t))
-    masked, ce = masked_cross_entropy(readout, batch, xt, process.mask_id)
-    return weighted(time_weight(process.schedule, t, steps), ce, masked, batch)
+    weight = time_weight(process.schedule, t, steps)
+    return masked_cross_entropy(readout, batch, xt, process.mask_id, weight)
 
 
 def importance_noise(u: Array, schedule: Schedule) -> Array:
@@ -80,9 +80,9 @@ def mdlm_importance_at(
     low, high = _log_masked_range(process.schedule, log_m)
     sigma_bar = -jnp.log(-jnp.expm1(log_m))
     readout = apply(params, xt, sigma_bar)
-    masked, ce = masked_cross_entropy(readout, batch, xt, process.mask_id)
     # t ~ U(1e-3, 1) elsewhere, which has the density 1 / (1 - 1e-3)
-    return weighted((high - low) / (1 - SAMPLING_EPS), ce, masked, batch)
+    weight = jnp.broadcast_to((high - low) / (1 - SAMPLING_EPS), log_m.shape)
+    return masked_cross_entropy(readout, batch, xt, process.mask_id, weight)
 
 
 def _log_masked_range(schedule: Schedule, like: Array) -> tuple[Array, Array]:

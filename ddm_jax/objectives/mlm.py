@@ -13,7 +13,7 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.objectives.masked import masked_cross_entropy, weighted
+from ddm_jax.objectives.masked import masked_cross_entropy
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share
 
 SELECTED, MASKED, REDRAWN = 0.15, 0.8, 0.1  # of the positions; of the selected ones
@@ -33,8 +33,8 @@ def mlm_at(apply: Callable, params: dict, batch: Batch, xt: Array, selected: Arr
     The factor makes it nats per sequence: in expectation, the sum over all n tokens of the cross
     entropy that each has when it is selected.
     """
-    logit, lse = apply(params, xt).target(batch["tokens"])
-    loss = jnp.where(selected, lse - logit, 0).sum(axis=1) / SELECTED
+    weight = jnp.where(selected, 1 / SELECTED, 0)
+    loss = apply(params, xt).cross_entropy(batch["tokens"], weight).sum(axis=1)
     return LossOutput(loss, None, {"selected": share(selected, batch)})
 
 
@@ -68,5 +68,5 @@ def mlm_pseudo_at(
     apply: Callable, params: dict, batch: Batch, xt: Array, process: Absorbing
 ) -> LossOutput:
     """n (-log p(x_i given all others)) at the one position i that is masked in xt int32[b, L]."""
-    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
-    return weighted(batch["valid"].sum(axis=1), ce, masked, batch)
+    weight = batch["valid"].sum(axis=1)
+    return masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id, weight)

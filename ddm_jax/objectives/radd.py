@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly, mask_independently
-from ddm_jax.objectives.masked import masked_cross_entropy, weighted
-from ddm_jax.objectives.signature import Batch, LossOutput, Noise, uniform_time
+from ddm_jax.models.network import nats
+from ddm_jax.objectives.masked import masked_cross_entropy
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
 def t_dse(
@@ -38,11 +39,16 @@ def t_dse_at(
     The score s_y = r p(y) of a normalised p sums to r, so that this is the loss of `t_dce_at` for
     every p (SEDD theorem 3.6 with RADD theorem 1). xt int32[b, L] at times t float[b].
     """
-    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
-    r = 1 / jnp.expm1(process.schedule.sigma_bar(t))[:, None]
-    log_score = jnp.log(r) - ce
-    entropy = r - r * log_score + r * (jnp.log(r) - 1)
-    return weighted(process.schedule.rate(t), jnp.where(masked, entropy, 0), masked, batch)
+    masked = (xt == process.mask_id) & batch["valid"]
+
+    def entropy(logits: Array, x0: Array, r: Array) -> Array:
+        log_score = jnp.log(r) - nats(logits, x0)
+        return r - r * log_score + r * (jnp.log(r) - 1)
+
+    r = jnp.broadcast_to(1 / jnp.expm1(process.schedule.sigma_bar(t))[:, None], xt.shape)
+    weight = jnp.where(masked, process.schedule.rate(t)[:, None], 0)
+    loss = apply(params, xt).losses(entropy, weight, batch["tokens"], r).sum(axis=1)
+    return LossOutput(loss, loss, {"masked": share(masked, batch)})
 
 
 def t_dce(
@@ -62,8 +68,8 @@ def t_dce_at(
     The published code adds sigma log(e^sigma_bar - 1) / (e^sigma_bar - 1) for each masked token,
     which no parameter changes.
     """
-    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
-    return weighted(process.schedule.weight(t), ce, masked, batch)
+    weight = process.schedule.weight(t)
+    return masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id, weight)
 
 
 def lambda_dce(
@@ -80,8 +86,7 @@ def lambda_dce_at(
     apply: Callable, params: dict, batch: Batch, xt: Array, lam: Array, process: Absorbing
 ) -> LossOutput:
     """(1 / lambda) sum_masked -log p(x0_i given x_lambda), lambda float[b]."""
-    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
-    return weighted(1 / lam, ce, masked, batch)
+    return masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id, 1 / lam)
 
 
 def any_order(
@@ -98,6 +103,5 @@ def any_order_at(
     apply: Callable, params: dict, batch: Batch, xt: Array, k: Array, process: Absorbing
 ) -> LossOutput:
     """(n / k) sum_masked -log p(x0_i given the n - k others), k int32[b] in 1..n."""
-    masked, ce = masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id)
-    n = batch["valid"].sum(axis=1)
-    return weighted(n / jnp.maximum(k, 1), ce, masked, batch)
+    weight = batch["valid"].sum(axis=1) / jnp.maximum(k, 1)
+    return masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id, weight)

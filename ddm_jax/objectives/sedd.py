@@ -17,14 +17,16 @@ paper.
 Each loss comes as the objective, which draws the corruption, and as `*_at`, which is given it.
 """
 
+import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import pick
+from ddm_jax.models.network import compared
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
@@ -62,16 +64,19 @@ def absorb_at(
     schedule = process.schedule
     masked = xt == process.mask_id
     readout = apply(params, xt, process.condition(t))
-    logit, lse = readout.target(batch["tokens"])
     if scale_by_sigma:
-        shift = -jnp.log(readout.vocab_size)
+        shift = jnp.full_like(t, -math.log(readout.vocab_size))
     else:  # log(e^sigma_bar - 1), which would overflow
-        shift = (jnp.log(schedule.one_minus_alpha(t)) + schedule.sigma_bar(t))[:, None]
-    # log(sum_y s_y / r) and log(s_x0 / r); 0 where no loss is, so that no gradient overflows there
-    log_sum = jnp.where(masked, lse + shift, 0)
-    log_target = jnp.where(masked, logit + shift, 0)
-    entropy = jnp.expm1(log_sum) - log_target
-    loss = schedule.weight(t) * entropy.sum(axis=1)
+        shift = jnp.log(schedule.one_minus_alpha(t)) + schedule.sigma_bar(t)
+
+    def entropy(logits: Array, x0: Array, shift: Array) -> Array:
+        # log(sum_y s_y / r) and log(s_x0 / r)
+        log_sum = jax.nn.logsumexp(logits, axis=-1) + shift
+        return jnp.expm1(log_sum) - (compared(logits, x0) + shift)
+
+    weight = jnp.where(masked, schedule.weight(t)[:, None], 0)
+    shift = jnp.broadcast_to(shift[:, None], xt.shape)
+    loss = readout.losses(entropy, weight, batch["tokens"], shift).sum(axis=1)
     return LossOutput(loss, loss, {"masked": share(masked, batch)})
 
 
@@ -98,18 +103,18 @@ def uniform_at(
     # e^gap = (alpha + (1 - alpha)/V) / ((1 - alpha)/V)
     gap = jnp.log1p(vocab_size * schedule.alpha(t) / schedule.one_minus_alpha(t))[:, None]
     moved = xt != x0
-    log_r = jnp.where(moved, 0, -gap)  # at every y but x0 and x_t
 
-    def read(logits: Array, xt: Array, x0: Array, log_r: Array) -> tuple[Array, Array]:
-        y = jnp.arange(vocab_size)
+    def entropy(logits: Array, xt: Array, x0: Array, gap: Array) -> Array:
+        y, moved = jnp.arange(vocab_size), xt != x0
         others = (y != xt[:, None]) & (y != x0[:, None])
-        return _phi(jnp.where(others, logits - log_r[:, None], 0)).sum(axis=-1), pick(logits, x0)
+        log_r = jnp.where(moved, 0, -gap)  # at every y but x0 and x_t
+        of_others = _phi(jnp.where(others, logits - log_r[:, None], 0)).sum(axis=-1)
+        of_x0 = _phi(jnp.where(moved, compared(logits, x0) - gap, 0))
+        return jnp.exp(log_r) * of_others + jnp.exp(gap) * of_x0
 
     readout = apply(params, xt, process.condition(t))
-    others, log_s_x0 = readout.read(read, xt, x0, log_r)
-    entropy = jnp.exp(log_r) * others + jnp.exp(gap) * _phi(jnp.where(moved, log_s_x0 - gap, 0))
-    entropy = jnp.where(batch["valid"], entropy, 0)
-    loss = schedule.rate(t) / vocab_size * entropy.sum(axis=1)
+    weight = jnp.where(batch["valid"], (schedule.rate(t) / vocab_size)[:, None], 0)
+    loss = readout.losses(entropy, weight, xt, x0, jnp.broadcast_to(gap, x0.shape)).sum(axis=1)
     bound = loss + batch["valid"].sum(axis=1) * process.prior_kl()
     return LossOutput(loss, bound, {"noised": share(moved, batch)})
 

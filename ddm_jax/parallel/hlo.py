@@ -77,7 +77,7 @@ class Computation:
 class Program:
     """The computations by name, and how often a run of the program runs each.
 
-    unknown_loops: the number of loops whose length could not be read, counted as one turn.
+    unknown_loops: the number of loops whose length could not be read.
     """
 
     computations: Mapping[str, Computation]
@@ -85,8 +85,12 @@ class Program:
     unknown_loops: int
 
 
-def parse(text: str) -> Program:
-    """Reads `jax.stages.Compiled.as_text()`."""
+def parse(text: str, turns: int = 1, shorter: bool = False) -> Program:
+    """Reads `jax.stages.Compiled.as_text()`.
+
+    turns: of a loop of unknown length. shorter: whether of a branch only the way of the fewest
+    instructions runs, not each once.
+    """
     computations: dict[str, Computation] = {}
     lines: dict[str, Instruction] = {}
     for line in text.splitlines():
@@ -96,7 +100,7 @@ def parse(text: str) -> Program:
         elif match := _INSTRUCTION.match(line):
             instruction = _instruction(match[2], match[3], bool(match[1]))
             lines[instruction.name] = instruction
-    runs, unknown = _runs(computations)
+    runs, unknown = _runs(computations, turns, shorter)
     return Program(computations, runs, unknown)
 
 
@@ -140,7 +144,9 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"HLO line without a closing parenthesis: {text[:200]}")
 
 
-def _runs(computations: Mapping[str, Computation]) -> tuple[dict[str, int], int]:
+def _runs(
+    computations: Mapping[str, Computation], unknown_turns: int, shorter: bool
+) -> tuple[dict[str, int], int]:
     runs = dict.fromkeys(computations, 0)
     unknown = 0
 
@@ -154,11 +160,17 @@ def _runs(computations: Mapping[str, Computation]) -> tuple[dict[str, int], int]
             if instruction.opcode == "while":
                 found = _trip_count(instruction, computation, computations)
                 unknown += found is None
-                turns = found or 1
-            for names in instruction.called.values():
-                for name in names:
-                    if name in computations:
-                        visit(computations[name], times * turns)
+                turns = found or unknown_turns
+            called = [
+                computations[name]
+                for names in instruction.called.values()
+                for name in names
+                if name in computations
+            ]
+            if instruction.opcode == "conditional" and shorter:
+                called = [min(called, key=lambda way: len(way.instructions))]
+            for one in called:
+                visit(one, times * turns)
 
     for computation in computations.values():
         if computation.entry:

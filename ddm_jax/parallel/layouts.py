@@ -8,7 +8,7 @@ along which of them. Axes that a layout does not have split nothing.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ PLACES: tuple[tuple[str, P], ...] = (
     (r"head/kernel$", P("fsdp", "model")),
     (r"head/bias$", P("model")),
 )
+_SPLITTING = {axis for _, spec in PLACES for axis in spec if axis}
 
 
 @dataclass(frozen=True)
@@ -98,17 +99,31 @@ class Layout:
         return self.row.batch[0] if self.row.mapped else None
 
     @property
+    def replicas(self) -> tuple[str, ...]:
+        """Axes of several devices, each with examples of its own and the same parameters."""
+        whole = self.row.optimizer_only
+        axes = (axis for axis in self.row.batch if whole or axis not in _SPLITTING)
+        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+
+    @property
     def spread(self) -> Spread:
         """What a network is told of it."""
         if self.row.mapped:
-            return Spread(locally=self._locally)
+            return Spread(locally=self._locally, rowwise=self._rowwise)
         return Spread(
             self._constrain,
             self._locally,
+            self._rowwise,
             examples=self.size(*self.row.batch),
             positions=self.size(self.row.positions),
             vocabulary=self.mesh.shape.get("model", 1),
         )
+
+    @property
+    def spread_of_replica(self) -> Spread:
+        """The same within `summed_apart`."""
+        examples = self.size(*self.row.batch) // self.size(*self.replicas)
+        return dataclasses.replace(self.spread, examples=examples)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -198,11 +213,51 @@ class Layout:
         """
         if not self.row.mapped:
             return jax.lax.with_sharding_constraint(gradients, self.places(gradients))
+        return jax.tree.map(lambda x: _total(x, P(), (self.axis,), dtype), gradients)
 
-        def total(x: Array) -> Array:
-            return jax.lax.psum(x.astype(dtype), self.axis).astype(x.dtype)
+    def sums_apart(self, microbatches: int) -> bool:
+        """Whether a step takes `summed_apart`; otherwise the compiler sums where it sees fit.
 
-        return jax.tree.map(total, gradients)
+        That is in every turn of a loop: over micro-batches, or over chunks of logits. But where
+        there are axes beside the replicas it gathers more activations apart, to differentiate the
+        embedding: a loss with whole batches.
+        """
+        if self.row.mapped or not self.replicas:
+            return False
+        return microbatches > 1 or self.size(*self.replicas) == self.mesh.size
+
+    def summed_apart(
+        self, gradients: Callable[..., tuple[Any, Any]], dtype: DTypeLike
+    ) -> Callable[..., tuple[Any, Any]]:
+        """gradients(params, examples) -> (gradients, metrics), sums over examples: the same, where
+        each of the `replicas` sums up its own, and they are added once, in dtype.
+
+        examples: a tree of [B, ...]; global here, and within the examples of a replica.
+        """
+
+        def of_replica(params: Any, examples: Any) -> tuple[Any, Any]:
+            grads, metrics = gradients(params, examples)
+            grads = jax.tree.map(
+                lambda x, place: _total(x, place, self.replicas, dtype), grads, specs(params)
+            )
+            return grads, jax.lax.psum(metrics, self.replicas)
+
+        def specs(params: Any) -> Any:
+            """Where gradients go along the replicas: like the optimizer state."""
+            return jax.tree.map(lambda x: _only(x.spec, self.replicas), self.places(params))
+
+        def summed(params: Any, examples: Any) -> tuple[Any, Any]:
+            grads, metrics = jax.shard_map(
+                of_replica,
+                mesh=self.mesh,
+                in_specs=(P(), P(self.replicas)),
+                out_specs=(specs(params), P()),
+                axis_names=set(self.replicas),
+                check_vma=False,
+            )(params, examples)
+            return jax.lax.with_sharding_constraint(grads, self.places(grads)), metrics
+
+        return summed
 
     def program(self, step: Callable, state: Any) -> Any:
         """step(state, batch) -> (state, metrics), to be lowered, compiled and run on global arrays.
@@ -253,18 +308,47 @@ class Layout:
             "hidden": P(self.row.batch, self.row.positions, None),
             "table": P("model" if "model" in self.mesh.shape else None, None),
         }
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, places[kind]))
+        mesh, free = self._free()
+        place = NamedSharding(mesh, _only(places[kind], free))
+        return jax.lax.with_sharding_constraint(x, place)
 
     def _locally(self, function: Callable[..., Array], *arrays: Array) -> Array:
-        if self.row.mapped and jax.sharding.get_abstract_mesh().manual_axes:
-            return function(*arrays)  # within the step, which jax.pmap has split already
+        mesh, free = self._free()
+        if not free:
+            return function(*arrays)
         heads = "model" if "model" in self.mesh.shape else None
-        whole = P(self.row.batch, None, heads, None)
-        own = P(self.row.batch, self.row.positions, heads, None)
+        whole = _only(P(self.row.batch, None, heads, None), free)
+        own = _only(P(self.row.batch, self.row.positions, heads, None), free)
         specs = (own, *(whole for _ in arrays[1:]))
         return jax.shard_map(
-            function, mesh=self.mesh, in_specs=specs, out_specs=own, check_vma=False
+            function, mesh=mesh, in_specs=specs, out_specs=own, axis_names=free, check_vma=False
         )(*arrays)
+
+    def _rowwise(self, function: Callable[..., Any], rows: Any, own: Any, whole: Any) -> Any:
+        mesh, free = self._free()
+        place = _only(P(self.row.batch, self.row.positions), free)
+        axes = tuple(name for entry in place for name in _names(entry))
+        sizes = [self.size(*_names(entry)) for entry in place]
+        shapes = [x.shape for x in jax.tree.leaves(rows)]
+        if not axes or any(n % k for shape in shapes for n, k in zip(shape, sizes, strict=False)):
+            return function(rows, own, whole)  # or what does not split evenly, left to the compiler
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(place, P(axes), P()),
+            out_specs=(place, P(axes)),
+            axis_names=set(axes),
+            check_vma=False,
+        )(rows, own, whole)
+
+    def _free(self) -> tuple[Any, set[str]]:
+        """The mesh where this is traced, and those of its axes that are not split already.
+
+        jax.pmap, and `summed_apart` along the replicas, have split what is within them.
+        """
+        here = jax.sharding.get_abstract_mesh()
+        split = set(here.manual_axes)
+        return (here if split else self.mesh), set(self.mesh.axis_names) - split
 
 
 def make_layout(config: LayoutConfig, devices: Sequence[jax.Device]) -> Layout:
@@ -285,6 +369,27 @@ def make_layout(config: LayoutConfig, devices: Sequence[jax.Device]) -> Layout:
 def dp(devices: Sequence[jax.Device]) -> Layout:
     """Data parallelism over these devices."""
     return make_layout(LayoutConfig("dp"), devices)
+
+
+def _only(spec: P, axes: Collection[str]) -> P:
+    """The part of a place that is along these axes."""
+    return P(*(tuple(name for name in _names(entry) if name in axes) or None for entry in spec))
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes that a dimension is split over."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _total(x: Array, place: P, axes: tuple[str, ...], dtype: DTypeLike) -> Array:
+    """The sum over these axes in dtype; of a dimension that `place` splits, the own part."""
+    for dimension, entry in enumerate(place):
+        if entry:
+            scattered = jax.lax.psum_scatter(
+                x.astype(dtype), axes, scatter_dimension=dimension, tiled=True
+            )
+            return scattered.astype(x.dtype)
+    return jax.lax.psum(x.astype(dtype), axes).astype(x.dtype)
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

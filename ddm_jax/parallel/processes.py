@@ -69,6 +69,19 @@ def initialize() -> None:
     _label = f"process {jax.process_index()} of {jax.process_count()}: "
 
 
+def check_alone() -> None:
+    """For a command that runs in one process.
+
+    Raises:
+      UserError: the environment tells of several.
+    """
+    if several := _several(os.environ):
+        raise UserError(
+            f"{several} says that there are several processes, and this command runs in one: start "
+            f"it once, without {several}, where the folder of the run can be read."
+        )
+
+
 def is_first() -> bool:
     """Whether this is process 0, which alone prints progress and writes results."""
     return jax.process_index() == 0
@@ -235,11 +248,25 @@ def _detected(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """The arguments of jax.distributed.initialize; None where there is one process."""
     if any(environment.get(name) for name in BY_HAND):
         return _by_hand(environment)
-    if _number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_NODELIST" in environment:
+    if _is_slurm_step(environment):
         # JAX gives a task the one GPU of its number, which is wrong where a node has one task
         alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
         return {"local_device_ids": []} if alone else {}
     return {} if _is_tpu_vm(environment) else None
+
+
+def _several(environment: Mapping[str, str]) -> str:
+    """The variable that tells of several processes, or nothing; a TPU VM may have no such one."""
+    if environment.get(BY_HAND[1], "1") != "1":
+        return BY_HAND[1]
+    if _is_slurm_step(environment):
+        return "SLURM_NTASKS"
+    hosts = "TPU_WORKER_HOSTNAMES"
+    return hosts if "," in environment.get(hosts, "") and _is_tpu_vm(environment) else ""
+
+
+def _is_slurm_step(environment: Mapping[str, str]) -> bool:
+    return _number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_NODELIST" in environment
 
 
 def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -51,6 +52,7 @@ class Checkpoints:
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._reader = _reader()
 
     def save(self, step: int, state: Any, loader: Mapping[str, Any]) -> None:
         """Starts to save; `state` may be donated as soon as this returns."""
@@ -80,7 +82,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             read, error = None, None
             try:
-                read = self._manager.restore(step, args=args)
+                read = self._reader.restore(self._folder / str(step), args=args)
             except Exception as caught:  # whatever a torn file makes Orbax raise
                 error = caught
             if processes.largest(error is not None):  # all go on from the same one
@@ -102,6 +104,7 @@ class Checkpoints:
         """Waits until all is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+        self._reader.close()
 
     def _set_aside(self, step: int, error: Exception) -> None:
         if processes.is_first():
@@ -122,10 +125,19 @@ class Checkpoints:
 
 
 def save_weights(folder: epath.Path, step: int, weights: Any) -> None:
-    """Saves bare weights as the averaged ones of a checkpoint, for `restore_weights` alone."""
-    with ocp.CheckpointManager(folder) as manager:
-        state = ocp.args.StandardSave({"ema": weights})
-        manager.save(step, args=ocp.args.Composite(state=state))
+    """Saves bare weights as the averaged ones of a checkpoint, for `restore_weights` alone.
+
+    Arrays of numpy are written from where they are: nothing may change them before it returns.
+    """
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (jax.Array, handlers.ArrayHandler()),
+        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    )
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, save_concurrent_gb=0.2)
+    with ocp.CheckpointManager(folder, item_handlers={"state": state}) as manager:
+        save = ocp.args.PyTreeSave({"ema": weights})
+        manager.save(step, args=ocp.args.Composite(state=save))
 
 
 def restore_weights(
@@ -202,6 +214,20 @@ def _newest_first(
         f"None of the checkpoints in {folder} can be read (step {newest}: {_first_line(error)}): "
         "restore them from a copy."
     )
+
+
+def _reader() -> ocp.Checkpointer:
+    """It waits for no other process, which may be one that cannot read what this one can."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        loader=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

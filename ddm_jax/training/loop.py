@@ -18,6 +18,7 @@ from ddm_jax.parallel import processes
 from ddm_jax.parallel.costs import program_costs
 from ddm_jax.parallel.placement import summary, table
 from ddm_jax.training.checkpoint import Checkpoints, folder_of
+from ddm_jax.training.initial import started_from
 from ddm_jax.training.interrupt import Interrupt
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.profile import Profile
@@ -90,6 +91,8 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
         loader.set_state(position)
     else:
         state = jax.jit(init, out_shardings=shardings)(key)
+        if config.train.init_from:
+            state = started_from(state, config, experiment.data.tokenizer, layout)
     start = step = int(state.step)
     if processes.largest(processes.largest(step) != step):
         raise UserError(

@@ -22,6 +22,8 @@ from ddm_jax.experiment import settle
 from ddm_jax.parallel import processes
 from ddm_jax.training.writers import write_atomically
 
+# of weights from elsewhere: the key of the record that says where from, and the tokenizer's folder
+CONVERTED, TOKENIZER = "converted", "tokenizer"
 PACKAGES = ("ddm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # what may change when a run goes on: nothing that its numbers depend on
 FREE = ("train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every")
@@ -61,6 +63,8 @@ def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPair
 def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
     """The settled config of the run in workdir, and the tokenizer of its prepared set.
 
+    Converted weights have no set, but a tokenizer in their own folder.
+
     Raises:
       UserError: there is no run, its record cannot be read, or its prepared set is gone or another.
     """
@@ -68,7 +72,9 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         config = resolve(ConfigDict(record["config"]))
-        folder, spec = Path(record["data"]["folder"]), spec_of(record["data"])
+        folder, spec = workdir / TOKENIZER, None
+        if CONVERTED not in record:
+            folder, spec = Path(record["data"]["folder"]), spec_of(record["data"])
         fingerprint = record["data"]["tokenizer"]["fingerprint"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
@@ -82,6 +88,8 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
             f"{path} is not the record of a run ({type(error).__name__}: {error}): give another "
             "--workdir."
         ) from error
+    if not folder.is_dir() and spec is None:
+        raise UserError(f"{folder} is gone: convert the weights again.")
     if not folder.is_dir():
         raise UserError(
             f"The run in {workdir} read {folder}, which is gone: put it back, or run "
@@ -107,7 +115,9 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
         before = json.loads(path.read_text(encoding="utf-8"))
         # settled again, so that what was not a field yet has its default
         then = settle(resolve(ConfigDict(before["config"])))
-        _data_identity(before)
+        converted = CONVERTED in before
+        if not converted:
+            _data_identity(before)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -117,6 +127,11 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
             f"{path} is not the record of a run ({type(error).__name__}: {error}): use another "
             "--workdir."
         ) from error
+    if converted:
+        raise UserError(
+            f"{workdir} holds converted weights, not a run: train from them in another --workdir, "
+            f"with --config.train.init_from={workdir}."
+        )
     # a constant learning rate does not depend on the number of steps
     free = (*FREE, "train.steps") if config.optim.decay == "constant" else FREE
     now, then = (_flatten(dataclasses.asdict(c)) for c in (config, then))

@@ -16,7 +16,8 @@ from jax import Array
 
 from ddm_jax.config import Config
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
-from ddm_jax.models.network import Network
+from ddm_jax.models.network import Network, Readout
+from ddm_jax.models.spread import Spread
 from ddm_jax.objectives import Batch, Noise, Objective
 from ddm_jax.objectives.source import length_loss, with_source
 from ddm_jax.parallel.layouts import Layout
@@ -57,16 +58,20 @@ def make_train_step(
     rate = learning_rate(config.optim, config.train.steps)
     times = TIMES[config.train.times]
 
-    axis = layout.axis if layout else None
+    axis, dtype = layout.axis if layout else None, config.model.gradient_dtype
 
     def total(x: Any) -> Any:
         """Sums over the devices that the step is mapped to."""
         return jax.lax.psum(x, axis) if axis else x
 
+    apart = layout is not None and layout.sums_apart(parts)
+    if apart:
+        network = _reading(network, layout.spread_of_replica)
+
     def gradients(
-        params: Any, batch: Batch, noise: Noise, dropout: Array, size: int
+        params: Any, examples: tuple[Batch, Noise, Array], tokens: Array, size: int
     ) -> tuple[Any, Metrics]:
-        tokens = jnp.maximum(total(batch["valid"].sum()), 1)
+        """Of these examples, sums over those of all: tokens, size are the global batch's."""
 
         def part_loss(params: Any, part: tuple[Batch, Noise, Array]) -> tuple[Array, Metrics]:
             part_batch, part_noise, dropout_keys = part
@@ -81,15 +86,13 @@ def make_train_step(
 
         grad = jax.grad(part_loss, has_aux=True)
         if parts == 1:
-            return grad(params, (batch, noise, dropout))
+            return grad(params, examples)
 
         def add(total: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
             return jax.tree.map(jnp.add, total, grad(params, part)), None
 
         # strided, so that every device keeps rows of each part
-        split = jax.tree.map(
-            lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, noise, dropout)
-        )
+        split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), examples)
         shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], split))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, split)[0]
@@ -101,9 +104,15 @@ def make_train_step(
         key = step_key(config.seed, state.step)
         noise = Noise(times(key, index, size), example_keys(key, index))
         dropout = jax.vmap(jax.random.fold_in, (0, None))(noise.keys, _DROPOUT)
-        grads, metrics = gradients(state.params, batch, noise, dropout, size)
-        if layout:
-            grads, metrics = layout.summed(grads, config.model.gradient_dtype), total(metrics)
+        tokens = jnp.maximum(total(batch["valid"].sum()), 1)
+        examples = (batch, noise, dropout)
+        summed = functools.partial(gradients, tokens=tokens, size=size)
+        if apart:
+            grads, metrics = layout.summed_apart(summed, dtype)(state.params, examples)
+        else:
+            grads, metrics = summed(state.params, examples)
+            if layout:
+                grads, metrics = layout.summed(grads, dtype), total(metrics)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
@@ -139,3 +148,12 @@ def make_train_step(
         }
 
     return step
+
+
+def _reading(network: Network, spread: Spread) -> Network:
+    """The network, whose heads are read as on devices that are spread like this."""
+
+    def apply(*args: Any, **kwargs: Any) -> Readout:
+        return dataclasses.replace(network.apply(*args, **kwargs), spread=spread)
+
+    return dataclasses.replace(network, apply=apply)

@@ -131,6 +131,21 @@ def test_corruption_follows_the_product(name):
         assert statistic <= chi2.isf(1e-6, df=max(keep.sum() - 1, 1))
 
 
+def test_tokens_of_gaussian_noise_do_not_depend_on_how_many_sequences_are_drawn_at_once(
+    monkeypatch,
+):
+    """Bit for bit; no more bytes of laws are held at once than is said."""
+    process, size, length = chains.make("gaussian", STEPS, VOCAB), 12, 7
+    x0 = jax.random.randint(jax.random.key(0), (size, length), 0, VOCAB)
+    t = jnp.arange(size) % STEPS / STEPS + 1 / STEPS
+    keys = example_keys(step_key(1, 2), jnp.arange(size))
+    alone = [process.corrupt(keys[i : i + 1], x0[i : i + 1], t[i : i + 1])[0] for i in range(size)]
+    for together, turns in ((12, 1), (11, 2), (5, 3), (1, 12), (0.5, 12)):
+        monkeypatch.setattr(type(process), "together", int(4 * length * VOCAB * together))
+        np.testing.assert_array_equal(process.corrupt(keys, x0, t), alone)
+        assert f"length={turns}\n" in str(jax.make_jaxpr(process.corrupt)(keys, x0, t))
+
+
 def test_clock_of_uniform_jumps_is_their_alpha_bar(float64):
     """A complete graph moves as uniform noise: then c_t must give alpha_bar itself."""
     alpha_bar = d3pm_cosine(7)

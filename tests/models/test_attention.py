@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.models.attention import ATTENTION, fastest, library, plain
+from ddm_jax.models.attention import ATTENTION, fastest, frugal, library, plain
 
 B, T, S, H, D = 2, 5, 7, 3, 4
 
@@ -26,17 +26,27 @@ def patterns():
 
 
 @pytest.mark.parametrize("pattern", ["all", "shared", "own", "causal"])
-def test_plain_attention_is_that_of_the_library(pattern):
+@pytest.mark.parametrize("ours", [plain, frugal])
+def test_our_attention_is_that_of_the_library(pattern, ours):
     causal = pattern == "causal"
     q, k, v = inputs(queries=S if causal else T)
     mask = None if causal else patterns()[pattern]
     close = functools.partial(np.testing.assert_allclose, atol=3e-5)
-    close(*(f(q, k, v, mask, causal) for f in (plain, library)))
+    close(*(f(q, k, v, mask, causal) for f in (ours, library)))
     gradients = (
         jax.grad(lambda args, f=f: jnp.sin(f(*args, mask, causal)).sum())((q, k, v))
-        for f in (plain, library)
+        for f in (ours, library)
     )
     jax.tree.map(close, *gradients)
+
+
+def test_frugal_attention_keeps_no_scores():
+    q, k, v = inputs()
+    kept = {}
+    for f in (plain, frugal):
+        _, pull = jax.vjp(lambda *x, f=f: f(*x, None, False), q, k, v)
+        kept[f] = max(x.size for x in jax.tree.leaves(pull))
+    assert kept[plain] >= B * H * T * S > kept[frugal] == k.size
 
 
 def test_large_scores_and_bfloat16_do_no_harm():

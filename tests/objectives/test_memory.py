@@ -7,6 +7,7 @@ import pytest
 from ddm_jax.config import defaults, resolve
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.experiment import make_parts, settle
+from ddm_jax.models import head as head_module
 from ddm_jax.models import network as network_module
 from ddm_jax.objectives import OBJECTIVES, Noise
 from tests.programs import outputs
@@ -20,6 +21,12 @@ def largest_float(jaxpr):
         x for _, x in outputs(jaxpr) if jnp.issubdtype(getattr(x, "dtype", int), jnp.floating)
     )
     return max(x.size for x in floats)
+
+
+def allow(monkeypatch, rows):
+    """Lets a device hold the logits of so many positions at once."""
+    for module in (network_module, head_module):
+        monkeypatch.setattr(module, "LOGIT_BYTES", 4 * rows * 5_120)
 
 
 def gradient_program(name, q_sample=None):
@@ -44,13 +51,13 @@ def gradient_program(name, q_sample=None):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_array_has_a_logit_for_every_token_of_the_batch(name, monkeypatch):
     rows = BATCH * LENGTH // 4  # of logits at once
-    monkeypatch.setattr(network_module, "LOGIT_BYTES", 4 * rows * 5_120)
+    allow(monkeypatch, rows)
     assert rows * VOCAB <= largest_float(gradient_program(name)) < BATCH * LENGTH * VOCAB / 2
 
 
 def test_two_corruptions_hold_twice_the_logits_of_one(monkeypatch):
     rows = BATCH * LENGTH // 8
-    monkeypatch.setattr(network_module, "LOGIT_BYTES", 4 * rows * 5_120)
+    allow(monkeypatch, rows)
     largest = largest_float(gradient_program("rdm_absorb", q_sample="coupled"))
     assert 2 * rows * VOCAB <= largest < BATCH * LENGTH * VOCAB / 2
 

@@ -37,6 +37,7 @@ class Parts:
     init: Callable
     program: Any
     state: Any
+    batch_size: int
 
 
 def make(
@@ -45,6 +46,8 @@ def make(
     devices: int = 1,
     parts: int = 1,
     process: str = "auto",
+    axes: str = "",
+    batch_size: int = BATCH,
     **model: Any,
 ) -> Parts:
     """The training of objective `name`; its metrics have a checksum of all that the network saw."""
@@ -54,10 +57,10 @@ def make(
             objective=ObjectiveConfig(name=name),
             process=ProcessConfig(name=process),
             optim=OptimConfig(lr=1e-2, warmup_steps=2, weight_decay=0.1),
-            train=TrainConfig(steps=100, batch_size=BATCH, microbatches=parts, log_every=1),
+            train=TrainConfig(steps=100, batch_size=batch_size, microbatches=parts, log_every=1),
         )
     )
-    spread = make_layout(LayoutConfig(layout), jax.devices()[:devices])
+    spread = make_layout(LayoutConfig(layout, axes), jax.devices()[:devices])
     process, objective, network = make_parts(config, VOCAB, spread.spread)
     objective = dataclasses.replace(
         objective,
@@ -69,7 +72,7 @@ def make(
     names = metric_names(network, objective)
     init = functools.partial(init_state, network, optimizer, metrics=names)
     abstract = jax.eval_shape(init, jax.random.key(0))
-    return Parts(spread, step, init, spread.program(step, abstract), abstract)
+    return Parts(spread, step, init, spread.program(step, abstract), abstract, batch_size)
 
 
 def start(parts: Parts) -> Any:
@@ -89,7 +92,7 @@ def batches(count: int, size: int = BATCH) -> list[dict[str, np.ndarray]]:
 
 
 def compiled(parts: Parts) -> Any:
-    batch = parts.layout.put_train_batch(batches(1)[0])
+    batch = parts.layout.put_train_batch(batches(1, parts.batch_size)[0])
     return parts.program.lower(start(parts), batch).compile()
 
 

@@ -95,6 +95,7 @@ def test_a_loop_of_unknown_length_is_told():
     program = hlo.parse(text)
     assert program.unknown_loops == 1
     assert collectives(program, 4)[0].runs == 1
+    assert collectives(hlo.parse(text, turns=7), 4)[0].runs == 7
 
 
 def test_an_asynchronous_pair_counts_once():

@@ -10,10 +10,11 @@ import pytest
 
 from ddm_jax.config import LayoutConfig
 from ddm_jax.errors import UserError
-from ddm_jax.parallel import flops
+from ddm_jax.parallel import flops, hlo
+from ddm_jax.parallel.collectives import collectives as collective_list
 from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, summary, table
-from tests.parallel.runs import BATCH, LENGTH, batches, compiled, make, start, train
+from tests.parallel.runs import BATCH, batches, compiled, make, start, train
 
 OBJECTIVES = ("radd_t_dce", "sedd_uniform", "d3pm", "ar")
 PARTS = (1, 2, 4)
@@ -50,8 +51,7 @@ def test_gaussian_d3pm_is_mapped_on_each_device():
     spread, same, _ = train(parts, 2, program)
     np.testing.assert_array_equal(same, checksums)
     np.testing.assert_allclose(spread, losses, rtol=1e-5)
-    # ids, times and keys are gathered to be noised, which is little
-    assert max(n for _, n in collectives(parts, program)["all-gather"]) <= BATCH * LENGTH
+    assert not collectives(parts, program)["all-gather"]
 
 
 def collectives(parts, program=None) -> dict[str, list[tuple[bool, int]]]:
@@ -79,6 +79,38 @@ def test_data_parallelism_only_sums_gradients(layout):
     # those of the blocks once a layer, within the loop, or of both layers at the end
     moved = sum(n * (2 if in_loop else 1) for in_loop, n in sums)
     assert moved - parameters(parts) in range(20)  # beside them some metrics
+
+
+@pytest.mark.parametrize(
+    ("layout", "axes"), [("dp", ""), ("zero1", ""), ("tp", "model=2"), ("hsdp", ""), ("sp", "")]
+)
+def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(layout, axes):
+    parts = make("radd_t_dce", layout, 8, 4, axes=axes)
+    mesh, replicas = parts.layout.mesh, parts.layout.replicas
+    assert replicas
+    places = np.indices(mesh.devices.shape).reshape(mesh.devices.ndim, -1)
+    of_replica = places[[mesh.axis_names.index(axis) for axis in replicas]].T
+    program = hlo.parse(compiled(parts).as_text())
+    across = [
+        one
+        for one in collective_list(program, 8)
+        if any(len({tuple(of_replica[i]) for i in group}) > 1 for group in one.groups)
+    ]
+    assert {one.runs for one in across} == {1}
+    # what a device sums is what it holds of the gradients, and some metrics
+    held = device_bytes(parts.state.params, parts.layout.param_shardings(parts.state.params))
+    sums = [one for one in across if one.kind in ("all-reduce", "reduce-scatter")]
+    assert sum(one.operand_bytes for one in sums) - held in range(4 * 20)
+
+
+@pytest.mark.parametrize("layout", ["dp", "zero1", "fsdp_tp"])
+def test_micro_batches_take_the_memory_of_one(layout):
+    def temporaries(parts: int, layout: str = layout) -> int:
+        program = compiled(make("radd_t_dce", layout, 8, parts, batch_size=512))
+        return program.memory_analysis().temp_size_in_bytes
+
+    whole, in_parts = temporaries(1), temporaries(8)
+    assert in_parts < whole / 3  # an eighth of the activations, and gradients
 
 
 def test_fsdp_gathers_parameters_in_every_layer():

@@ -6,6 +6,7 @@ Every run is the real command, in processes with CPU devices of their own.
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,6 +53,19 @@ from ddm_jax import cli, main
 from ddm_jax.training.progress import Progress
 tick = Progress.tick
 Progress.tick = lambda self, step: (time.sleep(0.05), tick(self, step))
+cli.run(main.main)
+"""
+# each process reads its own part of the arrays, and that of process 1 is torn
+TORN_FOR_ONE = """
+import os
+import orbax.checkpoint as ocp
+from ddm_jax import cli, main
+restore = ocp.Checkpointer.restore
+def torn(self, folder, *args, **kwargs):
+    if folder.name == "NEWEST" and os.environ["JAX_PROCESS_ID"] == "1":
+        raise ValueError("torn")
+    return restore(self, folder, *args, **kwargs)
+ocp.Checkpointer.restore = torn
 cli.run(main.main)
 """
 
@@ -124,10 +138,10 @@ def alone_run(tmp_path_factory, corpus):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory, corpus, alone_run):
-    """Two processes with two devices each, which find the data prepared."""
+    """Two processes with two devices each, which share the state and find the data prepared."""
     del alone_run
     workdir = tmp_path_factory.mktemp("together") / "run"
-    said = finish(start(workdir, corpus, 2, 2), workdir)
+    said = finish(start(workdir, corpus, 2, 2, "fsdp"), workdir)
     return workdir, said
 
 
@@ -150,26 +164,33 @@ def test_two_processes_are_one_run_with_one_log(together, alone_run):
     assert [line for line in said[1].splitlines() if "[Gloo]" not in line] == []
 
 
-@pytest.mark.parametrize(("layout", "count", "devices"), [("fsdp", 2, 2), ("pmap", 4, 1)])
-def test_layouts_over_processes_change_no_number(
-    corpus, alone_run, tmp_path, layout, count, devices
+@pytest.mark.parametrize(("layout", "count", "devices"), [("dp", 1, 1), ("pmap", 4, 1)])
+def test_other_numbers_of_processes_go_on_from_a_checkpoint_of_two(
+    together, alone_run, corpus, tmp_path, layout, count, devices
 ):
     workdir = tmp_path / "run"
-    finish(start(workdir, corpus, count, devices, layout), workdir)
+    shutil.copytree(together[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    before = saved(workdir)
+    assert 0 < before < STEPS
+    said = finish(start(workdir, corpus, count, devices, layout), workdir)
+    assert f"Going on from step {before}" in said[0]
     assert_close(numbers(workdir), alone_run)
 
 
-def saved(workdir):
+def saved(workdir, before=0):
+    """The step of the newest checkpoint, or of so many before it; 0 where there is none."""
     folder = workdir / "checkpoints"
     found = folder.iterdir() if folder.is_dir() else []
-    return max((int(p.name) for p in found if p.name.isdigit()), default=0)
+    steps = sorted(int(p.name) for p in found if p.name.isdigit())
+    return steps[-1 - before] if len(steps) > before else 0
 
 
 def interrupted(workdir, corpus, which, how):
     """Sends `how` to the processes `which` when a new checkpoint is there; what all then say."""
     before = saved(workdir)
     extra = () if how == signal.SIGTERM else ("--stall_timeout=15",)
-    made = start(workdir, corpus, 2, 2, program=("-c", UNHURRIED), extra=extra)
+    made = start(workdir, corpus, 2, 2, "fsdp", ("-c", UNHURRIED), extra)
     while saved(workdir) <= before:
         assert all(p.poll() is None for p in made), "\n".join(outputs(workdir, 2))
         time.sleep(0.02)
@@ -194,14 +215,17 @@ def test_run_that_is_stopped_in_every_way_goes_on_bit_for_bit(together, corpus, 
         assert "the same command on each of them goes on from the last checkpoint" in last
         if how == signal.SIGSTOP:
             assert "nothing has happened for 15 s" in last
-    for which in ([1], [0, 1]):
-        codes, said, before = interrupted(workdir, corpus, which, signal.SIGTERM)
-        assert codes == [0, 0], said
-        assert f"Going on from step {before}" in said[0]
-        # process 0 says at which step, and the checkpoint of that step is whole: all were there
-        assert f"Stopped and saved at step {saved(workdir)}: the same command goes on." in said[0]
-        assert numbers(workdir)[-1]["step"] == saved(workdir) < STEPS
-    finish(start(workdir, corpus, 2, 2), workdir)
+    codes, said, before = interrupted(workdir, corpus, [1], signal.SIGTERM)
+    assert codes == [0, 0], said
+    assert f"Going on from step {before}" in said[0]
+    # process 0 says at which step, and the checkpoint of that step is whole: all were there
+    newest, older = saved(workdir), saved(workdir, before=1)
+    assert f"Stopped and saved at step {newest}: the same command goes on." in said[0]
+    assert numbers(workdir)[-1]["step"] == newest < STEPS
+    program = TORN_FOR_ONE.replace("NEWEST", str(newest))
+    said = finish(start(workdir, corpus, 2, 2, "fsdp", ("-c", program)), workdir)
+    assert f"Checkpoint {newest} cannot be read (another process cannot read it)" in said[0]
+    assert f"Going on from step {older}" in said[0]
     assert numbers(workdir) == numbers(together[0])
 
 
@@ -262,6 +286,50 @@ def test_where_several_processes_are_looked_for(monkeypatch):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
     processes.initialize()
     assert joined[2:] == [{}]
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_commands_of_one_process_refuse_to_be_one_of_several(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", f"ddm_jax.{command}", f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_PROCESSES": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: JAX_NUM_PROCESSES says that there are several processes, and this command runs in "
+        "one: start it once, without JAX_NUM_PROCESSES, where the folder of the run can be read."
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "several"),
+    [
+        ({}, ""),
+        ({"JAX_NUM_PROCESSES": "1"}, ""),
+        ({"SLURM_NTASKS": "4"}, ""),  # an allocation, and no step
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a1"}, ""),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a[1-2]"}, "SLURM_NTASKS"),
+        ({"TPU_WORKER_HOSTNAMES": "host-0"}, ""),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, "TPU_WORKER_HOSTNAMES"),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1", "JAX_PLATFORMS": "cpu"}, ""),
+    ],
+)
+def test_what_tells_of_several_processes(monkeypatch, given, several):
+    for name in [*processes.BY_HAND, *(n for n in os.environ if n.startswith("SLURM"))]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: object())
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    if not several:
+        processes.check_alone()
+        return
+    with pytest.raises(UserError, match=f"^{several} says"):
+        processes.check_alone()
 
 
 def test_second_process_waits_until_the_first_has_prepared(tmp_path, capsys):

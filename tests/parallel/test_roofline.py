@@ -5,7 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from ddm_jax import aot
 from ddm_jax.config import Config, LayoutConfig, ModelConfig, ObjectiveConfig, TrainConfig
@@ -65,21 +67,38 @@ def test_splash_computes_the_scores_once_more():
 
 
 def test_flops_agree_with_xla_on_one_layer():
-    # of more layers XLA counts a single one, and it adds what is not a matmul
+    # of more layers or chunks of the head XLA counts a single one, and adds what is not a matmul
     one = job(depth=1)
     program = aot.make_program(one)
+    turns = aot.head_turns(one, BATCH * LENGTH)
+    assert flops.count(program.jitted, *program.args, turns=turns) == 3 * sum(parts(depth=1))
     counted = flops.count(program.jitted, *program.args)
-    assert counted == 3 * sum(parts(depth=1))
     xla = program.jitted.lower(*program.args).cost_analysis()["flops"]
     assert counted < xla < 1.06 * counted
 
 
-def test_a_scan_and_a_branch_are_counted_as_they_run():
-    def f(x):
+def test_loops_and_branches_are_counted_as_they_run():
+    def f(x, n):
         y, _ = jax.lax.scan(lambda c, _: (c @ x, None), x, None, length=5)
-        return jax.lax.cond(y[0, 0] > 0, lambda z: z @ z @ z, lambda z: z, y)
+        y = jax.lax.fori_loop(0, n, lambda _, y: y @ x, y)
+        return jax.lax.cond(y[0, 0] > 0, lambda z: z @ z @ z, lambda z: z @ z, y)
 
-    assert flops.count(f, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == (5 + 2) * 2 * 4**3
+    args = jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    assert flops.count(f, *args, turns=3) == (5 + 3 + 1) * 2 * 4**3
+
+
+def test_a_split_over_some_axes_is_done_by_each_of_their_devices():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("x", "y"))
+    for axes, devices in (({"x"}, 4), ({"x", "y"}, 8)):
+        f = jax.shard_map(
+            lambda x: x @ x,
+            mesh=mesh,
+            in_specs=P(),
+            out_specs=P(),
+            axis_names=axes,
+            check_vma=False,
+        )
+        assert flops.count(f, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == devices * 2 * 4**3
 
 
 def collective(kind, nbytes, groups, runs=1):

@@ -1,0 +1,232 @@
+"""A training step beside the same one in plain PyTorch: RADD's t-DCE, AdamW, clipping, averages.
+
+    python -m benchmarks.train_step [--width=256] [--depth=6] [--batch=8] [--rounds=7] [--json]
+
+The same network from the same weights (the losses of one batch are compared), logits of every
+position in PyTorch (benchmarks/peers/pytorch.py), eager and, where it works, with torch.compile.
+Each runs in a process of its own and takes its turn in every round, so that drifts of the machine
+meet all; ratio_to_X is the median over the rounds of X's seconds over ours, above 1 where ours is
+faster. CPU seconds are those of all threads: they are less disturbed by other programs. Peak memory
+is the largest resident size of the process, its start and its compiler included. `pip install
+torch==2.13.0` (the extra `bench`); without it ours runs alone.
+"""
+
+import importlib.util
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from absl import app, flags
+
+from ddm_jax import cli
+
+_WIDTH = flags.DEFINE_integer("width", 256, "Width of the network.")
+_DEPTH = flags.DEFINE_integer("depth", 6, "Layers.")
+_HEADS = flags.DEFINE_integer("heads", 8, "Attention heads.")
+_LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Sequences of a batch.")
+_VOCAB = flags.DEFINE_integer("vocab", 8192, "Tokens of the vocabulary.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds, in which each takes its turn.")
+_STEPS = flags.DEFINE_integer("steps", 3, "Steps of a turn.")
+_COMPILE = flags.DEFINE_bool("compile", True, "Time torch.compile too.")
+_JSON = cli.define_json()
+
+Step = Callable[[], float]  # trains on one batch and gives the loss
+
+
+def main(argv: list[str]) -> None:
+    """Prints one row for each."""
+    del argv
+    names = ["ours"]
+    if importlib.util.find_spec("torch"):
+        names += ["torch", "torch_compile"] if _COMPILE.value else ["torch"]
+    result = compare(names, sizes(), _ROUNDS.value, _STEPS.value)
+    print(f"{'':14} {'ms/step':>8} {'CPU ms':>8} {'tokens/s':>9} {'MB':>6} {'ours':>5} {'CPU':>5}")
+    for name, row in result.items():
+        print(
+            f"{name:14} {1e3 * row['step_s']:8.0f} {1e3 * row['cpu_s']:8.0f} "
+            f"{row['tokens_per_s']:9.0f} {row['peak_mb']:6.0f} "
+            + (f"{row['ours']:5.2f} {row['ours_cpu']:5.2f}" if "ours" in row else "")
+        )
+    if _JSON.value:
+        print(json.dumps(summary(result)))
+
+
+def sizes() -> dict[str, int]:
+    """What the flags say."""
+    chosen = (_WIDTH, _DEPTH, _HEADS, _LENGTH, _BATCH, _VOCAB)
+    return {flag.name: flag.value for flag in chosen}
+
+
+def summary(result: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The rows, and ratio_to_X of `ours`."""
+    ratios = {f"ratio_to_{name}": row["ours"] for name, row in result.items() if "ours" in row}
+    memory = {
+        f"memory_ratio_to_{name}": row["peak_mb"] / result["ours"]["peak_mb"]
+        for name, row in result.items()
+        if "ours" in row
+    }
+    return result | {"ours": result["ours"] | ratios | memory}
+
+
+def compare(
+    names: list[str], sizes: dict[str, int], rounds: int, steps: int
+) -> dict[str, dict[str, float]]:
+    """name -> medians; a program that does not start is left out, and said."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    losses, params = {}, None
+    for name in names:
+        here, there = context.Pipe()
+        context.Process(target=worker, args=(name, sizes, params, there), daemon=True).start()
+        started = here.recv()  # compiled, and its first step is done
+        if isinstance(started, str):
+            print(f"{name} does not run here: {started}")
+            continue
+        pipes[name], losses[name] = here, started
+        if name == "ours":
+            params = here.recv()
+    for name, loss in losses.items():
+        if abs(loss - losses["ours"]) > 1e-4 * losses["ours"]:
+            raise AssertionError(f"{name} computes something else: {loss}, ours {losses['ours']}")
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in pipes}
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send(steps)
+            turns[name].append(pipe.recv())
+    rows = {}
+    for name, pipe in pipes.items():
+        pipe.send(0)
+        wall, cpu = zip(*turns[name], strict=True)
+        row = {"step_s": statistics.median(wall), "cpu_s": statistics.median(cpu)}
+        row |= {"peak_mb": pipe.recv(), "loss": losses[name]}
+        row["tokens_per_s"] = sizes["batch"] * sizes["length"] / row["step_s"]
+        if name != "ours":
+            pairs = list(zip(turns[name], turns["ours"], strict=True))
+            ratios = [theirs[0] / own[0] for theirs, own in pairs]
+            row["ours"] = statistics.median(ratios)
+            row["ours_quartiles"] = statistics.quantiles(ratios, n=4)
+            row["ours_cpu"] = statistics.median(theirs[1] / own[1] for theirs, own in pairs)
+        rows[name] = row
+    return rows
+
+
+def worker(name: str, sizes: dict[str, int], params: Any, pipe: Connection) -> None:
+    """Sends the loss of a given batch (ours its weights, too), then answers n with the seconds of
+    n steps and 0 with MB.
+    """
+    try:
+        if name == "ours":
+            step, loss, params = our_step(sizes)
+        else:
+            step, loss = torch_step(sizes, params, name == "torch_compile")
+        step()
+    except Exception as error:  # no compiler for torch.compile, say: the others still run
+        pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        return
+    pipe.send(loss)
+    if name == "ours":
+        pipe.send(params)
+    del params
+    while count := pipe.recv():
+        begin, used = time.perf_counter(), cpu_seconds()
+        for _ in range(count):
+            step()
+        pipe.send(((time.perf_counter() - begin) / count, (cpu_seconds() - used) / count))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def cpu_seconds() -> float:
+    """User and system seconds of this process, all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def our_step(sizes: dict[str, int]) -> tuple[Step, float, Any]:
+    """(a step, the loss of the fixed batch before any, the weights of that as NumPy arrays)."""
+    import jax
+    import numpy as np
+
+    from ddm_jax.objectives import radd
+    from ddm_jax.training.optimizer import make_optimizer
+    from ddm_jax.training.state import init_state
+    from ddm_jax.training.step import MEANS, make_train_step
+
+    config, process, objective, network = parts(sizes)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    names = (*MEANS, *objective.metrics)
+    state = jax.jit(lambda key: init_state(network, optimizer, key, names))(jax.random.key(0))
+    # new weights give all tokens the same probability: with these losses can differ
+    head = state.params["head"]
+    head["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    params = jax.tree.map(np.array, state.params)
+    step = make_train_step(config, network, objective, process, optimizer)
+    tokens, xt, t = fixed_batch(sizes)
+    batch = {"tokens": tokens, "valid": tokens >= 0}
+
+    @jax.jit
+    def given(params: Any) -> Any:
+        out = radd.t_dce_at(network.apply, params, batch, xt, t, process)
+        return out.loss.sum() / tokens.size
+
+    loss = float(given(state.params))
+    batch = jax.device_put(batch)
+    program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = program(state, batch)
+        return float(metrics["loss"])
+
+    return run, loss, params
+
+
+def torch_step(sizes: dict[str, int], params: Any, compile: bool) -> tuple[Step, float]:
+    """The same of benchmarks/peers/pytorch.py, without jax in the process."""
+    import torch
+
+    from benchmarks.peers.pytorch import Trainer, loss_at, with_our_weights
+    from ddm_jax.config import ModelConfig
+
+    torch.manual_seed(0)
+    config = ModelConfig(**{name: sizes[name] for name in ("width", "depth", "heads")})
+    vocab = sizes["vocab"]
+    tokens, xt, t = fixed_batch(sizes)
+    model = with_our_weights(params, config, vocab, sizes["length"])
+    loss = loss_at(model, tokens, xt, t)
+    trainer, given = Trainer(model, vocab, compile), torch.tensor(tokens).long()
+    return lambda: float(trainer.step(given)), loss
+
+
+def parts(sizes: dict[str, int]) -> tuple[Any, Any, Any, Any]:
+    """(config, process, objective, network) of RADD at these sizes, float32."""
+    from ddm_jax.config import defaults, resolve
+    from ddm_jax.experiment import make_parts, settle
+
+    config = defaults()
+    for name in ("width", "depth", "heads"):
+        config.model[name] = sizes[name]
+    config.data.length, config.train.batch_size = sizes["length"], sizes["batch"]
+    config.objective.name = "radd_t_dce"
+    config = settle(resolve(config))
+    return config, *make_parts(config, sizes["vocab"])
+
+
+def fixed_batch(sizes: dict[str, int]) -> tuple[Any, Any, Any]:
+    """(tokens, xt, t) as NumPy arrays; about half of the tokens are masked."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, sizes["vocab"], (sizes["batch"], sizes["length"])).astype(np.int32)
+    t = rng.uniform(0.1, 1, len(tokens)).astype(np.float32)
+    xt = np.where(rng.random(tokens.shape) < t[:, None], sizes["vocab"], tokens).astype(np.int32)
+    return tokens, xt, t
+
+
+if __name__ == "__main__":
+    app.run(main)

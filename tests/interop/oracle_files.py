@@ -1,0 +1,74 @@
+"""The oracles' weights as the files that a release has, converted by the product."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ddm_jax.data.tokenizers import Tokenizer
+from ddm_jax.interop.bring import bring
+from ddm_jax.interop.files import open_published
+from ddm_jax.interop.releases import RELEASES, settled
+from ddm_jax.parallel.layouts import dp
+from ddm_jax.trained import Run, open_run
+
+WEIGHTS = {
+    "sedd": ("sedd", "model_weights"),
+    "radd": ("radd", "model_weights"),
+    "mdlm": ("mdlm", "dit_weights"),
+    "bd3lm": ("mdlm", "dit_weights"),
+    "duo": ("mdlm", "dit_weights"),
+}
+HUB = {
+    "model_length": 16,
+    "hidden_dim": 64,
+    "cond_dim": 32,
+    "n_blocks": 2,
+    "n_heads": 4,
+}
+STATED = {
+    "sedd": lambda meta: meta["config"],
+    "radd": lambda meta: meta["config"],
+    "mdlm": lambda _: HUB,
+    "bd3lm": lambda _: HUB | {"block_size": 4},
+    "duo": lambda _: HUB,
+}
+
+
+def letters(vocab: int) -> Tokenizer:
+    """A tokenizer of so many tokens; nothing is encoded."""
+    return Tokenizer("bytes", "bytes", vocab, 0, b"")
+
+
+def write_hub_folder(folder: Path, name: str, weights: dict, stated: dict[str, Any]) -> Path:
+    """model.safetensors and config.json, the tensors under the names of the hub."""
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    folder.mkdir(parents=True)
+    prefix = RELEASES[name].prefix
+    tensors = {prefix + k: np.ascontiguousarray(x) for k, x in weights.items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(stated))
+    return folder
+
+
+def converted(oracle: Any, name: str, folder: Path) -> Run:
+    """A release's oracle weights through its file into a work directory, and opened."""
+    ref, case = WEIGHTS[name]
+    weights, meta = oracle(ref, case)
+    source = write_hub_folder(folder / "hub", name, weights, STATED[name](meta))
+    return convert(name, source, folder / "ours", weights)
+
+
+def convert(name: str, source: Path, workdir: Path, weights: dict, **options: Any) -> Run:
+    """What the command does, in this process, with a vocabulary of any size."""
+    release = RELEASES[name]
+    found = open_published(str(source), options.get("weights", "ema"), release.scheme.derived)
+    config = settled(release, found.path)
+    rows = weights[next(k for k in weights if k in ("vocab_embed.embedding", "wte.weight"))]
+    uniform = config.process.name == "uniform"
+    vocab = len(rows) - release.added_tokens - (release.mask and not uniform)
+    bring(name, found, config, letters(vocab), workdir)
+    return open_run(workdir, dp(jax.local_devices()[:1]))

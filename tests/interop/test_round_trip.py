@@ -1,0 +1,112 @@
+"""Ours -> published layout -> ours is bitwise, and the published layout is the same network."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax.config import resolve
+from ddm_jax.errors import UserError
+from ddm_jax.experiment import settle
+from ddm_jax.interop.bring import bring
+from ddm_jax.interop.files import open_published
+from ddm_jax.interop.give import give, published
+from ddm_jax.interop.names import flat
+from ddm_jax.interop.releases import RELEASES, rows, settled
+from ddm_jax.parallel.layouts import dp
+from ddm_jax.trained import open_run
+from tests.interop.forwards import dit, gpt2, torch_dit
+from tests.interop.oracle_files import letters
+from tests.interop.runs import new_run
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_round_trip_is_bitwise(name, tmp_path):
+    """All but the rows that pad the vocabulary, which nothing reads."""
+    pytest.importorskip("safetensors")
+    run = new_run(name, tmp_path)
+    give(name, run, tmp_path / "theirs", "a test")
+    release = RELEASES[name]
+    found = open_published(str(tmp_path / "theirs"), "ema", release.scheme.derived)
+    config = settled(release, found.path)
+    for field in ("width", "depth", "heads", "cond_width", "time", "norm_bias", "positions"):
+        if run.config.model.time == "none" and field == "cond_width":
+            continue
+        assert getattr(config.model, field) == getattr(run.config.model, field)
+    bring(name, found, run.config, letters(32), tmp_path / "ours")
+    back = open_run(tmp_path / "ours", dp(jax.local_devices()[:1]))
+    number = rows(release, run.config, run.tokenizer.vocab_size) + (name == "gpt2")
+    before, after = flat(run.params), flat(back.params)
+    assert before.keys() == after.keys()
+    for path, x in before.items():
+        y = after[path]
+        if path == "embed/embedding":
+            x, y = x[:number], y[:number]
+        elif path.startswith("head/"):
+            x, y = x[..., :number], y[..., :number]
+        np.testing.assert_array_equal(x, y, err_msg=path)
+    record = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert len(record["converted"]["sha256"]) == 64
+    assert release.hub[0] in (tmp_path / "ours" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_published_layout_has_our_logits(name, tmp_path):
+    """By a forward pass written for this test over the published names, in float64."""
+    run = new_run(name, tmp_path)
+    number = rows(RELEASES[name], run.config, run.tokenizer.vocab_size)
+    arrays = published(name, jax.tree.map(np.asarray, run.params), run.config, number)
+    tokens, sigma = _input(run)
+    if name == "gpt2":
+        want = gpt2(arrays, tokens, 4)
+    else:
+        want = dit(arrays, tokens, sigma if run.config.model.time == "adaln" else 0 * sigma, 4)
+    attend = "causal" if name == "gpt2" else None
+    said = run.network.apply(run.params, jnp.asarray(tokens), jnp.asarray(sigma), attend=attend)
+    vocab = run.tokenizer.vocab_size
+    np.testing.assert_allclose(said.logits(), want[..., :vocab], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sedd", "radd"])
+def test_torch_module_loads_our_weights(name, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
+    run = new_run(name, tmp_path)
+    number = rows(RELEASES[name], run.config, 32)
+    params = jax.tree.map(lambda x: np.asarray(x) / 4, run.params)
+    arrays = published(name, params, run.config, number)
+    cond = run.config.model.cond_width if name == "sedd" else 0
+    network = torch_dit(torch, number, 64, 2, 4, cond)
+    network.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()}, strict=True)
+    tokens, sigma = _input(run)
+    with torch.no_grad():
+        want = network(torch.tensor(tokens), torch.tensor(sigma)).numpy()[..., :32]
+    said = run.network.apply(params, jnp.asarray(tokens), jnp.asarray(sigma)).logits()
+    np.testing.assert_allclose(said, want, rtol=1e-5, atol=1e-5)
+
+
+def test_another_network_is_not_written(tmp_path):
+    run = new_run("radd", tmp_path)
+    with pytest.raises(UserError, match=r"config.model.time=adaln or constant, the run none"):
+        give("mdlm", run, tmp_path / "out", "a test")
+    run = new_run("gpt2", tmp_path)
+    run.params["head"]["bias"] += 1
+    with pytest.raises(UserError, match="head/bias is not 0"):
+        give("gpt2", run, tmp_path / "out", "a test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_learned_positions_must_be_enough():
+    from configs.ar_tiny import get_config
+
+    config = get_config()
+    config.model.positions, config.model.max_length = "learned", config.data.length - 1
+    with pytest.raises(UserError, match=r"config.data.length=\d+ is longer than config.model.max"):
+        settle(resolve(config))
+
+
+def _input(run):
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 32, (2, run.config.data.length))
+    return tokens, np.float32([0.3, 1.7])

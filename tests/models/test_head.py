@@ -1,0 +1,166 @@
+"""Losses read where they are wanted are those of all logits, gradients included."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax.config import LayoutConfig, ModelConfig
+from ddm_jax.models import head as head_module
+from ddm_jax.models.network import Readout, make_network, pick
+from ddm_jax.parallel.layouts import make_layout
+from tests.models.small import random_params
+from tests.programs import outputs
+
+VOCAB, SIZE, LENGTH = 50, 8, 12
+SHARES = {"uneven": None, "none": 0.0, "all": 1.0}
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(head_module, "ROWS", 8)
+
+
+def given(share: float | None) -> tuple[np.ndarray, ...]:
+    """Tokens of the input, targets, and weights that are 0 at all but this share of positions."""
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(0, VOCAB, (2, SIZE, LENGTH))
+    each = np.linspace(0, 1, SIZE)[:, None] if share is None else share
+    weight = np.where(rng.random((SIZE, LENGTH)) < each, rng.uniform(0.5, 3, (SIZE, 1)), 0)
+    return tokens, targets, weight.astype(np.float32)
+
+
+def plainly(readout: Readout, targets: np.ndarray, weight: np.ndarray) -> jax.Array:
+    log_p = jax.nn.log_softmax(readout.logits())
+    return jnp.where(weight == 0, 0, -weight * pick(log_p, targets))
+
+
+def made(layout=None, **options):
+    sizes = {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2, "time": "none"}
+    config = ModelConfig(**sizes, **options)
+    network = make_network(config, VOCAB, *([layout.spread] if layout else []))
+    return network, random_params(network)
+
+
+def answer(losses, network, params, share, of_losses=jnp.mean):
+    """((of_losses(losses), losses), gradient)."""
+    tokens, targets, weight = given(share)
+
+    def value(params):
+        found = losses(network.apply(params, tokens), targets, weight)
+        return of_losses(found), found
+
+    return jax.jit(jax.value_and_grad(value, has_aux=True))(params)
+
+
+def both(network, params, share, of_losses=jnp.mean):
+    """The answers of the fused head, and of all logits."""
+    ways = Readout.cross_entropy, plainly
+    return [answer(losses, network, params, share, of_losses) for losses in ways]
+
+
+@functools.cache
+def alone():
+    return answer(plainly, *made(), None)
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_losses_and_gradients_are_those_of_all_logits(share, tied):
+    fused, plain = both(*made(tied_head=tied), SHARES[share])
+    jax.tree.map(close, fused, plain)
+    if share != "none":
+        assert np.abs(fused[1]["head"]["bias"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("layout", ["pmap", "dp", "fsdp", "tp", "sp"])
+def test_the_same_on_eight_devices(layout):
+    axes = "model=2" if layout == "tp" else ""  # as many as there are heads
+    layout = make_layout(LayoutConfig(layout, axes), jax.devices()[:8])
+    network, params = made(layout)
+    if not layout.row.mapped:
+        params = jax.device_put(params, layout.param_shardings(params))
+        jax.tree.map(close, answer(Readout.cross_entropy, network, params, None), alone())
+        return
+    tokens, targets, weight = given(None)
+
+    @functools.partial(jax.pmap, axis_name="data", in_axes=(None, 0, 0, 0))
+    def of_device(params, tokens, targets, weight):
+        def mean(params):
+            losses = network.apply(params, tokens).cross_entropy(targets, weight)
+            return losses.sum() / (SIZE * LENGTH), losses
+
+        (value, losses), grads = jax.value_and_grad(mean, has_aux=True)(params)
+        return (jax.lax.psum(value, "data"), losses), jax.lax.psum(grads, "data")
+
+    (value, losses), grads = of_device(params, *(x[:, None] for x in (tokens, targets, weight)))
+    first = functools.partial(jax.tree.map, lambda x: x[0])
+    jax.tree.map(close, ((value[0], losses[:, 0]), first(grads)), alone())
+
+
+def test_gradients_of_losses_that_count_differently():
+    """The gradients that were formed with the logits are of their sum; these are of another."""
+    power = np.linspace(-1, 2, SIZE)[:, None]
+    jax.tree.map(close, *both(*made(), None, lambda x: (power * x).mean()))
+    jax.tree.map(close, *both(*made(), None, lambda x: (x**2).mean()))
+
+
+def test_what_is_no_number_where_no_loss_is_stays_there():
+    network, params = made()
+    hidden = network.apply(params, given(None)[0]).hidden
+    _, targets, weight = given(None)
+
+    def mean(hidden, head):
+        readout = Readout(hidden, head["kernel"], head["bias"], VOCAB)
+        return readout.cross_entropy(targets, weight).mean()
+
+    want = jax.grad(mean, (0, 1))(hidden, params["head"])
+    spoilt = jnp.where((weight == 0)[..., None], jnp.nan, hidden)
+    jax.tree.map(close, jax.grad(mean, (0, 1))(spoilt, params["head"]), want)
+
+
+def test_any_loss_of_the_logits():
+    _, targets, weight = given(None)
+    network, params = made()
+    shift = np.random.default_rng(1).normal(size=weight.shape).astype(np.float32)
+
+    def entropy(logits, shift):
+        return jnp.exp(jax.nn.logsumexp(logits, axis=-1) + shift) + logits[:, 0]
+
+    def fused(params):
+        return network.apply(params, targets).losses(entropy, weight, shift).sum()
+
+    def plain(params):
+        logits = network.apply(params, targets).logits().reshape(-1, VOCAB)
+        return (weight.reshape(-1) * entropy(logits, shift.reshape(-1))).sum()
+
+    jax.tree.map(
+        functools.partial(close, atol=1e-4),
+        *(jax.jit(jax.value_and_grad(f))(params) for f in (fused, plain)),
+    )
+
+
+def test_bfloat16_accumulates_in_float32():
+    exact = alone()[1]
+    _, grads = answer(Readout.cross_entropy, *made(compute_dtype="bfloat16"), None)
+    assert grads["head"]["kernel"].dtype == jnp.float32
+    np.testing.assert_allclose(grads["head"]["kernel"], exact["head"]["kernel"], atol=2e-3)
+
+
+def test_no_array_has_more_logits_than_a_chunk():
+    network, params = made()
+    tokens, targets, weight = given(None)
+    rows = head_module.chunk_rows(SIZE * LENGTH, 128)
+    assert rows == 8
+
+    def mean(params):
+        return network.apply(params, tokens).cross_entropy(targets, weight).mean()
+
+    program = jax.make_jaxpr(jax.grad(mean))(params).jaxpr
+    wide = {x.shape for _, x in outputs(program) if getattr(x, "shape", ())[-1:] in ((50,), (128,))}
+    assert (rows, 128) in wide
+    kernels = {shape for shape in wide if shape[-2:-1] == (32,)}
+    assert max(np.prod(shape[:-1]) for shape in wide - kernels) == rows
