@@ -4,6 +4,7 @@ With GPT-2 large this is the judge of most published generative perplexities. No
 the folder has config.json and model.safetensors, and vocab.json if its vocabulary is not GPT-2's.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ddm_jax.config import ModelConfig
 from ddm_jax.data import gpt2
 from ddm_jax.data.tokenizers import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judge import Judge
-from ddm_jax.evaluation.pretrained import heads, layer_norm, make_nats, read_safetensors, stacked
+from ddm_jax.evaluation.pretrained import read_safetensors
+from ddm_jax.interop.files import Bare
+from ddm_jax.interop.names import GPT2, Params, params_from
+from ddm_jax.models.network import make_network
 
 WEIGHTS = "model.safetensors"
 WANTED = {
@@ -25,8 +30,8 @@ WANTED = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
+    "layer_norm_epsilon": 1e-5,
 }
-_LAYER = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -38,58 +43,50 @@ def is_hugging_face(folder: Path) -> bool:
 
 
 def open_gpt2(folder: Path) -> Judge:
-    """The judge.
+    """The judge: our own network with its weights (interop/names.py).
 
     Raises:
       UserError: a file is missing, is of another network, or safetensors is not installed.
     """
     config = _read_config(folder)
-    try:
-        params = _weights(read_safetensors(folder / WEIGHTS), config["n_layer"])
-    except KeyError as error:
-        raise UserError(
-            f"{folder / WEIGHTS} has no array {error}: give the folder of a GPT-2, with all of its "
-            "layers."
-        ) from error
     tokenizer = _tokenizer(folder, config["vocab_size"])
-    number, epsilon = config["n_head"], config["layer_norm_epsilon"]
+    network = make_network(
+        ModelConfig(
+            width=config["n_embd"],
+            depth=config["n_layer"],
+            heads=config["n_head"],
+            mlp_ratio=(config.get("n_inner") or 4 * config["n_embd"]) // config["n_embd"],
+            time="none",
+            positions="learned",
+            max_length=config["n_positions"],
+            attention_bias=True,
+            tied_head=True,
+        ),
+        config["vocab_size"],
+    )
+    abstract = jax.eval_shape(network.init, jax.random.key(0))
+    tensors = Bare(read_safetensors(folder / WEIGHTS))
+    try:
+        params = params_from(GPT2, tensors, abstract, config["vocab_size"])
+    except UserError as error:
+        raise UserError(f"--judge={folder}: {error}") from error
+
+    @jax.jit
+    def nats(params: Params, tokens: Array) -> Array:
+        with jax.default_matmul_precision("highest"):
+            readout = network.apply(params, tokens[:, :-1], attend="causal")
+            logit, lse = readout.target(tokens[:, 1:])
+        return jnp.pad(lse - logit, ((0, 0), (1, 0)))  # nothing says how likely the first is
+
     return Judge(
         name=f"GPT-2 of {config['n_layer']} layers, width {config['n_embd']} ({folder})",
         encode=tokenizer.encode,
-        nats=make_nats(
-            params, params["wte"], lambda params, tokens: hidden(number, epsilon, params, tokens)
-        ),
+        nats=functools.partial(nats, jax.tree.map(jnp.asarray, params)),
         window=config["n_positions"],
         given=1,
         fingerprint=tokenizer.fingerprint,
         byte_lengths=_byte_lengths(tokenizer.model),
     )
-
-
-def hidden(number: int, epsilon: float, params: Any, tokens: Array) -> Array:
-    """Final states of a GPT-2 with so many heads, causal: int32[B, L] -> float32[B, L, D].
-
-    params: wte [V, D], wpe [P, D], ln_f.weight, ln_f.bias [D], layers of [N, in, out] and [N, D].
-    """
-
-    def layer(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
-        def linear(name: str, x: Array) -> Array:
-            return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
-
-        def norm(name: str) -> Array:
-            return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], epsilon)
-
-        q, k, v = (
-            heads(y, number) for y in jnp.split(linear("attn.c_attn", norm("ln_1")), 3, axis=-1)
-        )
-        seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        x = x + linear("attn.c_proj", seen.reshape(x.shape))
-        inner = jax.nn.gelu(linear("mlp.c_fc", norm("ln_2")), approximate=True)
-        return x + linear("mlp.c_proj", inner), None
-
-    x = params["wte"][tokens] + params["wpe"][: tokens.shape[1]]
-    x, _ = jax.lax.scan(layer, x, params["layers"])
-    return layer_norm(x, params["ln_f.weight"], params["ln_f.bias"], epsilon)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -110,18 +107,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"--judge={folder} has no {WEIGHTS}: save the model with transformers' "
             "save_pretrained, which writes it."
         )
-    return {"layer_norm_epsilon": 1e-5} | config
-
-
-def _weights(arrays: dict[str, np.ndarray], depth: int) -> dict[str, Any]:
-    arrays = {name.removeprefix("transformer."): x for name, x in arrays.items()}
-    layers = [
-        {f"{n}.{part}": arrays[f"h.{i}.{n}.{part}"] for n in _LAYER for part in ("weight", "bias")}
-        for i in range(depth)
-    ]
-    top = {"wte": "wte.weight", "wpe": "wpe.weight"}
-    top |= {name: name for name in ("ln_f.weight", "ln_f.bias")}
-    return {k: jnp.asarray(arrays[v]) for k, v in top.items()} | {"layers": stacked(layers)}
+    return config
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:

@@ -56,12 +56,12 @@ def open_published(where: str, weights: str, buffers: str) -> Published:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if path.suffix == ".safetensors":
-        return Published(path, sha256, _Bare(SafeTensors(path)), 0, "")
+        return Published(path, sha256, Bare(SafeTensors(path)), 0, "")
     record = read_pickle(path)
     state = next((record[k] for k in ("model", "state_dict") if k in record), record)
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds no state_dict: give a checkpoint of the release.")
-    state = {k: v for k, v in _Bare(state).items() if hasattr(v, "shape")}
+    state = {k: v for k, v in Bare(state).items() if hasattr(v, "shape")}
     average = record.get("ema") if state is not record else None
     if average and weights == "ema":
         state = _averaged(path, state, average["shadow_params"], buffers)
@@ -108,7 +108,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
-class _Bare(Mapping):
+class Bare(Mapping):
     """Names without the prefixes of what holds the network."""
 
     def __init__(self, tensors: Mapping[str, Any]):
@@ -124,7 +124,7 @@ class _Bare(Mapping):
         return len(self._names)
 
 
-class _Arrays(_Bare):
+class _Arrays(Bare):
     """Tensors of torch, as float32 arrays when they are asked for."""
 
     def __getitem__(self, name: str) -> np.ndarray:

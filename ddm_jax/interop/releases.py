@@ -159,7 +159,7 @@ def settled(release: Release, checkpoint: Path) -> Config:
         ) from error
     config = recipe.get_config("process=uniform" if uniform else "")
     if release.scheme is GPT2:
-        for name, wanted in (WANTED | {"layer_norm_epsilon": 1e-5}).items():
+        for name, wanted in WANTED.items():
             if (value := stated.get(name, wanted)) != wanted:
                 raise UserError(
                     f"The config.json of {checkpoint.parent} has {name}={value!r}, and our network "
@@ -211,7 +211,6 @@ def config_json(name: str, config: Config, rows: int) -> dict[str, Any]:
             "n_positions": model.max_length,
             "n_inner": None if model.mlp_ratio == 4 else model.mlp_ratio * model.width,
             "vocab_size": rows,
-            "layer_norm_epsilon": 1e-5,
         }
     if name in ("sedd", "radd"):
         uniform = config.process.name == "uniform"
