@@ -23,6 +23,7 @@ from typing import Any
 from absl import app, flags
 
 from ddm_jax import cli
+from ddm_jax.training.record import git_revision
 
 SHORT = {
     "train_step": ("--rounds=5", "--steps=2", "--nocompile"),
@@ -61,7 +62,10 @@ def main(argv: list[str]) -> None:
             print(f"    {key:64} {value:7.2f}" + (f"  (usually {usual:.2f})" if usual else ""))
         now |= found
     fallen = [k for k, v in now.items() if v < _CHECK.value * (median(before, k) or 0)]
-    record = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "revision": revision()}
+    record = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "revision": git_revision(),
+    }
     record |= {"cpus": os.cpu_count(), "ratios": now}
     history.parent.mkdir(parents=True, exist_ok=True)
     with history.open("a", encoding="utf-8") as file:
@@ -96,13 +100,6 @@ def median(before: list[dict[str, float]], key: str) -> float | None:
     """Of a ratio in the last lines that have it."""
     known = [line[key] for line in before if key in line][-LAST:]
     return statistics.median(known) if known else None
-
-
-def revision() -> str:
-    """Of the checkout, "+" if it has changes; empty outside of one."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

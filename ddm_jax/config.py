@@ -348,14 +348,7 @@ def _check_together(c: Config) -> None:
             f"config.model.width={c.model.width} does not split into config.model.heads="
             f"{c.model.heads} heads of an even width: make it a multiple of {2 * c.model.heads}."
         )
-    if c.model.kind == "lm" and c.model.positions == "learned":
-        if c.data.length > c.model.max_length:
-            raise UserError(
-                f"config.data.length={c.data.length} is longer than config.model.max_length="
-                f"{c.model.max_length}, the number of learned positions: shorten the one or raise "
-                "the other."
-            )
-    elif c.model.positions == "learned" or (c.model.kind != "lm" and c.model.attention_bias):
+    if c.model.kind != "lm" and (c.model.positions == "learned" or c.model.attention_bias):
         field = "positions" if c.model.positions == "learned" else "attention_bias"
         raise UserError(
             f"config.model.{field}={getattr(c.model, field)!r} is for config.model.kind='lm', not "

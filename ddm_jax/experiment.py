@@ -286,11 +286,17 @@ def _check_source(config: Config, objective: Objective) -> None:
 
 
 def _check_options(config: Config) -> None:
-    """What options of an objective must be, given others."""
-    options = config.objective
-    if options.block_size and config.data.length % options.block_size:
+    """What options must be, given others."""
+    model, length, options = config.model, config.data.length, config.objective
+    if model.positions == "learned" and length > model.max_length:
         raise UserError(
-            f"config.data.length={config.data.length} is not divisible by "
+            f"config.data.length={length} is longer than config.model.max_length="
+            f"{model.max_length}, the number of learned positions: shorten the one or raise the "
+            "other."
+        )
+    if options.block_size and length % options.block_size:
+        raise UserError(
+            f"config.data.length={length} is not divisible by "
             f"config.objective.block_size={options.block_size}: choose a divisor."
         )
     weightings = {"gidd": gidd.WEIGHTINGS, "rdm_absorb": rdm.WEIGHTINGS}

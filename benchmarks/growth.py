@@ -1,0 +1,118 @@
+"""How a training step grows with length, width, depth and vocabulary: seconds, memory, FLOPs.
+
+    python -m benchmarks.growth [--tokens=4096] [--picture=FILE.png] [--json]
+
+RADD's t-DCE with AdamW, one field of the base at a time, the same number of tokens in every batch.
+FLOPs are those of the matmuls (parallel/flops.py), with the head at half of the positions, the
+share that is masked; memory is what the compiler asks for beside the state. Seconds are the median
+of --steps steps, and compare where the machine does nothing else.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from benchmarks.train_step import parts
+from ddm_jax import cli
+from ddm_jax.models.head import chunk_rows
+from ddm_jax.models.network import padded_vocab
+from ddm_jax.parallel.flops import count
+from ddm_jax.training.optimizer import make_optimizer
+from ddm_jax.training.state import init_state
+from ddm_jax.training.step import MEANS, make_train_step
+
+BASE = {"width": 256, "depth": 4, "heads": 8, "length": 256, "vocab": 8192}
+GROWN = {
+    "length": (256, 512, 1024, 2048, 4096),
+    "width": (64, 128, 256, 512),
+    "depth": (1, 2, 4, 8),
+    "vocab": (2048, 8192, 16384, 50258),
+}
+
+_TOKENS = flags.DEFINE_integer("tokens", 4096, "Of a batch; a multiple of the longest length.")
+_STEPS = flags.DEFINE_integer("steps", 5, "Steps whose median is taken, after one that warms up.")
+_PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw.")
+_JSON = cli.define_json()
+
+
+def main(argv: list[str]) -> None:
+    """Prints a row for each size."""
+    del argv
+    print("| grown | size | ms a step | GFLOP | GFLOP/s | MB beside the state |")
+    print("|---|---|---|---|---|---|")
+    base = measure(BASE)
+    rows = []
+    for name, sizes in GROWN.items():
+        for size in sizes:
+            found = base if BASE[name] == size else measure(BASE | {name: size})
+            rows.append({"grown": name, "size": size, **found})
+            rate = found["flops"] / found["step_s"] / 1e9
+            print(
+                f"| {name} | {size} | {1e3 * found['step_s']:.0f} | {found['flops'] / 1e9:.1f} "
+                f"| {rate:.0f} | {found['temporary_bytes'] / 1e6:.0f} |",
+                flush=True,
+            )
+    if _PICTURE.value:
+        draw(rows, base, Path(_PICTURE.value))
+    if _JSON.value:
+        print(json.dumps(rows))
+
+
+def measure(sizes: dict[str, int]) -> dict[str, float]:
+    """step_s, flops and temporary_bytes of a step of these sizes."""
+    batch = _TOKENS.value // sizes["length"]
+    config, process, objective, network = parts(sizes | {"batch": batch})
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    names = (*MEANS, *objective.metrics)
+    state = jax.jit(lambda key: init_state(network, optimizer, key, names))(jax.random.key(0))
+    step = make_train_step(config, network, objective, process, optimizer)
+    tokens = np.random.default_rng(0).integers(0, sizes["vocab"], (batch, sizes["length"]))
+    tokens = jax.device_put(tokens.astype(np.int32))
+    data = {"tokens": tokens, "valid": tokens >= 0}
+    chunk = chunk_rows(_TOKENS.value, padded_vocab(sizes["vocab"]))
+    flops = count(step, state, data, turns=-(-_TOKENS.value // 2 // chunk))
+    program = jax.jit(step, donate_argnums=0).lower(state, data).compile()
+    seconds: list[float] = []
+    for _ in range(_STEPS.value + 1):
+        begin = time.perf_counter()
+        state, _ = program(state, data)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - begin)
+    return {
+        "step_s": statistics.median(seconds[1:]),
+        "flops": flops,
+        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def draw(rows: list[dict[str, Any]], base: dict[str, float], path: Path) -> None:
+    """A column for each field: seconds beside those that FLOPs alone would take, and memory."""
+    figure = Figure(figsize=(3 * len(GROWN), 5), layout="constrained")
+    above, below = figure.subplots(2, len(GROWN), sharey="row")
+    for time_axes, memory_axes, name in zip(above, below, GROWN, strict=True):
+        found = [row for row in rows if row["grown"] == name]
+        sizes = [row["size"] for row in found]
+        expected = [row["flops"] / base["flops"] * base["step_s"] for row in found]
+        time_axes.loglog(sizes, [row["step_s"] for row in found], "k-o", label="measured")
+        time_axes.loglog(sizes, expected, "k--", label="as the FLOPs of the base")
+        memory_axes.loglog(sizes, [row["temporary_bytes"] / 1e6 for row in found], "k-s")
+        memory_axes.set_xlabel(name)
+        for axes in (time_axes, memory_axes):
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.minorticks_off()
+            axes.grid(color="#dddddd")
+    above[0].set_ylabel("seconds a step")
+    below[0].set_ylabel("MB beside the state")
+    above[0].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    app.run(main)
