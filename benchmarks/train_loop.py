@@ -3,8 +3,9 @@
     python -m benchmarks.train_loop [--json]
 
 Both run the tiny recipe in turn, several rounds; the bare step repeats on one batch that is already
-on the device. The loop adds the loader, the transfers, the metrics and the progress line. Rounds
-are short, for a machine's speed drifts: the figure is the median of the ratios round by round.
+on the device. The loop adds the loader, the transfers, the metrics and the progress line. A
+machine's speed drifts: the figures are medians of the ratios round by round, by the clock and by
+the CPU seconds of all threads, which other programs move less.
 """
 
 import json
@@ -13,9 +14,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import jax
-from absl import app
 
 from configs.radd_tiny import get_config
 from ddm_jax import cli
@@ -25,16 +27,28 @@ from ddm_jax.training.loop import train
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import MEANS, make_train_step
-from ddm_jax.training.writers import read_metrics
+from ddm_jax.training.writers import Writers
 
 ROUNDS = 15
-INTERVALS = 2  # of train.log_every steps in a round of the loop; the first is left out as cold
+INTERVALS = 4  # of train.log_every steps in a round of the loop; the first is left out as cold
 
 _JSON = cli.define_json()
 
 
+class Seconds(NamedTuple):
+    """Of a step, by the clock and of all threads of the process."""
+
+    clock: float
+    cpu: float
+
+
+def now() -> Seconds:
+    """The two clocks."""
+    return Seconds(time.perf_counter(), time.process_time())
+
+
 def main(argv: list[str]) -> None:
-    """Prints the two step times and their ratio."""
+    """Prints the step times and their ratios."""
     del argv
     config = tiny_without_validation()
     experiment = build(config)
@@ -44,18 +58,23 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", cache)  # every round compiles the same
         for _ in range(ROUNDS):
             bare.append(bare_round())
-            loop.append(loop_step_seconds(experiment))
-    overheads = sorted(100 * (b / a - 1) for a, b in zip(bare, loop, strict=True))
-    result = {
-        "bare_step_s": statistics.median(bare),
-        "loop_step_s": statistics.median(loop),
-        "overhead_percent": statistics.median(overheads),
-        "overhead_percent_quartiles": statistics.quantiles(overheads, n=4),
-    }
-    print(f"bare step {1e3 * result['bare_step_s']:.1f} ms")
-    print(f"loop step {1e3 * result['loop_step_s']:.1f} ms")
-    low, middle, high = result["overhead_percent_quartiles"]
-    print(f"overhead of the loop {middle:.2f} % (quartiles {low:.1f} and {high:.1f} %)")
+            loop.append(loop_step(experiment))
+    result = {}
+    for kind in Seconds._fields:
+        ours, theirs = ([getattr(x, kind) for x in found] for found in (loop, bare))
+        overheads = [100 * (b / a - 1) for a, b in zip(theirs, ours, strict=True)]
+        low, middle, high = statistics.quantiles(overheads, n=4)
+        a, b = (statistics.median(x) for x in (theirs, ours))
+        result[kind] = {
+            "bare_step_s": a,
+            "loop_step_s": b,
+            "overhead_percent": middle,
+            "quartiles": [low, high],
+        }
+        print(
+            f"{kind}: bare step {1e3 * a:.1f} ms, in the loop {1e3 * b:.1f} ms, overhead "
+            f"{middle:.2f} % (quartiles {low:.1f} and {high:.1f} %)"
+        )
     if _JSON.value:
         print(json.dumps(result))
 
@@ -71,39 +90,48 @@ def tiny_without_validation() -> Config:
     return resolve(config)
 
 
-def bare_step(experiment: Experiment) -> Callable[[], float]:
-    """run() -> seconds a step, over train.log_every steps."""
-    config = experiment.config
+def bare_step(experiment: Experiment) -> Callable[[], Seconds]:
+    """run() -> seconds a step, over as many steps as a round of the loop counts."""
+    config, layout = experiment.config, experiment.layout
     optimizer = make_optimizer(config.optim, config.train.steps)
     step = make_train_step(
-        config, experiment.network, experiment.objective, experiment.process, optimizer
+        config, experiment.network, experiment.objective, experiment.process, optimizer, layout
     )
-    step = jax.jit(step, donate_argnums=0)
     names = (*MEANS, *experiment.objective.metrics)
     state = init_state(experiment.network, optimizer, jax.random.key(0), names)
+    step = layout.program(step, jax.eval_shape(lambda: state))
     tokens, valid = experiment.data.blocks("train").read(range(config.train.batch_size))
-    batch = jax.device_put({"tokens": tokens, "valid": valid})
+    batch = layout.put_train_batch({"tokens": tokens, "valid": valid})
     state, _ = step(state, batch)
+    steps = (INTERVALS - 1) * config.train.log_every
 
-    def interval() -> float:
+    def interval() -> Seconds:
         nonlocal state
         jax.block_until_ready(state)
-        begin = time.perf_counter()
-        for _ in range(config.train.log_every):
+        begin = now()
+        for _ in range(steps):
             state, _ = step(state, batch)
         jax.block_until_ready(state)
-        return (time.perf_counter() - begin) / config.train.log_every
+        return Seconds(*((b - a) / steps for a, b in zip(begin, now(), strict=True)))
 
     return interval
 
 
-def loop_step_seconds(experiment: Experiment) -> float:
-    """Seconds a step in the last interval of `train`, by its own metrics.jsonl."""
-    with tempfile.TemporaryDirectory() as folder:
+def loop_step(experiment: Experiment) -> Seconds:
+    """Seconds a step between the first log of `train` and the last."""
+    seen: dict[int, Seconds] = {}
+
+    def write(writers: Writers, step: int, values: dict[str, float]) -> None:
+        seen.setdefault(step, now())
+        written(writers, step, values)
+
+    written = Writers.write
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Writers, "write", write):
         train(experiment, Path(folder))
-        records = read_metrics(Path(folder) / "metrics.jsonl")
-    return [r["step_s"] for r in records if "step_s" in r][-1]
+    first, last = min(seen), experiment.config.train.steps
+    between = zip(seen[first], seen[last], strict=True)
+    return Seconds(*((b - a) / (last - first) for a, b in between))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -2,13 +2,13 @@
 
     python -m benchmarks.train_step [--width=256] [--depth=6] [--batch=8] [--rounds=7] [--json]
 
-The same network from the same weights (the losses of one batch are compared), logits of every
-position in PyTorch (benchmarks/peers/pytorch.py), eager and, where it works, with torch.compile.
-Each runs in a process of its own and takes its turn in every round, so that drifts of the machine
-meet all; ratio_to_X is the median over the rounds of X's seconds over ours, above 1 where ours is
-faster. CPU seconds are those of all threads: they are less disturbed by other programs. Peak memory
-is the largest resident size of the process, its start and its compiler included. `pip install
-torch==2.13.0` (the extra `bench`); without it ours runs alone.
+The same network (from the same weights both give one batch the same loss, which is checked first),
+logits of every position in PyTorch (benchmarks/peers/pytorch.py), eager and, where it works, with
+torch.compile. Each runs in a process of its own and takes its turn in every round, so that drifts
+of the machine meet all; ratio_to_X is the median over the rounds of X's seconds over ours, above 1
+where ours is faster. CPU seconds are those of all threads: they are less disturbed by other
+programs. Peak memory is the largest resident size of the process, its start and its compiler
+included. `pip install torch==2.13.0` (the extra `bench`); without it ours runs alone.
 """
 
 import importlib.util
@@ -18,12 +18,14 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
 from absl import app, flags
 
 from ddm_jax import cli
+from ddm_jax.config import ModelConfig
 
 _WIDTH = flags.DEFINE_integer("width", 256, "Width of the network.")
 _DEPTH = flags.DEFINE_integer("depth", 6, "Layers.")
@@ -79,21 +81,21 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """name -> medians; a program that does not start is left out, and said."""
     context = multiprocessing.get_context("spawn")
+    if "torch" in names:
+        with ProcessPoolExecutor(1, context) as pool:  # both, and then none of their memory
+            ours, params = pool.submit(our_loss, sizes).result()
+            theirs = pool.submit(torch_loss, sizes, params).result()
+            if abs(theirs - ours) > 1e-4 * ours:
+                raise AssertionError(f"torch computes something else: {theirs}, ours {ours}")
     pipes: dict[str, Connection] = {}
-    losses, params = {}, None
     for name in names:
         here, there = context.Pipe()
-        context.Process(target=worker, args=(name, sizes, params, there), daemon=True).start()
-        started = here.recv()  # compiled, and its first step is done
-        if isinstance(started, str):
-            print(f"{name} does not run here: {started}")
-            continue
-        pipes[name], losses[name] = here, started
-        if name == "ours":
-            params = here.recv()
-    for name, loss in losses.items():
-        if abs(loss - losses["ours"]) > 1e-4 * losses["ours"]:
-            raise AssertionError(f"{name} computes something else: {loss}, ours {losses['ours']}")
+        context.Process(target=worker, args=(name, sizes, there), daemon=True).start()
+        failed = here.recv()  # it is compiled, and its first step is done
+        if failed:
+            print(f"{name} does not run here: {failed}")
+        else:
+            pipes[name] = here
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in pipes}
     for _ in range(rounds):
         for name, pipe in pipes.items():
@@ -104,7 +106,7 @@ def compare(
         pipe.send(0)
         wall, cpu = zip(*turns[name], strict=True)
         row = {"step_s": statistics.median(wall), "cpu_s": statistics.median(cpu)}
-        row |= {"peak_mb": pipe.recv(), "loss": losses[name]}
+        row["peak_mb"] = pipe.recv()
         row["tokens_per_s"] = sizes["batch"] * sizes["length"] / row["step_s"]
         if name != "ours":
             pairs = list(zip(turns[name], turns["ours"], strict=True))
@@ -116,23 +118,15 @@ def compare(
     return rows
 
 
-def worker(name: str, sizes: dict[str, int], params: Any, pipe: Connection) -> None:
-    """Sends the loss of a given batch (ours its weights, too), then answers n with the seconds of
-    n steps and 0 with MB.
-    """
+def worker(name: str, sizes: dict[str, int], pipe: Connection) -> None:
+    """Sends "" or why it failed, then answers n with the seconds of n steps and 0 with MB."""
     try:
-        if name == "ours":
-            step, loss, params = our_step(sizes)
-        else:
-            step, loss = torch_step(sizes, params, name == "torch_compile")
+        step = our_step(sizes) if name == "ours" else torch_step(sizes, name == "torch_compile")
         step()
     except Exception as error:  # no compiler for torch.compile, say: the others still run
         pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
         return
-    pipe.send(loss)
-    if name == "ours":
-        pipe.send(params)
-    del params
+    pipe.send("")
     while count := pipe.recv():
         begin, used = time.perf_counter(), cpu_seconds()
         for _ in range(count):
@@ -147,12 +141,11 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def our_step(sizes: dict[str, int]) -> tuple[Step, float, Any]:
-    """(a step, the loss of the fixed batch before any, the weights of that as NumPy arrays)."""
+def our_step(sizes: dict[str, int]) -> Step:
+    """A step from new weights, compiled."""
     import jax
-    import numpy as np
 
-    from ddm_jax.objectives import radd
+    from ddm_jax.training.memory import give_back_memory
     from ddm_jax.training.optimizer import make_optimizer
     from ddm_jax.training.state import init_state
     from ddm_jax.training.step import MEANS, make_train_step
@@ -161,46 +154,62 @@ def our_step(sizes: dict[str, int]) -> tuple[Step, float, Any]:
     optimizer = make_optimizer(config.optim, config.train.steps)
     names = (*MEANS, *objective.metrics)
     state = jax.jit(lambda key: init_state(network, optimizer, key, names))(jax.random.key(0))
-    # new weights give all tokens the same probability: with these losses can differ
-    head = state.params["head"]
-    head["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
-    params = jax.tree.map(np.array, state.params)
     step = make_train_step(config, network, objective, process, optimizer)
-    tokens, xt, t = fixed_batch(sizes)
-    batch = {"tokens": tokens, "valid": tokens >= 0}
-
-    @jax.jit
-    def given(params: Any) -> Any:
-        out = radd.t_dce_at(network.apply, params, batch, xt, t, process)
-        return out.loss.sum() / tokens.size
-
-    loss = float(given(state.params))
-    batch = jax.device_put(batch)
+    tokens = fixed_batch(sizes)[0]
+    batch = jax.device_put({"tokens": tokens, "valid": tokens >= 0})
     program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    give_back_memory()  # as training/loop.py does
 
     def run() -> float:
         nonlocal state
         state, metrics = program(state, batch)
         return float(metrics["loss"])
 
-    return run, loss, params
+    return run
 
 
-def torch_step(sizes: dict[str, int], params: Any, compile: bool) -> tuple[Step, float]:
+def torch_step(sizes: dict[str, int], compile: bool) -> Step:
     """The same of benchmarks/peers/pytorch.py, without jax in the process."""
     import torch
 
-    from benchmarks.peers.pytorch import Trainer, loss_at, with_our_weights
-    from ddm_jax.config import ModelConfig
+    from benchmarks.peers.pytorch import Network, Trainer
 
     torch.manual_seed(0)
-    config = ModelConfig(**{name: sizes[name] for name in ("width", "depth", "heads")})
-    vocab = sizes["vocab"]
+    model = Network(model_config(sizes), sizes["vocab"], sizes["length"])
+    trainer = Trainer(model, sizes["vocab"], compile)
+    given = torch.tensor(fixed_batch(sizes)[0]).long()
+    return lambda: float(trainer.step(given))
+
+
+def our_loss(sizes: dict[str, int]) -> tuple[float, Any]:
+    """(t-DCE of `fixed_batch`, the weights as NumPy arrays)."""
+    import jax
+    import numpy as np
+
+    from ddm_jax.objectives import radd
+
+    _, process, _, network = parts(sizes)
+    params = network.init(jax.random.key(0))
+    # new weights give all tokens the same probability: with these losses can differ
+    head = params["head"]
+    head["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
     tokens, xt, t = fixed_batch(sizes)
-    model = with_our_weights(params, config, vocab, sizes["length"])
-    loss = loss_at(model, tokens, xt, t)
-    trainer, given = Trainer(model, vocab, compile), torch.tensor(tokens).long()
-    return lambda: float(trainer.step(given)), loss
+    batch = {"tokens": tokens, "valid": tokens >= 0}
+    out = radd.t_dce_at(network.apply, params, batch, xt, t, process)
+    return float(out.loss.sum() / tokens.size), jax.tree.map(np.array, params)
+
+
+def torch_loss(sizes: dict[str, int], params: Any) -> float:
+    """The same of PyTorch's network, with these weights."""
+    from benchmarks.peers.pytorch import loss_at, with_our_weights
+
+    model = with_our_weights(params, model_config(sizes), sizes["vocab"], sizes["length"])
+    return loss_at(model, *fixed_batch(sizes))
+
+
+def model_config(sizes: dict[str, int]) -> ModelConfig:
+    """The network of these sizes."""
+    return ModelConfig(**{name: sizes[name] for name in ("width", "depth", "heads")})
 
 
 def parts(sizes: dict[str, int]) -> tuple[Any, Any, Any, Any]:

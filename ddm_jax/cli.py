@@ -14,7 +14,6 @@ from ml_collections import config_dict, config_flags
 
 from ddm_jax.config import TYPE_WORDS, Config, field_type, resolve
 from ddm_jax.errors import UserError
-from ddm_jax.parallel import processes
 
 EXAMPLE = "configs/radd_tiny.py"
 CONFIG_HELP = f"a recipe, e.g. {EXAMPLE}; override fields with --config.train.steps=200"
@@ -130,10 +129,12 @@ def _in_one_sentence(function: Callable) -> Callable:
     def wrapped(argv: Sequence[str]) -> object:
         try:
             return function(argv)
-        except UserError as error:
-            print(f"error: {processes.label()}{error}", file=sys.stderr)
-            processes.leave(2)
         except (Exception, KeyboardInterrupt) as error:
+            from ddm_jax.parallel import processes  # brings in jax, which not all commands need
+
+            if isinstance(error, UserError):
+                print(f"error: {processes.label()}{error}", file=sys.stderr)
+                processes.leave(2)
             processes.end_if_several(error)
             raise
 

@@ -52,6 +52,9 @@ class ModelConfig:
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
     attention_bias: bool = False  # GPT-2 has biases in its attention, the others have none
     tied_head: bool = False
+    # of a text alone: token i is read where token i - 1 is, as by a network of the objective "ar",
+    # with whose weights it can begin (train.init_from)
+    shift: bool = False
     dropout: float = number(0.0, low=0, high=0.99)
     compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
     # of the gradients of matrices as they leave their matmuls, and so of their sums over devices
@@ -348,12 +351,13 @@ def _check_together(c: Config) -> None:
             f"config.model.width={c.model.width} does not split into config.model.heads="
             f"{c.model.heads} heads of an even width: make it a multiple of {2 * c.model.heads}."
         )
-    if c.model.kind != "lm" and (c.model.positions == "learned" or c.model.attention_bias):
-        field = "positions" if c.model.positions == "learned" else "attention_bias"
-        raise UserError(
-            f"config.model.{field}={getattr(c.model, field)!r} is for config.model.kind='lm', not "
-            f"{c.model.kind!r}: leave it at its default."
-        )
+    for name in ("positions", "attention_bias", "shift"):
+        value = getattr(c.model, name)
+        if c.model.kind != "lm" and value != getattr(ModelConfig, name):
+            raise UserError(
+                f"config.model.{name}={value!r} is for config.model.kind='lm', not "
+                f"{c.model.kind!r}: leave it at its default."
+            )
     if c.train.batch_size % c.train.microbatches:
         raise UserError(
             f"config.train.batch_size={c.train.batch_size} is not divisible by "

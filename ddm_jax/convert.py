@@ -1,12 +1,12 @@
 """Weights in and out (docs/interop.md).
 
     python -m ddm_jax.convert --from=mdlm --checkpoint=DIR_OR_FILE --workdir=W     published -> ours
-    python -m ddm_jax.convert --to=mdlm --workdir=W --out=FOLDER                   ours -> published
+    python -m ddm_jax.convert --to=mdlm --workdir=W --out=FOLDER_OR_FILE.ckpt      ours -> published
     python -m ddm_jax.convert --workdir=W --out=FOLDER            the bare weights of a run, as ours
 
 What is written is whole or not there: a work directory that sample, evaluate and translate take,
-and --config.train.init_from; or a folder as the hub has it. The bare weights are about a quarter of
-a training checkpoint.
+and --config.train.init_from; or a folder as the hub has it, or a Lightning checkpoint. The bare
+weights are about a quarter of a training checkpoint.
 """
 
 import json
@@ -43,7 +43,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; with --from th
 _WEIGHTS = flags.DEFINE_string(
     "weights", "ema", f"one of {', '.join(WEIGHTS)}; with --from ema or last, if it has both"
 )
-_OUT = flags.DEFINE_string("out", "", "folder to write, which is not there yet")
+_OUT = flags.DEFINE_string(
+    "out", "", "folder to write, or with --to a Lightning .ckpt, which is not there yet"
+)
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer",
     "",
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         return _bring(_FROM.value, workdir)
     out = Path(_OUT.value).expanduser().absolute()
     if not _OUT.value or out.exists():
-        raise UserError(f"--out={_OUT.value} must be a folder that is not there yet.")
+        raise UserError(f"--out={_OUT.value} must be a folder or file that is not there yet.")
     if _TO.value:
         run = open_run(workdir, dp(jax.local_devices()[:1]), _WEIGHTS.value)
         origin = f"{_WEIGHTS.value} weights of step {run.step} of {workdir}"

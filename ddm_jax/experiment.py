@@ -24,7 +24,7 @@ from ddm_jax.models.network import Network, make_network, with_parameters
 from ddm_jax.models.spread import ALONE, Spread
 from ddm_jax.objectives import OBJECTIVES, Objective, gidd, rdm
 from ddm_jax.objectives.signature import EXACT
-from ddm_jax.parallel.layouts import Layout, make_layout
+from ddm_jax.parallel.layouts import LAYOUTS, Layout, make_layout
 from ddm_jax.samplers import SAMPLERS
 
 TIMES = {
@@ -146,6 +146,7 @@ def describe(config: Config) -> str:
     inputs = {"none": "no", "adaln": "adaLN", "constant": "constant adaLN, no", "input": "added"}
     kinds = {"lm": "network", "encoder_decoder": "encoder and decoder", "prefix": "prefix network"}
     network = f"{kinds[config.model.kind]} with {inputs[config.model.time]} time input"
+    network += ", read from the left" if config.model.shift else ""
     return (
         f"Objective {config.objective.name}: {config.process.name} process, "
         f"{config.schedule.name} schedule, {network}, {config.sampler.name} sampler, "
@@ -288,9 +289,12 @@ def _check_source(config: Config, objective: Objective) -> None:
 def _check_options(config: Config) -> None:
     """What options must be, given others."""
     model, length, options = config.model, config.data.length, config.objective
-    if model.positions == "learned" and length > model.max_length:
+    if model.shift:
+        _check_shift(config)
+    if model.positions == "learned" and length + model.shift > model.max_length:
+        start = ", and its start," if model.shift else ""
         raise UserError(
-            f"config.data.length={length} is longer than config.model.max_length="
+            f"config.data.length={length}{start} is longer than config.model.max_length="
             f"{model.max_length}, the number of learned positions: shorten the one or raise the "
             "other."
         )
@@ -328,6 +332,21 @@ def _check_options(config: Config) -> None:
         raise UserError(
             f"config.sampler.selection='score' needs a sampler that scores, {', '.join(scoring)}, "
             f"not {sampler.name!r}: use 'mbr', or one length and one candidate."
+        )
+
+
+def _check_shift(config: Config) -> None:
+    """What a head that is read from the left cannot go with."""
+    name, layout = config.objective.name, config.layout.name
+    if not {"next", "blocks"}.isdisjoint(OBJECTIVES[name].predicts):
+        raise UserError(
+            f"config.model.shift=True does not go with config.objective.name={name!r}, which lays "
+            "out its own input: leave it at False, or choose another objective."
+        )
+    if layout in LAYOUTS and LAYOUTS[layout].positions:
+        raise UserError(
+            f"config.model.shift=True does not go with config.layout.name={layout!r}, which splits "
+            "the positions, one more than the tokens: choose another layout."
         )
 
 

@@ -9,6 +9,7 @@ pairs, whose batches have a few shapes: see `pair_batches`.
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -31,6 +32,8 @@ from ddm_jax.data.prepared_pairs import PreparedPairs
 from ddm_jax.data.records import Blocks
 from ddm_jax.errors import UserError
 
+RECORDS = 256  # read at once, at least: array_record starts threads for every read
+
 
 class TrainIterator(Iterator[Batch]):
     """Endless batches as of `train_iterator`; the state is the step."""
@@ -44,7 +47,7 @@ class TrainIterator(Iterator[Batch]):
         self._start(0)
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        batch = next(self._read)
         self._step += 1
         return batch
 
@@ -77,6 +80,7 @@ class TrainIterator(Iterator[Batch]):
                 worker_init_fn=_keep_off_accelerators,
             )
         self._iterator = iter(iterable)
+        self._read = itertools.chain.from_iterable(self._iterator)
 
 
 def train_iterator(
@@ -99,7 +103,7 @@ def train_iterator(
         seed: decides the order.
         rows: size of a global batch -> the b rows of it that this process reads (Layout.rows).
         workers: processes that read ahead; 0 reads ahead in a thread.
-        prefetch: batches read ahead, by each worker.
+        prefetch: reads ahead, each of a batch or more, by each worker.
 
     Raises:
         UserError: B is less than 1, or the split has no block or pair.
@@ -153,7 +157,7 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatches:
-    """Batch `first` + i at index i, for one process."""
+    """Batches first + i n .. first + (i + 1) n - 1 at index i, for one process; n is `at_once`."""
 
     blocks: Blocks
     seed: int
@@ -161,12 +165,20 @@ class _TrainBatches:
     rows: tuple[int, ...]
     first: int = 0
 
+    @property
+    def at_once(self) -> int:
+        return -(-RECORDS // len(self.rows))
+
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> Batch:
-        begin = (self.first + index) * self.batch_size
-        return _read(self.blocks, [self._order[begin + row] for row in self.rows])
+    def __getitem__(self, index: int) -> list[Batch]:
+        first = self.first + index * self.at_once
+        begins = range(first * self.batch_size, (first + self.at_once) * self.batch_size)
+        rows = [begin + row for begin in begins[:: self.batch_size] for row in self.rows]
+        batches = _read(self.blocks, [self._order[row] for row in rows])
+        parts = {name: np.split(x, self.at_once) for name, x in batches.items()}
+        return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
     @functools.cached_property
     def _order(self) -> grain.MapDataset[int]:

@@ -88,7 +88,7 @@ def fill(
 
 @dataclasses.dataclass(frozen=True)
 class PairTrainBatches:
-    """Batch `first` + i at index i, for one process."""
+    """Batch `first` + i, alone in a list, at index i, for one process."""
 
     pairs: Pairs
     buckets: tuple[Bucket, ...]
@@ -98,16 +98,15 @@ class PairTrainBatches:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> list[Batch]:
         times = tuple(max(1, round(len(b.members) / b.rows)) for b in self.buckets)
         epoch, place = divmod(self.first + index, sum(times))
         kinds, ranks = _schedule(times, self.seed, epoch)
         kind = kinds[place]
         bucket, order = self.buckets[kind], self._orders[kind]
         begin = (epoch * times[kind] + ranks[place]) * bucket.rows
-        return bucket.read(
-            self.pairs, bucket.members[[order[int(begin) + row] for row in bucket.share]]
-        )
+        members = bucket.members[[order[int(begin) + row] for row in bucket.share]]
+        return [bucket.read(self.pairs, members)]
 
     @functools.cached_property
     def _orders(self) -> tuple[grain.MapDataset[int], ...]:

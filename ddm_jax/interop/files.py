@@ -1,10 +1,11 @@
 """Reads and writes the files of published weights: safetensors, and what torch pickles.
 
-A hub folder has config.json with model.safetensors or pytorch_model.bin; a run of SEDD or RADD
-checkpoints-meta/checkpoint.pth, {"model", "ema", "step", ...}; a run of MDLM, BD3-LM or Duo a
-Lightning .ckpt, {"state_dict", "ema", "global_step", ...}. An "ema" holds "shadow_params", the
-averaged parameters in the order of the network's own. safetensors needs no torch. A pickle is read
-without running what it names: what is neither a tensor nor plain data is passed over.
+A hub folder has config.json with model.safetensors, or several such files and their index, or
+pytorch_model.bin; a run of SEDD or RADD has checkpoints-meta/checkpoint.pth, {"model", "ema",
+"step", ...}; a run of MDLM, BD3-LM or Duo a Lightning .ckpt, {"state_dict", "ema", "global_step",
+...}. An "ema" holds "shadow_params", the averaged parameters in the order of the network's own.
+safetensors needs no torch. A pickle is read without running what it names: what is neither a tensor
+nor plain data is passed over.
 """
 
 import hashlib
@@ -20,10 +21,12 @@ import numpy as np
 
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.pretrained import SafeTensors
+from ddm_jax.interop.shards import SHARDS, Sharded, places_of
 
 SAFE = "model.safetensors"
-PLACES = (SAFE, "pytorch_model.bin", "checkpoints-meta/checkpoint.pth")
-PLACES += ("checkpoints/last.ckpt", "last.ckpt")
+LIGHTNING = ".ckpt"
+OF_A_HUB = (SAFE, SHARDS, "pytorch_model.bin")
+PLACES = (*OF_A_HUB, "checkpoints-meta/checkpoint.pth", "checkpoints/last.ckpt", "last.ckpt")
 EXTRA = "pip install 'ddm_jax[torch]'"
 # in front of the names: of wrappers, and of the network in what holds it
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "transformer.")
@@ -33,7 +36,8 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "transformer.")
 class Published:
     """A checkpoint: its file with sha256, name -> array without prefixes, its step, whose weights.
 
-    weights: "ema", "last", or "" where the file has one set alone, as those of the hub have.
+    path: of several files their index, and sha256 that of it and all of them, one after another.
+    weights: "ema", "last", or "" where there is one set alone, as on the hub.
     """
 
     path: Path
@@ -53,8 +57,10 @@ def open_published(where: str, weights: str, buffers: str) -> Published:
       UserError: there is no such thing, it cannot be read, or a package is missing.
     """
     path = _file(where)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.name == SHARDS:
+        found = Sharded(path)
+        return Published(path, _sha256([path, *found.paths]), Bare(found), 0, "")
+    sha256 = _sha256([path])
     if path.suffix == ".safetensors":
         return Published(path, sha256, Bare(SafeTensors(path)), 0, "")
     record = read_pickle(path)
@@ -108,11 +114,57 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
+def write_lightning(
+    path: Path, tensors: Mapping[str, np.ndarray], buffers: str, decay: float, step: int
+) -> None:
+    """Writes float32 tensors as a Lightning checkpoint whose averages are its weights.
+
+    With what MDLM's, BD3-LM's and Duo's on_load_checkpoint read of it: the averages without names,
+    in the order of the network's parameters, and how far training was.
+
+    Args:
+      path: renamed by the caller.
+      tensors: in that order, those that are no parameters aside.
+      buffers: pattern of the names of these.
+      decay, step: of the average, and how many updates it has had.
+
+    Raises:
+      UserError: torch is missing.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"Writing {path} needs torch: {EXTRA}, or give a folder.") from error
+    state = {name: torch.from_numpy(x) for name, x in tensors.items()}
+    average = [x for name, x in state.items() if not re.fullmatch(buffers, name)]
+    progress = {"epoch_progress": 0, "epoch_loop.batch_progress": step}
+    loop = {name: {"current": {"completed": n}} for name, n in progress.items()}
+    record = {
+        "state_dict": state,
+        "ema": {"decay": decay, "num_updates": step, "shadow_params": average},
+        "epoch": 0,
+        "global_step": step,
+        "loops": {"fit_loop": loop},
+        "pytorch-lightning_version": "2.2.1",  # that of MDLM's requirements
+    }
+    torch.save(record, path)
+
+
 class Bare(Mapping):
-    """Names without the prefixes of what holds the network."""
+    """Names without the prefixes of what holds the network.
+
+    Raises:
+      UserError: two of them are then the same.
+    """
 
     def __init__(self, tensors: Mapping[str, Any]):
-        self._tensors, self._names = tensors, {_bare(name): name for name in tensors}
+        self._tensors, self._names = tensors, {}
+        for name in tensors:
+            if (other := self._names.setdefault(_bare(name), name)) != name:
+                raise UserError(
+                    f"The checkpoint has the tensors {other} and {name}, of which the network has "
+                    "one: leave the other out."
+                )
 
     def __getitem__(self, name: str) -> Any:
         return self._tensors[self._names[name]]
@@ -129,6 +181,14 @@ class _Arrays(Bare):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return super().__getitem__(name).detach().float().numpy()
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def _bare(name: str) -> str:
@@ -181,9 +241,12 @@ def _downloaded(name: str) -> Path:
             "install 'ddm_jax[hub]', or give a folder."
         ) from error
     reason: Exception | None = None
-    for place in PLACES[:2]:
+    for place in OF_A_HUB:
         try:
-            return Path(hf_hub_download(name, place))
+            path = Path(hf_hub_download(name, place))
+            for file in sorted(set(places_of(path).values())) if place == SHARDS else ():
+                hf_hub_download(name, file)
+            return path
         except Exception as error:  # offline, no such name, no such file: each of its own class
             reason = error
     said = (str(reason).strip().splitlines() or [type(reason).__name__])[0]

@@ -42,7 +42,8 @@ FIELDS = {
 class Scheme:
     """How a family of releases names its tensors.
 
-    modules: ours -> theirs; those of blocks have their layer in front. leaves: likewise.
+    modules: ours -> theirs, in the order of their network, which is that of its averages; those of
+    blocks have their layer in front. leaves: likewise.
     swapped: whether matrices are [out, in]. derived: pattern of tensors that hold no weights.
     absent: parameters of ours that it does not have; they are 0.
     """
@@ -69,8 +70,8 @@ DIT = Scheme(
         "blocks/mlp_out": "mlp.2",
         "blocks/adaln": "adaLN_modulation",
         "final_norm": "output_layer.norm_final",
-        "final_adaln": "output_layer.adaLN_modulation",
         "head": "output_layer.linear",
+        "final_adaln": "output_layer.adaLN_modulation",
     },
     leaves={"embedding": "embedding", "kernel": "weight", "scale": "weight", "bias": "bias"},
     swapped=True,
@@ -124,8 +125,23 @@ class Tensor:
         return x.reshape(self.shape[::-1]).T if self.swapped else x.reshape(self.shape)
 
 
-def tensors(scheme: Scheme, abstract: Params, rows: int) -> Iterator[Tensor]:
-    """Every published tensor of a network, by our parameters' shapes; rows: of its vocabulary."""
+def tensors(scheme: Scheme, abstract: Params, rows: int) -> list[Tensor]:
+    """Every published tensor of a network, by our parameters' shapes; rows: of its vocabulary.
+
+    In the order in which their network has its parameters.
+    """
+    modules, leaves = list(scheme.modules), list(scheme.leaves)
+    first = next(i for i, module in enumerate(modules) if module.startswith("blocks/"))
+
+    def place(tensor: Tensor) -> tuple[int, ...]:
+        module, _, last = tensor.path.rpartition("/")
+        number, layered = modules.index(module), tensor.layer is not None
+        return (first if layered else number, tensor.layer or 0, number, leaves.index(last))
+
+    return sorted(_tensors(scheme, abstract, rows), key=place)
+
+
+def _tensors(scheme: Scheme, abstract: Params, rows: int) -> Iterator[Tensor]:
     for path, leaf in flat(abstract).items():
         if path in scheme.absent:
             continue
@@ -161,7 +177,7 @@ def params_from(
     Raises:
       UserError: a tensor is missing, is of another shape, or is none of the network's.
     """
-    wanted = list(tensors(scheme, abstract, rows))
+    wanted = tensors(scheme, abstract, rows)
     names = {t.name for t in wanted}
     for name in given:
         if name not in names and not re.fullmatch(scheme.derived, name):

@@ -24,11 +24,12 @@ from ddm_jax.interop.names import DIT, GPT2, Scheme
 class Release:
     """What weights of a kind are.
 
-    scheme: names and shapes. prefix: of the names in a hub folder. hub: names there. recipe: the
-    module of ours. sizes: key of their config -> field of ours. protocol: of the published numbers,
-    in words; evaluate: as flags of ddm_jax.evaluate. fields: where the release is not the recipe.
-    mask: whether the vocabulary has a row for the mask of an absorbing process. added_tokens:
-    beyond the tokenizer's.
+    scheme: names and shapes. prefix: of the names in a hub folder, and in a Lightning checkpoint,
+    which the code of those that have one reads. hub: names there. recipe: the module of ours.
+    sizes: key of their config -> field of ours. protocol: of the published numbers, in words;
+    evaluate: as flags of ddm_jax.evaluate. fields: where the release is not the recipe. mask:
+    whether the vocabulary has a row for the mask of an absorbing process. added_tokens: beyond the
+    tokenizer's.
     """
 
     scheme: Scheme
@@ -214,7 +215,9 @@ def config_json(name: str, config: Config, rows: int) -> dict[str, Any]:
         }
     if name in ("sedd", "radd"):
         uniform = config.process.name == "uniform"
-        scale = {"scale_by_sigma": bool(config.objective.scale_by_sigma)} if name == "sedd" else {}
+        own = {"scale_by_sigma": bool(config.objective.scale_by_sigma)}
+        if name == "radd":
+            own = {"use_checkpoint": False, "dtype": model.compute_dtype}
         noise = {"log_linear": "loglinear"}.get(config.schedule.name, config.schedule.name)
         sigmas = {"sigma_min": config.schedule.sigma_min, "sigma_max": config.schedule.sigma_max}
         return {
@@ -230,7 +233,7 @@ def config_json(name: str, config: Config, rows: int) -> dict[str, Any]:
                 "n_blocks": model.depth,
                 "n_heads": model.heads,
                 "dropout": model.dropout,
-                **scale,
+                **own,
             },
         }
     block = {"block_size": config.objective.block_size} if name == "bd3lm" else {}

@@ -221,6 +221,10 @@ class Network:
     with "encoder_decoder" (not with "causal", and nothing is kept); None for all. An index beyond
     the last token stands for it.
 
+    With config.shift the Readout of token i is that of the slot of token i - 1: apply puts the row
+    of the mask before the tokens, and takes neither memory nor seen, positions, keep or cache;
+    attend is over the L + 1 slots.
+
     encode: source: int32[B, S]. valid: bool[B, S], its real tokens, one or more from the left; what
     is beyond them, and how much, changes nothing.
     """
@@ -298,7 +302,35 @@ def make_network(config: ModelConfig, vocab_size: int, spread: Spread = ALONE) -
         keys = folded(dropout_keys, config.depth + 1)
         return nnx.merge(graphdef, params).encode(source, valid, keys)
 
+    apply = read_from_the_left(apply, vocab_size) if config.shift else apply
     return Network(init, apply, vocab_size, None if config.kind == "lm" else encode)
+
+
+def read_from_the_left(apply: Callable[..., Readout], mask_id: int) -> Callable[..., Readout]:
+    """apply of a network whose head was trained to say the next token, as Network has it.
+
+    So an autoregressive network begins to denoise (Gong et al. 2024, arXiv:2410.17891; Ye et al.
+    2025, arXiv:2508.15487): its slots and positions stay those of objectives/ar.py, the start and
+    then the tokens, and each may see all of them.
+    """
+
+    def of_slots(
+        params: Params,
+        tokens: Array,
+        sigma: Array | None = None,
+        *,
+        attend: Attend = None,
+        dropout_keys: Array | None = None,
+        read: Array | None = None,
+    ) -> Readout:
+        length = tokens.shape[1]
+        slots = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=mask_id)
+        given = {"attend": attend, "dropout_keys": dropout_keys}
+        if read is None:
+            return apply(params, slots, sigma, **given).span(0, length)
+        return apply(params, slots, sigma, **given, read=jnp.minimum(read, length - 1))
+
+    return of_slots
 
 
 def with_parameters(network: Network, name: str, init: Callable[[Array], Params]) -> Network:

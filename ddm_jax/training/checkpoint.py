@@ -21,6 +21,8 @@ from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import Layout
 
+_FILE_BYTES = 2**26  # of bare weights
+
 
 def folder_of(workdir: Path, config: TrainConfig) -> epath.Path:
     """Where the checkpoints of a run are: train.checkpoints, or `checkpoints` in its workdir.
@@ -131,12 +133,14 @@ def save_weights(folder: epath.Path, step: int, weights: Any) -> None:
     """
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
-        (jax.Array, handlers.ArrayHandler()),
-        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False))
     )
-    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, save_concurrent_gb=0.2)
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    # what goes into a file is held in memory until it is full
+    save = ocp.args.PyTreeSave(
+        {"ema": jax.tree.map(np.asarray, weights)}, ocdbt_target_data_file_size=_FILE_BYTES
+    )
     with ocp.CheckpointManager(folder, item_handlers={"state": state}) as manager:
-        save = ocp.args.PyTreeSave({"ema": weights})
         manager.save(step, args=ocp.args.Composite(state=save))
 
 

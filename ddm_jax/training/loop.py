@@ -20,6 +20,7 @@ from ddm_jax.parallel.placement import summary, table
 from ddm_jax.training.checkpoint import Checkpoints, folder_of
 from ddm_jax.training.initial import started_from
 from ddm_jax.training.interrupt import Interrupt
+from ddm_jax.training.memory import give_back_memory
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.profile import Profile
 from ddm_jax.training.progress import Progress
@@ -125,6 +126,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
             begin = time.perf_counter()
             with watch.slow():
                 programs[shape] = step_fn.lower(state, batch).compile()
+                give_back_memory()
             seconds = time.perf_counter() - begin
             progress.leave_out(seconds)
             size = f"{math.prod(shape[:-1])} x {shape[-1]} tokens"
@@ -141,7 +143,9 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
 
     def read(step: int, metrics: dict[str, Array]) -> None:
         """Waits for a step that has been started, and logs it where a log is due."""
-        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        logged = step % config.train.log_every == 0
+        wanted = metrics if logged else {"bad_in_a_row": metrics["bad_in_a_row"]}
+        values = {name: float(x) for name, x in jax.device_get(wanted).items()}
         progress.tick(step)
         watch.beat(step)
         if values["bad_in_a_row"] >= config.train.max_bad_steps:
@@ -151,7 +155,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
                 f"config.optim.lr={config.optim.lr} or look at the data; the last good checkpoint "
                 f"is in {folder}."
             )
-        if step % config.train.log_every == 0:
+        if logged:
             values |= progress.timing(step)
             del values["bad_in_a_row"]
             write(step, values)

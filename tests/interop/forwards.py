@@ -92,6 +92,8 @@ def torch_dit(torch, rows, width, depth, heads, cond):
         def __init__(self):
             super().__init__()
             self.vocab_embed = Holder(embedding=nn.Parameter(torch.zeros(rows, width)))
+            if cond:
+                self.sigma_map = Holder(mlp=mlp(256, cond, cond, act=nn.SiLU()))
             self.rotary_emb = nn.Module()
             each = torch.arange(0, width // heads, 2) / (width // heads)
             self.rotary_emb.register_buffer("inv_freq", 1 / 10_000**each)
@@ -99,7 +101,6 @@ def torch_dit(torch, rows, width, depth, heads, cond):
             parts = {"norm_final": Norm(), "linear": nn.Linear(width, rows)}
             if cond:
                 parts["adaLN_modulation"] = nn.Linear(cond, 2 * width)
-                self.sigma_map = Holder(mlp=mlp(256, cond, cond, act=nn.SiLU()))
             self.output_layer = Holder(**parts)
 
         def forward(self, tokens, sigma):

@@ -1,7 +1,10 @@
 """Small runs of the releases' networks, every weight random."""
 
 import dataclasses
+import functools
 import json
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +26,14 @@ STATED = {
 OURS = {"hidden_dim": "hidden_size", "model_length": "length"}
 
 
-def new_run(name, tmp_path, vocab=32):
+@functools.cache
+def new_run(name, vocab=32):
     """A run of the release's network, every weight random, with a tokenizer of ours."""
-    folder = tmp_path / "stated"
-    folder.mkdir(exist_ok=True)
     sizes = {"model": {OURS.get(k, k): v for k, v in HUB.items()}}
     stated = STATED[name] if name == "gpt2" else STATED[name] | sizes
-    (folder / "config.json").write_text(json.dumps(stated))
-    config = settled(RELEASES[name], folder / "model.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(stated))
+        config = settled(RELEASES[name], Path(folder) / "model.safetensors")
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, compute_dtype="float32"),
@@ -38,8 +41,7 @@ def new_run(name, tmp_path, vocab=32):
     )
     tokenizer = letters(vocab + RELEASES[name].added_tokens)
     process, _, network = make_parts(config, tokenizer.vocab_size)
-    params = network.init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(network.init, jax.random.key(0)))
     draw = np.random.default_rng(0).standard_normal
     params = jax.tree.unflatten(tree, [jnp.float32(0.2 * draw(x.shape)) for x in leaves])
     if name == "gpt2":  # which has no bias of the head, and starts a text with its end

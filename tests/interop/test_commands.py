@@ -1,4 +1,4 @@
-"""The command itself: published weights in, trained further, and out again."""
+"""The commands themselves: published weights in, trained further, and out again."""
 
 import json
 import os
@@ -10,57 +10,58 @@ import jax
 import numpy as np
 import pytest
 
+from configs.radd_tiny import get_config
+from ddm_jax.config import resolve
 from ddm_jax.data import tokenizers
+from ddm_jax.errors import UserError
 from ddm_jax.interop.give import published
-from ddm_jax.interop.releases import RELEASES, rows
-from tests.interop.oracle_files import HUB, write_hub_folder
-from tests.interop.runs import OURS, new_run
+from ddm_jax.training.record import check_workdir
+from tests.interop.oracle_files import write_hub_folder
+from tests.interop.runs import STATED, new_run
 
 ROOT = Path(__file__).parents[2]
-TRAIN = ["--config=configs/radd_tiny.py", "--config.train.steps=1", "--config.train.batch_size=8"]
-TRAIN += ["--config.data.tokenizer=bytes", "--config.data.length=16", "--config.model.width=64"]
-TRAIN += ["--config.model.depth=2", "--config.model.heads=4", "--config.eval.sequences=2"]
-TRAIN += ["--config.eval.batch_size=8", "--config.optim.lr=0", "--config.eval.draws=1"]
+TRAIN = {
+    "train": {"steps": 2, "batch_size": 8},
+    "data": {"tokenizer": "bytes", "length": 16},
+    "model": {"width": 64, "depth": 2, "heads": 4, "positions": "learned", "max_length": 32}
+    | {"attention_bias": True, "tied_head": True, "shift": True},
+    "eval": {"sequences": 2, "batch_size": 8, "draws": 1},
+    "sampler": {"steps": 4, "num": 2},
+    "optim": {"lr": 0},
+}
 
 
 def run(module, *args):
     command = [sys.executable, "-m", f"ddm_jax.{module}", *args]
     env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_weights_come_in_train_on_and_go_out(tmp_path):
-    pytest.importorskip("safetensors")
+def test_autoregressive_weights_come_in_learn_to_denoise_and_go_out(tmp_path):
+    """GPT-2's, read from the left by RADD's objective; a rate of 0 leaves them as they came."""
+    load_file = pytest.importorskip("safetensors.numpy").load_file
     vocab = tokenizers.given("bytes").vocab_size
-    given = new_run("radd", tmp_path, vocab)
-    number = rows(RELEASES["radd"], given.config, vocab)
-    arrays = published("radd", jax.tree.map(np.asarray, given.params), given.config, number)
-    stated = {"model": {OURS.get(k, k): v for k, v in HUB.items()}}
-    hub = write_hub_folder(tmp_path / "hub", "radd", arrays, stated)
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    given = new_run("gpt2", vocab)
+    arrays = published("gpt2", jax.tree.map(np.asarray, given.params), given.config, vocab)
+    hub = write_hub_folder(tmp_path / "hub", "gpt2", arrays, STATED["gpt2"])
+    ours, begun, theirs = (tmp_path / name for name in ("ours", "begun", "theirs"))
 
-    done = run("convert", "--from=radd", f"--checkpoint={hub}", f"--workdir={ours}")
-    assert done.returncode == 2, done.stderr  # the recipe's tokenizer is GPT-2's
-    assert f"vocab_embed.embedding has shape ({number}, 64)" in done.stderr
-    assert "--tokenizer" in done.stderr
-    assert not ours.exists()
+    source = ["--from=gpt2", f"--checkpoint={hub}", "--tokenizer=bytes"]
+    assert "sha256" in run("convert", *source, f"--workdir={ours}")
+    with pytest.raises(UserError, match="holds converted weights, not a run"):
+        check_workdir(ours, resolve(get_config()))
 
-    source = ["--from=radd", f"--checkpoint={hub}", "--tokenizer=bytes"]
-    done = run("convert", *source, f"--workdir={ours}")
-    assert done.returncode == 0, done.stderr
-
-    done = run("main", *TRAIN, f"--workdir={ours}")
-    assert "holds converted weights, not a run" in done.stderr
+    set_to = [f"--config.{s}.{k}={x}" for s, fields in TRAIN.items() for k, x in fields.items()]
     begin = [f"--config.train.init_from={ours}", f"--config.data.root={tmp_path / 'data'}"]
-    done = run("main", *TRAIN, *begin, f"--workdir={tmp_path / 'run'}", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["finished"]
+    said = run("main", "--config=configs/radd_tiny.py", *set_to, *begin, f"--workdir={begun}")
+    assert "read from the left" in said
+    assert (begun / "samples" / "2.txt").read_text().count("=== sample") == 2
+    lines = (begun / "metrics.jsonl").read_text().splitlines()
+    assert np.isfinite(next(x["nll"] for x in map(json.loads, lines) if "nll" in x))
 
-    # a rate of 0 leaves the weights as they came
-    done = run("convert", "--to=radd", f"--workdir={tmp_path / 'run'}", f"--out={theirs}")
-    assert done.returncode == 0, done.stderr
-    from safetensors.numpy import load_file
-
+    run("convert", "--to=gpt2", f"--workdir={begun}", f"--out={theirs}")
     back = load_file(theirs / "model.safetensors")
     assert back.keys() == arrays.keys()
     for name, x in arrays.items():

@@ -1,12 +1,17 @@
 """The kinds of files, and what is said of one that does not fit."""
 
+import hashlib
+import json
+import sys
+import types
+
 import jax
 import numpy as np
 import pytest
 
 from ddm_jax.errors import UserError
 from ddm_jax.interop.bring import weights
-from ddm_jax.interop.files import open_published
+from ddm_jax.interop.files import SHARDS, Bare, open_published
 from ddm_jax.interop.give import published
 from ddm_jax.interop.names import DIT, flat, nested, params_from
 from ddm_jax.interop.releases import RELEASES, rows, settled
@@ -14,10 +19,10 @@ from tests.interop.oracle_files import letters
 from tests.interop.runs import new_run
 
 
-@pytest.fixture
-def given(tmp_path):
+@pytest.fixture(scope="module")
+def given():
     """(run, published tensors) of a small SEDD."""
-    run = new_run("sedd", tmp_path)
+    run = new_run("sedd")
     number = rows(RELEASES["sedd"], run.config, 32)
     return run, published("sedd", jax.tree.map(np.asarray, run.params), run.config, number)
 
@@ -74,6 +79,80 @@ def test_averages_that_do_not_fit_are_refused(given, tmp_path):
     torch.save({"model": state, "ema": ema, "step": 1}, path)
     with pytest.raises(UserError, match="has 3 averaged tensors for"):
         open_published(str(path), "ema", DIT.derived)
+
+
+@pytest.fixture
+def shards(given, tmp_path):
+    """A folder with the tensors in two files, the index of which is changed as asked."""
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    names = sorted(given[1])
+    parts = {"model-1.safetensors": names[:20], "model-2.safetensors": names[20:]}
+
+    def written(index=(), **more):
+        places = {name: file for file, part in parts.items() for name in part} | dict(index)
+        (tmp_path / SHARDS).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        for file, part in parts.items():
+            part = part + more.get(file[:-12].replace("-", ""), [])
+            save_file({name: given[1][name] for name in part}, tmp_path / file)
+        return tmp_path
+
+    return written
+
+
+def test_tensors_in_several_files_are_read(given, shards, monkeypatch):
+    folder = shards()
+    found = open_published(str(folder), "ema", DIT.derived)
+    assert found.path == folder / SHARDS
+    assert found.tensors.keys() == given[1].keys()
+    for name, x in given[1].items():
+        np.testing.assert_array_equal(found.tensors[name], x)
+    files = [SHARDS, "model-1.safetensors", "model-2.safetensors"]
+    whole = b"".join((folder / file).read_bytes() for file in files)
+    assert found.sha256 == hashlib.sha256(whole).hexdigest()
+
+    fetched = []
+
+    def hf_hub_download(name, file):
+        assert name == "OWNER/NAME"
+        if not (folder / file).is_file():
+            raise FileNotFoundError(file)
+        fetched.append(file)
+        return str(folder / file)
+
+    hub = types.SimpleNamespace(hf_hub_download=hf_hub_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert open_published("OWNER/NAME", "ema", DIT.derived).sha256 == found.sha256
+    assert fetched == files
+
+
+def test_files_unlike_their_index_are_refused(shards):
+    def opened(**changes):
+        return open_published(str(shards(**changes)), "ema", DIT.derived)
+
+    first, last = "blocks.0.adaLN_modulation.bias", "vocab_embed.embedding"
+    with pytest.raises(UserError, match=rf"model-2.* has the tensor {first}, which .* puts into"):
+        opened(model2=[first])
+    with pytest.raises(UserError, match=rf"model-2.* has the tensor {last}, .* model-1"):
+        opened(index={last: "model-1.safetensors"})
+    with pytest.raises(UserError, match=r"model-1\.safetensors has no tensor other"):
+        opened(index={"other": "model-1.safetensors"})
+    with pytest.raises(UserError, match=r"names model-3\.safetensors, which is not beside it"):
+        opened(index={"other": "model-3.safetensors"})
+    index = shards() / SHARDS
+    places = json.loads(index.read_text())["weight_map"]
+    del places[last]
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(UserError, match=rf"has the tensor {last}, which .* does not name"):
+        open_published(str(index), "ema", DIT.derived)
+    index.write_text("{}")
+    with pytest.raises(UserError, match="is no index of safetensors files"):
+        open_published(str(index), "ema", DIT.derived)
+
+
+def test_one_tensor_by_two_names_is_refused(given):
+    name = "vocab_embed.embedding"
+    with pytest.raises(UserError, match=rf"the tensors {name} and module\.{name}, of which"):
+        Bare(given[1] | {f"module.{name}": given[1][name]})
 
 
 def test_what_is_no_checkpoint_is_said(tmp_path):

@@ -1,5 +1,6 @@
 """Ours -> published layout -> ours is bitwise, and the published layout is the same network."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from ddm_jax.config import resolve
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import settle
-from ddm_jax.interop.bring import bring
+from ddm_jax.interop.bring import bring, weights
 from ddm_jax.interop.files import open_published
 from ddm_jax.interop.give import give, published
 from ddm_jax.interop.names import flat
@@ -26,7 +27,7 @@ from tests.interop.runs import new_run
 def test_round_trip_is_bitwise(name, tmp_path):
     """All but the rows that pad the vocabulary, which nothing reads."""
     pytest.importorskip("safetensors")
-    run = new_run(name, tmp_path)
+    run = new_run(name)
     give(name, run, tmp_path / "theirs", "a test")
     release = RELEASES[name]
     found = open_published(str(tmp_path / "theirs"), "ema", release.scheme.derived)
@@ -37,8 +38,15 @@ def test_round_trip_is_bitwise(name, tmp_path):
         assert getattr(config.model, field) == getattr(run.config.model, field)
     bring(name, found, run.config, letters(32), tmp_path / "ours")
     back = open_run(tmp_path / "ours", dp(jax.local_devices()[:1]))
-    number = rows(release, run.config, run.tokenizer.vocab_size) + (name == "gpt2")
-    before, after = flat(run.params), flat(back.params)
+    assert_same(name, run, back.params)
+    record = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert len(record["converted"]["sha256"]) == 64
+    assert release.hub[0] in (tmp_path / "ours" / "MODEL_CARD.md").read_text()
+
+
+def assert_same(name, run, params):
+    number = rows(RELEASES[name], run.config, run.tokenizer.vocab_size) + (name == "gpt2")
+    before, after = flat(run.params), flat(params)
     assert before.keys() == after.keys()
     for path, x in before.items():
         y = after[path]
@@ -47,15 +55,45 @@ def test_round_trip_is_bitwise(name, tmp_path):
         elif path.startswith("head/"):
             x, y = x[..., :number], y[..., :number]
         np.testing.assert_array_equal(x, y, err_msg=path)
-    record = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert len(record["converted"]["sha256"]) == 64
-    assert release.hub[0] in (tmp_path / "ours" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("which", ["ema", "last"])
+@pytest.mark.parametrize("name", ["mdlm", "bd3lm", "duo"])
+def test_lightning_checkpoint_is_bitwise(name, which, tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
+    run, path = new_run(name), tmp_path / "new" / "x.ckpt"
+    assert give(name, run, path, "a test") == path.stat().st_size
+    release = RELEASES[name]
+    found = open_published(str(path), which, release.scheme.derived)
+    assert (found.step, found.weights) == (run.step, which)
+    own = letters(32 + release.added_tokens)
+    assert_same(name, run, weights(release, found.tensors, run.config, own))
+
+
+def test_lightning_checkpoint_has_what_their_code_reads(tmp_path):
+    """The averages in the order of a torch module's parameters, and the state of the loops."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
+    run = new_run("mdlm")
+    give("mdlm", run, tmp_path / "x.ckpt", "a test")
+    read = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    network = torch_dit(torch, 33, 64, 2, 4, run.config.model.cond_width)
+    holder = torch.nn.ModuleDict({"backbone": network})
+    holder.load_state_dict(read["state_dict"], strict=True)
+    shadow = read["ema"]["shadow_params"]
+    assert read["ema"]["decay"] == run.config.optim.ema_decay
+    assert len(shadow) == len(list(network.parameters()))
+    for mine, theirs in zip(shadow, network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert read["ema"]["num_updates"] == read["global_step"] == run.step
+    loop = read["loops"]["fit_loop"]
+    assert loop["epoch_progress"]["current"]["completed"] == 0
+    assert loop["epoch_loop.batch_progress"]["current"]["completed"] == run.step
 
 
 @pytest.mark.parametrize("name", RELEASES)
-def test_published_layout_has_our_logits(name, tmp_path):
+def test_published_layout_has_our_logits(name):
     """By a forward pass written for this test over the published names, in float64."""
-    run = new_run(name, tmp_path)
+    run = new_run(name)
     number = rows(RELEASES[name], run.config, run.tokenizer.vocab_size)
     arrays = published(name, jax.tree.map(np.asarray, run.params), run.config, number)
     tokens, sigma = _input(run)
@@ -70,9 +108,9 @@ def test_published_layout_has_our_logits(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sedd", "radd"])
-def test_torch_module_loads_our_weights(name, tmp_path):
+def test_torch_module_loads_our_weights(name):
     torch = pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
-    run = new_run(name, tmp_path)
+    run = new_run(name)
     number = rows(RELEASES[name], run.config, 32)
     params = jax.tree.map(lambda x: np.asarray(x) / 4, run.params)
     arrays = published(name, params, run.config, number)
@@ -87,14 +125,21 @@ def test_torch_module_loads_our_weights(name, tmp_path):
 
 
 def test_another_network_is_not_written(tmp_path):
-    run = new_run("radd", tmp_path)
     with pytest.raises(UserError, match=r"config.model.time=adaln or constant, the run none"):
+        give("mdlm", new_run("radd"), tmp_path / "out", "a test")
+    with pytest.raises(UserError, match=r"the code of radd does not read: give a folder"):
+        give("radd", new_run("radd"), tmp_path / "out.ckpt", "a test")
+    run = new_run("mdlm")
+    model = dataclasses.replace(run.config.model, shift=True)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
+    with pytest.raises(UserError, match=r"--to=mdlm has config.model.shift=False, the run True"):
         give("mdlm", run, tmp_path / "out", "a test")
-    run = new_run("gpt2", tmp_path)
-    run.params["head"]["bias"] += 1
+    run = new_run("gpt2")
+    head = {"bias": run.params["head"]["bias"] + 1}
+    run = dataclasses.replace(run, params=run.params | {"head": head})
     with pytest.raises(UserError, match="head/bias is not 0"):
         give("gpt2", run, tmp_path / "out", "a test")
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_learned_positions_must_be_enough():
