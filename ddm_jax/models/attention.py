@@ -97,7 +97,7 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Arr
 
     The softmax is in float32, or wider where the network is.
     """
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    q, k, v = _heads_first(q, k, v)
     return jnp.swapaxes(_mixed(q, k, v, _shown(q, k, mask, causal))[0], 1, 2)
 
 
@@ -107,7 +107,7 @@ def frugal(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Ar
     They would be most of what a step keeps, and there it costs more to write to memory that is new
     to the process than to compute (docs/performance.md).
     """
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    q, k, v = _heads_first(q, k, v)
     return jnp.swapaxes(_frugal(q, k, v, _shown(q, k, mask, causal)), 1, 2)
 
 
@@ -127,18 +127,25 @@ def _frugal_backward(saved: Any, g: Array) -> tuple[Array, Array, Array, None]:
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
     weights = jnp.exp(_scores(q, k, mask) - lse)
-    of_v = dot("bhts,bhtd->bhsd", weights.astype(g.dtype), g)
     own = (g.astype(dtype) * mixed).sum(axis=-1, keepdims=True)
-    of_scores = weights * (dot("bhtd,bhsd->bhts", g, v) - own) * q.shape[-1] ** -0.5
+    of_scores = weights * (dot("bhtd,bhsd->bhts", g, v) - own)
     if mask is not None:
         of_scores = jnp.where(mask, of_scores, 0)
     of_scores = of_scores.astype(q.dtype)
     of_q = dot("bhts,bhsd->bhtd", of_scores, k)
-    of_k = dot("bhts,bhtd->bhsd", of_scores, q)
+    # XLA is slow at a matmul whose first factor it has to transpose: that is to be the small one
+    of_k = dot("bhdt,bhts->bhds", jnp.swapaxes(q, 2, 3), of_scores)
+    of_v = dot("bhdt,bhts->bhds", jnp.swapaxes(g, 2, 3), weights.astype(g.dtype))
+    of_k, of_v = jnp.swapaxes(of_k, 2, 3), jnp.swapaxes(of_v, 2, 3)
     return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype), None
 
 
 _frugal.defvjp(_frugal_forward, _frugal_backward)
+
+
+def _heads_first(q: Array, k: Array, v: Array) -> list[Array]:
+    """[B, T, H, D] -> [B, H, T, D], the queries divided by sqrt D: there are fewer than scores."""
+    return [jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)]
 
 
 def _shown(q: Array, k: Array, mask: Array | None, causal: bool) -> Array | None:
@@ -146,10 +153,9 @@ def _shown(q: Array, k: Array, mask: Array | None, causal: bool) -> Array | None
 
 
 def _scores(q: Array, k: Array, mask: Array | None) -> Array:
-    """[B, H, T, S] of [B, H, T, D] and [B, H, S, D]."""
+    """[B, H, T, S] of divided queries [B, H, T, D] and keys [B, H, S, D]."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=dtype)
-    scores = scores * q.shape[-1] ** -0.5
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(dtype).min)
 
 

@@ -106,7 +106,11 @@ def _backward(
     dx = _contracted(
         g, kernel.astype(x.dtype), [len(lead) + i for i in outputs], [axes + i for i in outputs]
     )
-    dkernel = _contracted(x, g, lead, lead, gradient_dtype)
+    if g.size < x.size:  # XLA may have to transpose the first factor: the smaller, then
+        dkernel = _contracted(g, x, lead, lead, gradient_dtype)
+        dkernel = jnp.moveaxis(dkernel, range(len(outputs)), range(-len(outputs), 0))
+    else:
+        dkernel = _contracted(x, g, lead, lead, gradient_dtype)
     return dx, dkernel.astype(kernel.dtype)
 
 
