@@ -28,6 +28,7 @@ from ddm_jax.comparison.summary import labelled, order_of_layouts
 from ddm_jax.config import lookup
 from ddm_jax.data.opening import open_or_prepare
 from ddm_jax.errors import UserError
+from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.training.writers import write_atomically
 
@@ -154,12 +155,10 @@ def _page(folders: Sequence[Path], workdir: Path, steps: Sequence[int], draws: b
 
 def _check_alone() -> None:
     """One process makes the page: of several, all run the cells."""
-    several = [
-        name for name in ("JAX_NUM_PROCESSES", "SLURM_NTASKS") if os.environ.get(name, "1") != "1"
-    ]
+    several = processes.told_of_several(os.environ)
     if several and not _CELLS_ONLY.value:
         raise UserError(
-            f"{several[0]} says that there are several processes, which cannot all make the page: "
+            f"{several} says that there are several processes, which cannot all make the page: "
             f"add --cells_only, and then make it in one, with --from={_WORKDIR.value}."
         )
 

@@ -75,11 +75,21 @@ def check_alone() -> None:
     Raises:
       UserError: the environment tells of several.
     """
-    if several := _several(os.environ):
+    if several := told_of_several(os.environ):
         raise UserError(
             f"{several} says that there are several processes, and this command runs in one: start "
             f"it once, without {several}, where the folder of the run can be read."
         )
+
+
+def told_of_several(environment: Mapping[str, str]) -> str:
+    """The variable that tells of several processes, or nothing; a TPU VM may have no such one."""
+    if environment.get(BY_HAND[1], "1") != "1":
+        return BY_HAND[1]
+    if _is_slurm_step(environment):
+        return "SLURM_NTASKS"
+    hosts = "TPU_WORKER_HOSTNAMES"
+    return hosts if "," in environment.get(hosts, "") and _is_tpu_vm(environment) else ""
 
 
 def is_first() -> bool:
@@ -253,16 +263,6 @@ def _detected(environment: Mapping[str, str]) -> dict[str, Any] | None:
         alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
         return {"local_device_ids": []} if alone else {}
     return {} if _is_tpu_vm(environment) else None
-
-
-def _several(environment: Mapping[str, str]) -> str:
-    """The variable that tells of several processes, or nothing; a TPU VM may have no such one."""
-    if environment.get(BY_HAND[1], "1") != "1":
-        return BY_HAND[1]
-    if _is_slurm_step(environment):
-        return "SLURM_NTASKS"
-    hosts = "TPU_WORKER_HOSTNAMES"
-    return hosts if "," in environment.get(hosts, "") and _is_tpu_vm(environment) else ""
 
 
 def _is_slurm_step(environment: Mapping[str, str]) -> bool:
