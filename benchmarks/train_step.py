@@ -14,6 +14,7 @@ included. `pip install torch==2.13.0` (the extra `bench`); without it ours runs 
 import importlib.util
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import time
@@ -44,6 +45,8 @@ Step = Callable[[], float]  # trains on one batch and gives the loss
 def main(argv: list[str]) -> None:
     """Prints one row for each."""
     del argv
+    if os.getloadavg()[0] > 0.5:
+        print("Other programs run here: PyTorch's threads wait by spinning, so it looks too slow.")
     names = ["ours"]
     if importlib.util.find_spec("torch"):
         names += ["torch", "torch_compile"] if _COMPILE.value else ["torch"]

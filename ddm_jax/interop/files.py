@@ -135,7 +135,8 @@ def write_lightning(
         import torch
     except ImportError as error:
         raise UserError(f"Writing {path} needs torch: {EXTRA}, or give a folder.") from error
-    state = {name: torch.from_numpy(x) for name, x in tensors.items()}
+    own = {name: x if x.flags.writeable else x.copy() for name, x in tensors.items()}
+    state = {name: torch.from_numpy(x) for name, x in own.items()}
     average = [x for name, x in state.items() if not re.fullmatch(buffers, name)]
     progress = {"epoch_progress": 0, "epoch_loop.batch_progress": step}
     loop = {name: {"current": {"completed": n}} for name, n in progress.items()}

@@ -21,7 +21,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import Layout
 
-_FILE_BYTES = 2**26  # of bare weights
+_FILE_BYTES = 2**24  # of bare weights
 
 
 def folder_of(workdir: Path, config: TrainConfig) -> epath.Path:
@@ -133,7 +133,8 @@ def save_weights(folder: epath.Path, step: int, weights: Any) -> None:
     """
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
-        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False))
+        (jax.Array, handlers.ArrayHandler()),  # without it Orbax warns
+        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
     )
     state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     # what goes into a file is held in memory until it is full

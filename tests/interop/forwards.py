@@ -50,7 +50,10 @@ def gpt2(w, tokens, heads):
 
 
 def torch_dit(torch, rows, width, depth, heads, cond):
-    """The network as a torch module whose state_dict has the published names."""
+    """The network as a torch module whose state_dict has the published names.
+
+    Its parameters are in the order of MDLM's (kuleshov-group/mdlm, models/dit.py).
+    """
     nn = torch.nn
 
     class Norm(nn.LayerNorm):
@@ -70,9 +73,10 @@ def torch_dit(torch, rows, width, depth, heads, cond):
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.norm1, self.norm2 = Norm(), Norm()
+            self.norm1 = Norm()
             self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
             self.attn_out = nn.Linear(width, width, bias=False)
+            self.norm2 = Norm()
             self.mlp = mlp(width, 4 * width, width, act=nn.GELU(approximate="tanh"))
             if cond:
                 self.adaLN_modulation = nn.Linear(cond, 6 * width)

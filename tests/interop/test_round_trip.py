@@ -15,7 +15,7 @@ from ddm_jax.interop.bring import bring, weights
 from ddm_jax.interop.files import open_published
 from ddm_jax.interop.give import give, published
 from ddm_jax.interop.names import flat
-from ddm_jax.interop.releases import RELEASES, rows, settled
+from ddm_jax.interop.releases import RELEASES, config_json, rows, settled
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.trained import open_run
 from tests.interop.forwards import dit, gpt2, torch_dit
@@ -122,6 +122,25 @@ def test_torch_module_loads_our_weights(name):
         want = network(torch.tensor(tokens), torch.tensor(sigma)).numpy()[..., :32]
     said = run.network.apply(params, jnp.asarray(tokens), jnp.asarray(sigma)).logits()
     np.testing.assert_allclose(said, want, rtol=1e-5, atol=1e-5)
+
+
+# what SEDD and RADD read of a config when they make their network and its noise
+ASKED = ("tokens", "noise.type", "model.hidden_size", "model.n_heads", "model.n_blocks")
+ASKED += ("model.dropout",)
+OF_SEDD = ("graph.type", "model.cond_dim", "model.scale_by_sigma")
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("sedd", OF_SEDD), ("radd", ("model.use_checkpoint", "model.dtype"))]
+)
+def test_config_states_what_their_code_asks_for(name, own):
+    config = new_run(name).config
+    stated = config_json(name, config, 33)
+    for key in (*ASKED, *own):
+        section, _, last = key.rpartition(".")
+        assert last in (stated[section] if section else stated), key
+    assert stated["tokens"] == 32
+    assert stated["model"]["hidden_size"] == config.model.width
 
 
 def test_another_network_is_not_written(tmp_path):
