@@ -106,7 +106,8 @@ def _backward(
     dx = _contracted(
         g, kernel.astype(x.dtype), [len(lead) + i for i in outputs], [axes + i for i in outputs]
     )
-    if g.size < x.size:  # XLA may have to transpose the first factor: the smaller, then
+    # XLA on a CPU transposes the first factor: the smaller, then. It cannot always in bfloat16.
+    if g.size < x.size and x.dtype != jnp.bfloat16:
         dkernel = _contracted(g, x, lead, lead, gradient_dtype)
         dkernel = jnp.moveaxis(dkernel, range(len(outputs)), range(-len(outputs), 0))
     else:
