@@ -5,7 +5,7 @@
 RADD's t-DCE with AdamW, one field of the base at a time, the same number of tokens in every batch.
 FLOPs are those of the matmuls (parallel/flops.py), with the head at half of the positions, the
 share that is masked; memory is what the compiler asks for beside the state. Seconds are the median
-of --steps steps, and compare where the machine does nothing else.
+of --repeats steps, and compare where the machine does nothing else.
 """
 
 import json
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.train_step import parts
 from ddm_jax import cli
@@ -37,7 +38,7 @@ GROWN = {
 }
 
 _TOKENS = flags.DEFINE_integer("tokens", 4096, "Of a batch; a multiple of the longest length.")
-_STEPS = flags.DEFINE_integer("steps", 5, "Steps whose median is taken, after one that warms up.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps whose median is taken, after one more.")
 _PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw.")
 _JSON = cli.define_json()
 
@@ -80,7 +81,7 @@ def measure(sizes: dict[str, int]) -> dict[str, float]:
     flops = count(step, state, data, turns=-(-_TOKENS.value // 2 // chunk))
     program = jax.jit(step, donate_argnums=0).lower(state, data).compile()
     seconds: list[float] = []
-    for _ in range(_STEPS.value + 1):
+    for _ in range(_REPEATS.value + 1):
         begin = time.perf_counter()
         state, _ = program(state, data)
         jax.block_until_ready(state)
@@ -106,8 +107,12 @@ def draw(rows: list[dict[str, Any]], base: dict[str, float], path: Path) -> None
         memory_axes.set_xlabel(name)
         for axes in (time_axes, memory_axes):
             axes.set_xticks(sizes, [str(size) for size in sizes])
-            axes.minorticks_off()
+            axes.xaxis.minorticks_off()
             axes.grid(color="#dddddd")
+    for axes in (above[0], below[0]):
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.minorticks_off()
     above[0].set_ylabel("seconds a step")
     below[0].set_ylabel("MB beside the state")
     above[0].legend(frameon=False)
