@@ -26,6 +26,13 @@ import jax
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_end() -> Iterator[None]:
+    """Programs of a module are freed after it: those of all took 7 GB and the maps of a process."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def oracle() -> Callable:
     """`oracle(ref, case) -> (arrays, record)`; skips the test where there is no such file."""
