@@ -50,7 +50,7 @@ def weighted_losses(
     del gradient_dtype
 
     def local(rows: Rows, own: None, head: Kernel) -> tuple[Array, None]:
-        return _in_chunks(reduce, vocab_size, rows, head, False)[0], None
+        return _in_chunks(reduce, vocab_size, spread, rows, head, False)[0], None
 
     return spread.rowwise(local, rows, None, head)[0]
 
@@ -64,7 +64,7 @@ def _forward(
     head: Kernel,
 ) -> tuple[Array, Any]:
     def local(rows: Rows, own: None, head: Kernel) -> tuple[Any, Kernel]:
-        values, of_hidden, of_head = _in_chunks(reduce, vocab_size, rows, head, True)
+        values, of_hidden, of_head = _in_chunks(reduce, vocab_size, spread, rows, head, True)
         return (values, of_hidden), jax.tree.map(lambda x: x[None], of_head)
 
     (values, of_hidden), of_head = spread.rowwise(local, rows, None, head)
@@ -93,10 +93,11 @@ def _backward(
 
         def again() -> Kernel:
             weighted = hidden, jnp.where(has_loss, weight * g, 0), given
-            return _in_chunks(reduce, vocab_size, weighted, head, True)[2]
+            return _in_chunks(reduce, vocab_size, spread, weighted, head, True)[2]
 
         # the mean of a batch, which training takes, asks for the same of every loss
-        of_head = jax.lax.cond(low >= high, scaled, again)
+        differ = spread.largest((low < high).astype(jnp.int32))
+        of_head = jax.lax.cond(differ > 0, again, scaled)
         of_hidden = of_hidden.astype(g.dtype) * g[..., None]
         wide = jnp.promote_types(gradient_dtype, hidden.dtype)
         return of_hidden.astype(hidden.dtype), jax.tree.map(lambda x: x[None].astype(wide), of_head)
@@ -110,7 +111,7 @@ weighted_losses.defvjp(_forward, _backward)
 
 
 def _in_chunks(
-    reduce: Reduce, vocab_size: int, rows: Rows, head: Kernel, gradients: bool
+    reduce: Reduce, vocab_size: int, spread: Spread, rows: Rows, head: Kernel, gradients: bool
 ) -> tuple[Array, Array | None, Kernel | None]:
     """(losses [B, L], with `gradients` those of the hidden states [B, L, D] and of the head)."""
     hidden, weight, given = rows
@@ -162,7 +163,8 @@ def _in_chunks(
     out = jnp.zeros(len(at), wide), None, None
     if gradients:
         out = out[0], jnp.zeros_like(hidden), tuple(jnp.zeros(x.shape, wide) for x in head)
-    values, of_hidden, of_head = jax.lax.fori_loop(0, -(-count // size), turn, out)
+    turns = spread.largest(-(-count // size))
+    values, of_hidden, of_head = jax.lax.fori_loop(0, turns, turn, out)
     values, of_hidden = jax.tree.map(
         lambda x: x[rank].reshape(*shape, *x.shape[1:]), (values, of_hidden)
     )

@@ -86,7 +86,7 @@ class Readout:
         """weight * reduce(logits, *given) of each position: float32[B, L], 0 where weight is 0.
 
         Only positions that have a weight are read, in chunks whose gradients are formed with them
-        (models/head.py); where devices split the vocabulary all are, as `read` does it.
+        (models/head.py).
 
         Args:
           reduce: (logits float32[N, V], *given [N, ...]) -> float32[N], position by position; it
@@ -97,20 +97,14 @@ class Readout:
         weight = jnp.broadcast_to(weight, self.hidden.shape[:2])
         weight = jax.lax.stop_gradient(weight.astype(jnp.promote_types(weight.dtype, jnp.float32)))
         given = jax.lax.stop_gradient(given)
-        if self.spread.vocabulary == 1:
-            return weighted_losses(
-                reduce,
-                self.vocab_size,
-                self.gradient_dtype,
-                self.spread,
-                (self.hidden, weight, given),
-                (self.kernel, self.bias),
-            )
-
-        def where_wanted(logits: Array, wanted: Array, *given: Array) -> Array:
-            return jnp.where(wanted, reduce(jnp.where(wanted[:, None], logits, 0), *given), 0)
-
-        return weight * self.read(where_wanted, weight != 0, *given)
+        return weighted_losses(
+            reduce,
+            self.vocab_size,
+            self.gradient_dtype,
+            self.spread,
+            (self.hidden, weight, given),
+            (self.kernel, self.bias),
+        )
 
     def read(self, reduce: Callable[..., Any], *given: Array) -> Any:
         """What a loss wants of the logits of each position, without ever holding all of them.

@@ -16,6 +16,11 @@ def anywhere(x: Array, kind: str) -> Array:
     return x
 
 
+def alone(x: Array) -> Array:
+    """The largest of one."""
+    return x
+
+
 def at_once(function: Callable[..., Array], *heads: Any) -> Array:
     """Runs a function of [B, L, H, D] arrays on whole arrays."""
     return function(*heads)
@@ -35,13 +40,16 @@ class Spread:
     and all of the others', for kernels that cannot be partitioned. rowwise: rowwise(f, rows, own,
     whole) -> (rows, own) runs f on each device's own positions of the [B, L, ...] arrays in the
     tree `rows`, its own part of those in `own`, [devices, ...], where f sees and gives [1, ...],
-    and all of those in `whole`. examples, positions, vocabulary: into how many parts the sequences
-    of a batch, the positions of a sequence and the logits of a position are split.
+    and all of those in `whole`. largest: within f, the largest of the numbers that devices have, if
+    they wait for each other there: where they split the vocabulary. examples, positions,
+    vocabulary: into how many parts the sequences of a batch, the positions of a sequence and the
+    logits of a position are split.
     """
 
     constrain: Constrain = anywhere
     locally: Callable[..., Array] = at_once
     rowwise: Callable[..., Any] = all_rows
+    largest: Callable[[Array], Array] = alone
     examples: int = 1
     positions: int = 1
     vocabulary: int = 1

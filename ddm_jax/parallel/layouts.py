@@ -114,6 +114,7 @@ class Layout:
             self._constrain,
             self._locally,
             self._rowwise,
+            self._largest,
             examples=self.size(*self.row.batch),
             positions=self.size(self.row.positions),
             vocabulary=self.mesh.shape.get("model", 1),
@@ -340,6 +341,10 @@ class Layout:
             axis_names=set(axes),
             check_vma=False,
         )(rows, own, whole)
+
+    def _largest(self, x: Array) -> Array:
+        axes = jax.sharding.get_abstract_mesh().manual_axes
+        return jax.lax.pmax(x, axes) if axes and "model" in self.mesh.shape else x
 
     def _free(self) -> tuple[Any, set[str]]:
         """The mesh where this is traced, and those of its axes that are not split already.

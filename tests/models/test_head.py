@@ -108,6 +108,20 @@ def test_gradients_of_losses_that_count_differently():
     jax.tree.map(close, *both(*made(), None, lambda x: (x**2).mean()))
 
 
+def test_losses_that_count_differently_on_some_devices_of_a_split_vocabulary():
+    """All go the same way, with as many chunks: otherwise they would wait for ever."""
+    layout = make_layout(LayoutConfig("tp", "model=2"), jax.devices()[:8])
+    network, params = made(layout)
+    params = jax.device_put(params, layout.param_shardings(params))
+
+    def total(losses):
+        return losses[:-1].mean() + (losses[-1] ** 2).mean()
+
+    fused = answer(Readout.cross_entropy, network, params, None, total)
+    want = answer(plainly, *made(), None, total)
+    jax.tree.map(functools.partial(close, atol=1e-5), fused, want)
+
+
 def test_what_is_no_number_where_no_loss_is_stays_there():
     network, params = made()
     hidden = network.apply(params, given(None)[0]).hidden
