@@ -79,8 +79,8 @@ def d3pm_ce_at(
     apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Any
 ) -> LossOutput:
     """sum_i -log p(x0_i | x_t), xt int32[b, L] at times t float[b]."""
-    ce = _cross_entropy(apply(params, xt, process.condition(t)), batch["tokens"])
-    return LossOutput(jnp.where(batch["valid"], ce, 0).sum(axis=1), None)
+    readout = apply(params, xt, process.condition(t))
+    return LossOutput(readout.cross_entropy(batch["tokens"], batch["valid"]).sum(axis=1), None)
 
 
 def _draw(batch: Batch, noise: Noise, process: Any) -> tuple[Array, Array]:

@@ -59,8 +59,6 @@ def gidd_at(
     clean, masked, redrawn = (x[:, None] for x in process.levels(t))
     each = redrawn / size
     readout = apply(params, xt, process.condition(t))
-    everywhere, at_x0, at_mask = divergence(readout, x0, xt, clean / each)
-    divergences = (each * everywhere + clean * at_x0 + masked * at_mask) / (1 + redrawn)
 
     def by_token(at_mask: Array | float, at_other: Array | float, at_x0: Array | float) -> Array:
         return jnp.where(xt == size, at_mask, jnp.where(xt == x0, at_x0, at_other))
@@ -72,9 +70,10 @@ def gidd_at(
         "dynamic": lambda: by_token(2, 1, jnp.minimum(each / clean, 2)),
     }[weighting]()
     slope = process.schedule.weight(t) * process.schedule.one_minus_alpha(t)  # d tau / dt
-
-    def integrate(weight: Array) -> Array:
-        return per_draw * slope * jnp.where(valid, weight * divergences, 0).sum(axis=1)
-
-    bound = integrate(elbo) + valid.sum(axis=1) * process.prior_kl()
-    return LossOutput(integrate(weight), bound, noised(batch, xt))
+    per_unit = (per_draw * slope)[:, None] / (1 + redrawn)
+    weight = jnp.where(valid, per_unit * weight, 0)
+    losses = divergence(readout, x0, xt, weight, clean, each, masked)
+    # where no weight is elbo is 0 too
+    elbos = jnp.where(weight > 0, per_unit * elbo / weight, 0) * losses
+    bound = elbos.sum(axis=1) + valid.sum(axis=1) * process.prior_kl()
+    return LossOutput(losses.sum(axis=1), bound, noised(batch, xt))

@@ -18,7 +18,7 @@ from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing, D3PMUniform
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.models.network import pick
+from ddm_jax.models.network import compared
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share
 
@@ -50,10 +50,11 @@ def rdm(
         xt = process.corrupt(noise.keys, batch["tokens"], t, batch["valid"])
         return rdm_at(apply, params, batch, xt, t, process, weighting, label_smoothing)
 
-    def of_one(xt: Array, t: Array) -> LossOutput:
-        return rdm_at(apply, params, batch, xt, t, process, weighting, label_smoothing)
+    def of_one(drawn: tuple[Array, Array]) -> LossOutput:
+        return rdm_at(apply, params, batch, *drawn, process, weighting, label_smoothing)
 
-    both = jax.vmap(of_one)(*pair(batch, noise, process, q_sample))
+    # a loop: the network is compiled once
+    both = jax.lax.map(of_one, pair(batch, noise, process, q_sample))
     return jax.tree.map(lambda x: x.mean(axis=0), both)
 
 
@@ -76,15 +77,16 @@ def rdm_at(
     x0, steps = batch["tokens"], process.schedule.count
     noised = (xt != x0) & batch["valid"]
 
-    def read(logits: Array, x0: Array) -> tuple[Array, Array]:
+    def smoothed(logits: Array, x0: Array, weight: Array) -> Array:
         lse = jax.nn.logsumexp(logits, axis=-1)
-        return lse - pick(logits, x0), lse - logits.mean(axis=-1)
+        ce, smooth = lse - compared(logits, x0), lse - logits.mean(axis=-1)
+        return (1 - label_smoothing) * weight * ce + label_smoothing * smooth
 
-    per_position = apply(params, xt, process.condition(t)).read(read, x0)
-    ce, smooth = (jnp.where(noised, x, 0).sum(axis=1) for x in per_position)
     weight = WEIGHTINGS[weighting](jnp.round(steps * t), steps)
-    loss = (1 - label_smoothing) * weight * ce + label_smoothing * smooth
-    return LossOutput(steps * loss, None, {"noised": share(noised, batch)})
+    weight = jnp.broadcast_to(weight[:, None], x0.shape)
+    readout = apply(params, xt, process.condition(t))
+    loss = readout.losses(smoothed, steps * noised, x0, weight).sum(axis=1)
+    return LossOutput(loss, None, {"noised": share(noised, batch)})
 
 
 def pair(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout, pick
+from ddm_jax.models.network import Readout, compared
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
@@ -37,39 +37,45 @@ def udlm_at(
     clean = process.schedule.alpha(t)[:, None]
     each = process.schedule.one_minus_alpha(t)[:, None] / size
     readout = apply(params, xt, process.condition(t))
-    everywhere, at_x0, _ = divergence(readout, x0, xt, clean / each)
     q_xt = each + clean * (xt == x0)
-    per_position = (each * everywhere + clean * at_x0) / (size * q_xt)
-    loss = process.schedule.rate(t) * jnp.where(valid, per_position, 0).sum(axis=1)
+    weight = jnp.where(valid, process.schedule.rate(t)[:, None] / (size * q_xt), 0)
+    loss = divergence(readout, x0, xt, weight, clean, each).sum(axis=1)
     return LossOutput(loss, loss + valid.sum(axis=1) * process.prior_kl(), noised(batch, xt))
 
 
-def divergence(readout: Readout, x0: Array, xt: Array, ratio: Array) -> tuple[Array, Array, Array]:
-    """The parts of KL(q || q^theta) + IS(q_z, q^theta_z), z = x_t, none of which is negative.
+def divergence(
+    readout: Readout,
+    x0: Array,
+    xt: Array,
+    weight: Array,
+    clean: Array,
+    each: Array,
+    masked: Array | float = 0.0,
+) -> Array:
+    """weight [KL(q || q^theta) + IS(q_z, q^theta_z)], z = x_t, of each position: float[b, L].
 
-    Both laws give a token k (1 + ratio p_y), for q with p the one-hot x_0, and the mask (or
-    whatever else xt >= V stands for) one and the same share. With
-    psi(d) = e^d - 1 - d and d_y = log(q^theta_y / q_y) - log(q^theta_z / q_z),
+    q^theta gives a token each + clean p_y and the mask (or whatever else xt >= V stands for)
+    `masked`; q the same with the one-hot x_0 for p. With psi(d) = e^d - 1 - d, which is never
+    negative, and d_y = log(q^theta_y / q_y) - log(q^theta_z / q_z),
 
         KL + IS = sum_y q_y psi(d_y).
 
     Args:
-      readout: of p. x0, xt: int32[b, L]. ratio: float[b, 1], of the clean part to k.
-
-    Returns:
-      (sum of psi(d_y) over the tokens, psi(d_y) at y = x_0, psi(d_y) at the mask), float[b, L].
+      readout: of p. x0, xt: int32[b, L]. weight: float[b, L], not read where it is 0.
+      clean, each, masked: float[b, 1], the shares above.
     """
 
-    def read(logits: Array, x0: Array, xt: Array, ratio: Array) -> tuple[Array, Array, Array]:
-        size = logits.shape[-1]
-        ratio = ratio[:, None].astype(logits.dtype)
-        exact = jnp.where(x0[:, None] == jnp.arange(size), jnp.log1p(ratio), 0)
-        d = jnp.log1p(ratio * jax.nn.softmax(logits, axis=-1)) - exact
-        at_mask = jnp.where(xt < size, -pick(d, jnp.minimum(xt, size - 1)), 0)
+    def read(logits: Array, x0: Array, xt: Array, *shares: Array) -> Array:
+        y, (clean, each, masked) = jnp.arange(logits.shape[-1]), shares
+        ratio = (clean / each)[:, None].astype(logits.dtype)
+        is_x0 = y == x0[:, None]
+        d = jnp.log1p(ratio * jax.nn.softmax(logits, axis=-1)) - is_x0 * jnp.log1p(ratio)
+        at_mask = -compared(d, xt)  # 0 where x_t is the mask
         psi = _excess(d + at_mask[:, None])
-        return psi.sum(axis=-1), pick(psi, x0), _excess(at_mask)
+        return each * psi.sum(axis=-1) + clean * compared(psi, x0) + masked * _excess(at_mask)
 
-    return readout.read(read, x0, xt, jnp.broadcast_to(ratio, x0.shape))
+    shares = (jnp.broadcast_to(share, x0.shape) for share in (clean, each, masked))
+    return readout.losses(read, weight, x0, xt, *shares)
 
 
 def noised(batch: Batch, xt: Array) -> dict[str, Array]:
