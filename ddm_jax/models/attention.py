@@ -108,22 +108,24 @@ def frugal(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Ar
     to the process than to compute (docs/performance.md).
     """
     q, k, v = _heads_first(q, k, v)
-    return jnp.swapaxes(_frugal(q, k, v, _shown(q, k, mask, causal)), 1, 2)
+    return _frugal(q, k, v, _shown(q, k, mask, causal))
 
 
 @jax.custom_vjp
 def _frugal(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    return _mixed(q, k, v, mask)[0]
+    return _frugal_forward(q, k, v, mask)[0]
 
 
 def _frugal_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Any]:
     mixed, lse = _mixed(q, k, v, mask)
+    mixed = jnp.swapaxes(mixed, 1, 2)  # kept in this order alone, which the next matmul reads
     return mixed, (q, k, v, mask, mixed, lse)
 
 
 def _frugal_backward(saved: Any, g: Array) -> tuple[Array, Array, Array, None]:
     """With p the weights and o what they mix: ds = p (g v - g o), Dao et al. 2022, appendix B.2."""
     q, k, v, mask, mixed, lse = saved
+    mixed, g = jnp.swapaxes(mixed, 1, 2), jnp.swapaxes(g, 1, 2)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
     weights = jnp.exp(_scores(q, k, mask) - lse)

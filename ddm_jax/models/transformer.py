@@ -28,6 +28,10 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(MATMUL),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+# The backward pass keeps the argument alone. What a matmul reads, normalised and modulated or GELU,
+# costs less to compute again from it than to write and read; the matmul itself is not done again.
+again = functools.partial(jax.checkpoint, prevent_cse=False)
+
 SIGMA_FREQUENCIES = 128  # cosines and as many sines; SEDD's frequency_embedding_size is 256
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what a PyTorch Linear starts from, as in the published code.
@@ -177,32 +181,32 @@ class Block(nnx.Module):
         Of the tokens in read int32[B, K] alone, if given: [B, K, D].
         """
         rate = self.config.dropout
-        if cond is None:
-            h, cache = self.attention(self.norm1(x), attend, positions, cache, source, read)
-            x = taken(x, read) + dropout(h, keys, 0, rate)
-            return x + dropout(self.mlp(self.norm2(x)), keys, 1, rate), cache
-        shift1, scale1, gate1, shift2, scale2, gate2 = _chunks(self.adaln(cond), 6)
-        h = self.norm1(x) * (1 + scale1) + shift1
-        h, cache = self.attention(h, attend, positions, cache, source, read)
+        # shift, scale and gate, twice
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            (0, 0, 1, 0, 0, 1) if cond is None else _chunks(self.adaln(cond), 6)
+        )
+        qkv = again(lambda x: self.qkv(self.norm1(x) * (1 + scale1) + shift1))(x)
+        h, cache = self.attention(qkv, attend, positions, cache, source, read)
         x = taken(x, read) + gate1 * dropout(h, keys, 0, rate)
-        h = self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        h = again(lambda x: self.mlp_in(self.norm2(x) * (1 + scale2) + shift2))(x)
+        h = again(lambda h: self.mlp_out(nnx.gelu(h, approximate=True)))(h)
         return x + gate2 * dropout(h, keys, 1, rate), cache
 
     def attention(
         self,
-        x: Array,
+        qkv: Array,
         attend: Attend,
         positions: Array,
         cache: Cache | None,
         source: Cache | None,
         read: Array | None,
     ) -> tuple[Array, Cache]:
-        """[B, L, D] -> [B, L, D] and the keys and values of a cache, [B, M, H, D / H] each.
+        """[B, L, 3, H, D / H] -> [B, L, D] and a cache of keys and values, [B, M, H, D / H] each.
 
         attend: over those of the source, if there is one, and then the M. The rest as in
         Network.apply, cache and source those of this layer.
         """
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
         if self.config.positions == "rotary":
             q, k = rotary(q, positions), rotary(k, positions)
         cache = k, v = written(cache, (k, v), positions)
@@ -212,16 +216,6 @@ class Block(nnx.Module):
             q, attend = taken(q, read), _rows(attend, read)
         mixed = attention(self.config.attention, q, k, v, attend, self.spread)
         return self.out(mixed), cache
-
-    def mlp(self, x: Array) -> Array:
-        """Position-wise network, [B, L, D] -> [B, L, D]."""
-        return self.mlp_out(gelu(self.mlp_in(x)))
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def gelu(x: Array) -> Array:
-    """By tanh. The backward pass keeps x alone and computes the rest again."""
-    return nnx.gelu(x, approximate=True)
 
 
 class SigmaEmbedding(nnx.Module):

@@ -183,6 +183,29 @@ def test_remat_changes_no_gradient(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *grads)
 
 
+@pytest.mark.parametrize(("time", "arrays"), [("none", 6), ("adaln", 8)])
+def test_a_layer_keeps_what_its_backward_pass_cannot_soon_compute_again(time, arrays):
+    """x before attention and MLP; queries, keys, values, what they mix; the MLP before GELU.
+
+    And what the gates of adaLN multiply.
+    """
+    depth, width, heads, ratio = *(SMALL[k] for k in ("depth", "width", "heads")), 4
+    config = ModelConfig(**SMALL, mlp_ratio=ratio, time=time, attention="frugal")
+    network = make_network(config, VOCAB)
+    params, x = random_params(network), tokens()
+    sigma = jnp.linspace(0.1, 2, len(x))
+
+    def kept(params):
+        _, pull = jax.vjp(lambda p: network.apply(p, x, sigma).hidden, params)
+        return jax.tree.leaves(pull)
+
+    of_tokens = (depth, len(x))
+    shapes = [leaf.shape for leaf in jax.eval_shape(kept, params)]
+    sizes = [np.prod(s) for s in shapes if s[:2] == of_tokens and x.shape[1] in s]
+    normaliser = heads
+    assert sum(sizes) / depth / x.size == (arrays + ratio) * width + normaliser
+
+
 def test_program_does_not_grow_with_depth():
     def size(depth):
         network = make_network(ModelConfig(width=32, depth=depth, heads=4), VOCAB)
