@@ -10,11 +10,13 @@ import pytest
 
 from ddm_jax.config import LayoutConfig
 from ddm_jax.errors import UserError
+from ddm_jax.models.head import chunk_rows
+from ddm_jax.models.network import padded_vocab
 from ddm_jax.parallel import flops, hlo
 from ddm_jax.parallel.collectives import collectives as collective_list
 from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, summary, table
-from tests.parallel.runs import BATCH, batches, compiled, make, start, train
+from tests.parallel.runs import BATCH, VOCAB, batches, compiled, make, start, train
 
 OBJECTIVES = ("radd_t_dce", "sedd_uniform", "d3pm", "ar")
 PARTS = (1, 2, 4)
@@ -96,7 +98,9 @@ def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(layout, ax
         for one in collective_list(program, 8)
         if any(len({tuple(of_replica[i]) for i in group}) > 1 for group in one.groups)
     ]
-    assert {one.runs for one in across} == {1}
+    # but for how many chunks of logits the heads have to read, where they wait for each other
+    assert {one.runs for one in across if one.dtype == "f32"} == {1}
+    assert all(one.operand_bytes <= 8 for one in across if one.dtype != "f32")
     # what a device sums is what it holds of the gradients, and some metrics
     held = device_bytes(parts.state.params, parts.layout.param_shardings(parts.state.params))
     sums = [one for one in across if one.kind in ("all-reduce", "reduce-scatter")]
@@ -135,8 +139,14 @@ def test_zero1_gathers_updates_once():
 def test_tp_sums_activations_in_every_layer():
     parts = make("radd_t_dce", "tp", 8)
     found = collectives(parts)
-    activations = [n for in_loop, n in found.pop("all-reduce") if in_loop]
-    assert sum(activations) == 4 * BATCH * 8 * 32  # attention and MLP, forward and backward
+    in_loops = [n for in_loop, n in found.pop("all-reduce") if in_loop]
+    hidden = BATCH * 8 * 32
+    assert [n for n in in_loops if n >= hidden] == [hidden] * 4  # attention and MLP, both ways
+    # the head, a chunk of positions at once: parts of a loss and the gradient of what is read
+    chunk = chunk_rows(BATCH * 8, padded_vocab(VOCAB))
+    of_head = [n for n in in_loops if n < hidden]
+    assert max(of_head) == chunk * 32
+    assert 3 * chunk <= sum(of_head) - chunk * 32 <= 6 * chunk
     assert not any(found.values())
 
 
