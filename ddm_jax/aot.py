@@ -1,14 +1,15 @@
-"""Compiles a recipe for TPUs that are not here, and says what a step of it takes there.
+"""Compiles a recipe for TPUs or GPUs that are not here, and says what a step of it takes there.
 
     python -m ddm_jax.aot --config=configs/radd_small.py --topology=v5e:16x16 --layout=fsdp
 
-No data is read and no device is needed, only the compiler: `pip install "jax[tpu]"`. Memory is the
-compiler's own answer. Time is not: it is the roofline of public figures (parallel/roofline.py).
+No data is read and no device is needed, only the compiler: `pip install "jax[tpu]"` (or "cuda13").
+Memory is the compiler's own answer. Time is not: it is the roofline of public figures
+(parallel/roofline.py). Where there is no GPU, its compiler cannot try which kernels are fastest and
+has no cuDNN: for GPUs all of it is an estimate.
 """
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import re
 import time
@@ -37,15 +38,15 @@ from ddm_jax.parallel.collectives import Collective, collectives, moved_bytes
 from ddm_jax.parallel.layouts import LAYOUTS, Layout, make_layout
 from ddm_jax.parallel.placement import device_bytes, summary, table
 from ddm_jax.parallel.roofline import Roofline, roofline, traffic
-from ddm_jax.parallel.topology import places, tpu_devices
+from ddm_jax.parallel.topology import compiler, devices_of, places
 from ddm_jax.samplers import SampleSpec
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import TrainState, init_state
 from ddm_jax.training.step import make_train_step, metric_names
 
 _CONFIG = cli.define_config()
-_TOPOLOGY = flags.DEFINE_string("topology", "", "TPUs, such as v5e:16x16, v5p:2x2x2 or v6e:4x4")
-_SLICES = flags.DEFINE_integer("slices", 1, "of that shape, with the data centre between them")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "TPUs or GPUs: v5e:16x16, v5p:2x2x2, h200:8")
+_SLICES = flags.DEFINE_integer("slices", 1, "or nodes of that, with the data centre between them")
 _LAYOUT = flags.DEFINE_string("layout", "", f"{', '.join(LAYOUTS)}; the recipe's if empty")
 _AXES = flags.DEFINE_string("axes", "", "sizes of the mesh's axes, such as data=16,fsdp=16")
 _PROGRAM = flags.DEFINE_enum("program", "train", ["train", "sample"], "which step to compile")
@@ -115,9 +116,14 @@ def main(argv: Sequence[str]) -> None:
     if _SLICES.value < 1:
         raise UserError(f"--slices={_SLICES.value} is out of range: give a number of at least 1.")
     if not _TOPOLOGY.value:
-        raise UserError("--topology is missing: give TPUs to compile for, e.g. --topology=v5e:4x4.")
+        raise UserError("--topology is missing: give a machine, such as v5e:4x4 or h200:8.")
     vocab_size = vocabulary(config.data.tokenizer)
-    chip, devices = tpu_devices(_TOPOLOGY.value, _SLICES.value)
+    chip, devices = devices_of(_TOPOLOGY.value, _SLICES.value)
+    if chip.target and config.model.attention == "cudnn":
+        raise UserError(
+            "config.model.attention='cudnn' needs a GPU to be compiled: use auto, whose scores "
+            "take memory that cuDNN's kernel would not."
+        )
     config = dataclasses.replace(
         config, layout=dataclasses.replace(config.layout, name=name, axes=axes)
     )
@@ -137,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
         "devices": len(devices),
         "program": _PROGRAM.value,
         "jax": jax.__version__,
-        "libtpu": importlib.metadata.version("libtpu"),
+        "compiler": compiler(_TOPOLOGY.value),
     }
     result |= assess(job, answer)
     if _SEARCH.value:
@@ -236,8 +242,15 @@ def compile_for(job: Job) -> Answer:
         if "RESOURCE_EXHAUSTED" not in text:
             raise UserError(f"The compiler refuses: {text.splitlines()[0]}") from error
         return Answer(False, needed(text, program.held), "", time.perf_counter() - begin)
-    peak = compiled.memory_analysis().peak_memory_in_bytes
-    return Answer(True, peak, compiled.as_text(), time.perf_counter() - begin)
+    peak = _peak(compiled.memory_analysis())
+    fits = peak <= job.chip.hbm * GIB  # the compiler for GPUs does not say it
+    return Answer(fits, peak, compiled.as_text(), time.perf_counter() - begin)
+
+
+def _peak(stats: Any) -> int:
+    """Bytes that a device holds at once; on a GPU what the program is given and what it takes."""
+    given = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.peak_memory_in_bytes or given + stats.temp_size_in_bytes
 
 
 def needed(message: str, held: int) -> float:
@@ -465,16 +478,17 @@ def report(result: dict[str, Any]) -> str:
     sizes = f"{r['need_gib']:.2f} of {r['available_gib']:.2f} GiB a device"
     lines = [
         f"{r['program']} step of {r['batch_size']} sequences on {r['devices']} devices of "
-        f"{r['topology']}, compiled in {r['compile_s']:.0f} s (jax {r['jax']}, libtpu "
-        f"{r['libtpu']}; nothing ran):",
+        f"{r['topology']}, compiled in {r['compile_s']:.0f} s (jax {r['jax']}, "
+        f"{r['compiler']}; nothing ran):",
     ]
     if not r["fits"]:
+        splash = "config.model.attention=splash, " if "libtpu" in r["compiler"] else ""
         return "\n".join(
             [
                 *lines,
                 f"  does not fit: needs {sizes}; use smaller batches, more "
-                "config.train.microbatches, config.model.remat=full, "
-                "config.model.attention=splash, or a layout that splits the parameters",
+                f"config.train.microbatches, config.model.remat=full, {splash}or a layout that "
+                "splits the parameters",
             ]
         )
     lines.append(f"  fits: {sizes}")

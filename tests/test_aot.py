@@ -1,4 +1,4 @@
-"""Compiling for TPUs that are not here: mistakes in a sentence, and a compile where it can be."""
+"""Compiling for machines that are not here: mistakes in a sentence, a compile where it can be."""
 
 import dataclasses
 import importlib.util
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,19 @@ from ddm_jax.config import Config, LayoutConfig, ModelConfig, TrainConfig
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import settle
 from ddm_jax.parallel.chips import CHIPS, GIB
+from ddm_jax.parallel.collectives import Collective
 from ddm_jax.parallel.layouts import make_layout
-from ddm_jax.parallel.topology import tpu_devices
+from ddm_jax.parallel.roofline import Place, network_seconds
+from ddm_jax.parallel.topology import devices_of, places
 
 ROOT = Path(__file__).parents[1]
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(
     not HAS_LIBTPU, reason='compiles for TPUs: pip install "jax[tpu]"'
+)
+needs_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason='compiles for GPUs: pip install "jax[cuda13]"',
 )
 TINY = ("--config=configs/radd_tiny.py", "--config.model.depth=2", "--config.train.batch_size=64")
 
@@ -43,21 +50,40 @@ def run(*flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:", "v5e:4", "v5e:0x4", "v5e:4x4x4x4"])
+@pytest.mark.parametrize("name", ["h100", "h100:2x8", "v5e:", "v5e:4", "v5e:0x4", "v5e:4x4x4x4"])
 def test_what_is_not_a_topology_is_said_in_a_sentence(name):
-    with pytest.raises(UserError, match=r"such as v5e:4x4 or v5p:2x2x2; chips are v3, v4"):
-        tpu_devices(name)
+    with pytest.raises(UserError, match=r"such as v5e:4x4 or .* h200:8; chips are v3, v4"):
+        devices_of(name)
 
 
 def test_an_unknown_chip_is_said_in_a_sentence():
-    with pytest.raises(UserError, match=r"'v9' is unknown: choose one of tpu7x, v3, v4, v5e"):
-        tpu_devices("v9:2x2")
+    with pytest.raises(UserError, match=r"'v9' is unknown: choose one of h100, h200, tpu7x, v3"):
+        devices_of("v9:2x2")
 
 
-def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
+@pytest.mark.parametrize(("name", "extra"), [("v5e:4x4", "tpu"), ("h200:8", "cuda13")])
+def test_without_a_compiler_it_says_how_to_get_it(name, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "jax\[tpu\]"'):
-        tpu_devices("v5e:4x4")
+    with pytest.raises(UserError, match=rf'pip install "jax\[{extra}\]"'):
+        devices_of(name)
+
+
+def test_gpus_are_placed_by_node():
+    devices = [SimpleNamespace(platform="gpu", coords=[n, 0, i]) for n in (0, 1) for i in (0, 1)]
+    assert places(devices) == [Place(0, (0,)), Place(0, (1,)), Place(1, (0,)), Place(1, (1,))]
+
+
+def test_gpus_of_a_node_have_all_of_nvlink_and_nodes_400_gbit_each():
+    def seconds(nodes: int, gpus: int) -> float:
+        group = tuple(range(nodes * gpus))
+        one = Collective("all-reduce", "f32", 10**9, (group,), 1, "")
+        at = [Place(node, (i,)) for node in range(nodes) for i in range(gpus)]
+        return network_seconds([one], at, CHIPS["h100"])
+
+    # 900 GB/s of NVLink are 450 in each direction
+    assert seconds(1, 8) == pytest.approx(2e9 * 7 / 8 / 450e9)
+    # within each node, and then an eighth of it over the network between the two
+    assert seconds(2, 8) == pytest.approx(2e9 * 7 / 8 / 450e9 + 2e9 / 8 / 2 / 50e9)
 
 
 def test_the_vocabulary_is_known_without_the_corpus():
@@ -178,6 +204,31 @@ def test_a_small_step_compiles_for_a_tpu():
     assert {"all-gather", "collective-permute"} & set(result["collectives"])
     assert result["step_s"] >= result["overlapped_step_s"] > 0
     assert 0 < result["mfu"] < 1
+
+
+@needs_plugin
+def test_a_small_step_compiles_for_gpus():
+    flags = "--topology=h200:4", "--slices=2", "--layout=hsdp", "--axes=data=2,fsdp=4", "--json"
+    done = run(*TINY, *flags)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fits"]
+    assert result["devices"] == 8
+    assert 0 < result["need_gib"] < 1 < result["available_gib"]
+    assert {"all-gather", "all-reduce"} <= set(result["collectives"])
+    # parameters are gathered within a node, gradients are summed between the two
+    strides = {one["kind"]: one["stride"] for one in result["largest_collectives"]}
+    assert strides["all-gather"] == 1
+    assert 4 in {one["stride"] for one in result["largest_collectives"] if one["group"] == 2}
+    assert result["step_s"] >= result["overlapped_step_s"] > 0
+    assert 0 < result["mfu"] < 1
+
+
+@needs_plugin
+def test_cudnn_cannot_be_compiled_without_a_gpu():
+    done = run(*TINY, "--topology=h200:4", "--config.model.attention=cudnn")
+    assert done.returncode == 2
+    assert "use auto" in done.stderr.splitlines()[-1]
 
 
 @needs_libtpu

@@ -1,5 +1,6 @@
-"""Devices of machines that are not here, for the compiler that comes with libtpu."""
+"""Devices of machines that are not here, for a compiler that needs none."""
 
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -15,30 +16,46 @@ from ddm_jax.errors import UserError
 from ddm_jax.parallel.chips import CHIPS, Chip
 from ddm_jax.parallel.roofline import Place
 
+# module, extra of jax, size
+COMPILERS = {
+    "tpu": ("libtpu", "tpu", "some 200 MB"),
+    "gpu": ("jax_cuda13_plugin", "cuda13", "some GB"),
+}
 
-def tpu_devices(name: str, slices: int = 1) -> tuple[Chip, list[Any]]:
-    """The chip of a topology such as "v5e:16x16", and all devices of so many slices of it.
 
-    To be called before jax has looked for devices: it must not take a TPU that is here.
+def devices_of(name: str, slices: int = 1) -> tuple[Chip, list[Any]]:
+    """The chip of a topology such as "v5e:16x16" or "h200:8", and all devices of so many of it.
+
+    Slices of TPUs, nodes of GPUs. To be called before jax has looked for devices: it must not take
+    those that are here.
 
     Raises:
-      UserError: libtpu is not installed, or there is no such topology.
+      UserError: the compiler is not installed, or there is no such topology.
     """
     kind, _, shape = name.partition(":")
-    sizes = [int(n) for n in shape.split("x")] if re.fullmatch(r"\d+(x\d+){1,2}", shape) else []
-    if not sizes or not math.prod(sizes):
+    sizes = [int(n) for n in shape.split("x")] if re.fullmatch(r"\d+(x\d+){0,2}", shape) else []
+    dimensions = (1,) if kind in CHIPS and CHIPS[kind].target else (2, 3)
+    if len(sizes) not in dimensions or not math.prod(sizes):
         raise UserError(
-            f"--topology={name!r} is not the name of TPUs: give a chip and the shape of its slice, "
-            f"such as v5e:4x4 or v5p:2x2x2; chips are {', '.join(CHIPS)}; other machines cannot be "
-            "compiled for."
+            f"--topology={name!r} names no machine: give a TPU and the shape of its slice, such as "
+            "v5e:4x4 or v5p:2x2x2, or a GPU and how many a node has, such as h200:8; chips are "
+            f"{', '.join(CHIPS)}."
         )
     chip = lookup(CHIPS, kind, "the chip of --topology")
-    if importlib.util.find_spec("libtpu") is None:
+    package, extra, size = COMPILERS["gpu" if chip.target else "tpu"]
+    if importlib.util.find_spec(package) is None:
         raise UserError(
-            'The compiler for TPUs is not installed: `pip install "jax[tpu]"` (some 200 MB; it '
-            "needs no TPU)."
+            f'The compiler for {kind} is not installed: `pip install "jax[{extra}]"` ({size}; it '
+            "needs no such machine)."
         )
     jax.config.update("jax_platforms", "cpu")
+    if chip.target:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        shape = f"{slices}x1x{sizes[0]}"
+        found = topologies.get_topology_desc(
+            platform="cuda", target_config=chip.target, topology=shape
+        )
+        return chip, list(found.devices)
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # another process may be compiling too
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask where in a cloud this is
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
@@ -58,6 +75,15 @@ def tpu_devices(name: str, slices: int = 1) -> tuple[Chip, list[Any]]:
     return chip, list(found.devices)
 
 
+def compiler(name: str) -> str:
+    """What compiles for a topology, with its version."""
+    package = COMPILERS["gpu" if CHIPS[name.partition(":")[0]].target else "tpu"][0]
+    package = package.replace("_", "-")
+    return f"{package} {importlib.metadata.version(package)}"
+
+
 def places(devices: Sequence[Any]) -> list[Place]:
     """Where devices of a topology are."""
+    if devices[0].platform == "gpu":  # node, process of the node, GPU of the process
+        return [Place(node, (gpu,)) for node, _, gpu in (d.coords for d in devices)]
     return [Place(getattr(d, "slice_index", None) or 0, tuple(d.coords)) for d in devices]
