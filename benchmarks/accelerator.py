@@ -32,6 +32,7 @@ import numpy as np
 from absl import app, flags
 from jax import Array
 
+from benchmarks.peers.ours import Ours, our_step
 from ddm_jax import cli
 from ddm_jax.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from ddm_jax.diffusion.absorbing import Absorbing
@@ -40,9 +41,6 @@ from ddm_jax.models.attention import ATTENTION
 from ddm_jax.models.network import make_network
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.samplers import SAMPLERS, SampleSpec
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import MEANS, make_train_step
 
 _TOY = flags.DEFINE_bool("toy", False, "A tiny network and a few steps.")
 _PARTS = flags.DEFINE_list(
@@ -160,33 +158,24 @@ def config_of(batch: int) -> tuple[Config, int, int]:
     return config, vocab, length
 
 
-def our_program(batch: int) -> tuple[Any, Any, Any]:
-    """(compiled step, init() -> state, batch) of random tokens."""
+def our_program(batch: int) -> Ours:
+    """Our step, compiled."""
     config, vocab, length = config_of(batch)
-    network, objective = make_network(config.model, vocab), OBJECTIVES["radd_t_dce"]
     process = Absorbing(SCHEDULES["log_linear"](), vocab)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    names = (*MEANS, *objective.metrics)
-    init = jax.jit(lambda: init_state(network, optimizer, jax.random.key(0), names))
-    step = make_train_step(config, network, objective, process, optimizer)
-    tokens = jax.random.randint(jax.random.key(1), (batch, length), 0, vocab)
-    given = {"tokens": tokens, "valid": jnp.ones((batch, length), bool)}
-    compiled = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init), given).compile()
-    return compiled, init, given
+    network = make_network(config.model, vocab)
+    return our_step(config, process, OBJECTIVES["radd_t_dce"], network, length)
 
 
 def our_seconds(batch: int, turns: int = 10) -> tuple[float, float]:
     """(seconds a step, reserved bytes)."""
-    program, init, given = our_program(batch)
-    memory = program.memory_analysis()
-    state, metrics = program(init(), given)
+    ours = our_program(batch)
+    state, metrics = ours.program(ours.start(), ours.batch)
     float(metrics["loss"])
     begin = time.perf_counter()
     for _ in range(turns):
-        state, metrics = program(state, given)
+        state, metrics = ours.program(state, ours.batch)
     assert math.isfinite(float(metrics["loss"]))
-    reserved = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    return (time.perf_counter() - begin) / turns, reserved
+    return (time.perf_counter() - begin) / turns, ours.reserved_bytes
 
 
 def torch_seconds(batch: int, turns: int = 10) -> float:

@@ -10,24 +10,20 @@ of --repeats steps, and compare where the machine does nothing else.
 
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from benchmarks.peers.ours import our_step
 from benchmarks.train_step import parts
 from ddm_jax import cli
 from ddm_jax.models.head import chunk_rows
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.parallel.flops import count
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import MEANS, make_train_step
 
 BASE = {"width": 256, "depth": 4, "heads": 8, "length": 256, "vocab": 8192}
 GROWN = {
@@ -69,27 +65,16 @@ def main(argv: list[str]) -> None:
 def measure(sizes: dict[str, int]) -> dict[str, float]:
     """step_s, flops and temporary_bytes of a step of these sizes."""
     batch = _TOKENS.value // sizes["length"]
-    config, process, objective, network = parts(sizes | {"batch": batch})
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    names = (*MEANS, *objective.metrics)
-    state = jax.jit(lambda key: init_state(network, optimizer, key, names))(jax.random.key(0))
-    step = make_train_step(config, network, objective, process, optimizer)
-    tokens = np.random.default_rng(0).integers(0, sizes["vocab"], (batch, sizes["length"]))
-    tokens = jax.device_put(tokens.astype(np.int32))
-    data = {"tokens": tokens, "valid": tokens >= 0}
+    config, *made = parts(sizes | {"batch": batch})
+    ours = our_step(config, *made, sizes["length"])
     chunk = chunk_rows(_TOKENS.value, padded_vocab(sizes["vocab"]))
-    flops = count(step, state, data, turns=-(-_TOKENS.value // 2 // chunk))
-    program = jax.jit(step, donate_argnums=0).lower(state, data).compile()
-    seconds: list[float] = []
-    for _ in range(_REPEATS.value + 1):
-        begin = time.perf_counter()
-        state, _ = program(state, data)
-        jax.block_until_ready(state)
-        seconds.append(time.perf_counter() - begin)
+    turns = -(-_TOKENS.value // 2 // chunk)
+    flops = count(ours.step, jax.eval_shape(ours.start), ours.batch, turns=turns)
+    run = ours.turn(1)
     return {
-        "step_s": statistics.median(seconds[1:]),
+        "step_s": statistics.median(run() for _ in range(_REPEATS.value)),
         "flops": flops,
-        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": ours.temporary_bytes,
     }
 
 

@@ -10,20 +10,14 @@ results that do not reuse them, and temporaries.
 
 import json
 import statistics
-import time
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 from absl import app, flags
 
+from benchmarks.peers.ours import Ours, our_step
 from ddm_jax import cli
 from ddm_jax.config import Config, defaults, resolve
 from ddm_jax.experiment import make_parts, settle
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import MEANS, make_train_step
 
 REFERENCE = "radd_t_dce"
 ROUNDS, STEPS = 7, 4
@@ -40,11 +34,13 @@ def main(argv: list[str]) -> None:
     """Prints one row for each objective."""
     del argv
     names = _ONLY.value or [n for n in OBJECTIVES if n != REFERENCE]
-    reference, reference_bytes = compiled_step(REFERENCE)
+    step = compiled_step(REFERENCE)
+    reference, reference_bytes = step.turn(STEPS), step.reserved_bytes
     print(f"{'objective':24} {'ms/step':>8} {'ratio_to_' + REFERENCE:>20} {'MB':>7} {'memory':>7}")
     result = {}
     for name in names:
-        run, size = compiled_step(name)
+        step = compiled_step(name)
+        run, size = step.turn(STEPS), step.reserved_bytes
         times, ratios = [], []
         for _ in range(ROUNDS):
             base = reference()
@@ -72,33 +68,10 @@ def tiny(name: str) -> Config:
     return settle(resolve(config))
 
 
-def compiled_step(name: str) -> tuple[Callable[[], float], int]:
-    """(run() -> seconds a step, bytes that the compiled step reserves)."""
+def compiled_step(name: str) -> Ours:
+    """That of one objective."""
     config = tiny(name)
-    process, objective, network = make_parts(config, _VOCAB.value)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    names = (*MEANS, *objective.metrics)
-    state = init_state(network, optimizer, jax.random.key(0), names)
-    shape = (config.train.batch_size, config.data.length)
-    tokens = jax.random.randint(jax.random.key(1), shape, 0, _VOCAB.value)
-    batch = {"tokens": tokens, "valid": jnp.ones(shape, bool)}
-    step = make_train_step(config, network, objective, process, optimizer)
-    step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    memory = step.memory_analysis()
-    reserved = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    reserved += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    state, _ = step(state, batch)
-
-    def run() -> float:
-        nonlocal state
-        jax.block_until_ready(state)
-        begin = time.perf_counter()
-        for _ in range(STEPS):
-            state, _ = step(state, batch)
-        jax.block_until_ready(state)
-        return (time.perf_counter() - begin) / STEPS
-
-    return run, reserved
+    return our_step(config, *make_parts(config, _VOCAB.value), _LENGTH.value)
 
 
 if __name__ == "__main__":

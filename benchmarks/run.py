@@ -1,13 +1,13 @@
-"""The benchmarks that need no trained run, in short form, and how their ratios have moved.
+"""The benchmarks of a few minutes, in short form, and how their ratios have moved.
 
-    python -m benchmarks.run [--only=head,...] [--history=FILE] [--check=0.8] [--json]
+    python -m benchmarks.run [--only=head,...] [--workdir=work/demo] [--check=0.8] [--json]
 
 Each runs in a process of its own. A line is appended to the history: when, which revision, and
 every ratio_to_X, by the path of its key. Ratios compare two programs of one run, so that they
 outlive a change of machine better than seconds do; still they are noise where other programs run.
 With --check a ratio below so much of the median of the last five lines is named, and the exit code
-is 1; a benchmark that fails makes it 1 too. The others need a trained run, data or many minutes,
-and benchmarks.accelerator a GPU.
+is 1; a benchmark that fails makes it 1 too. With --workdir, a trained run, the estimators of the
+likelihood are among them. The others need data or many minutes, and benchmarks.accelerator a GPU.
 """
 
 import json
@@ -20,9 +20,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from ddm_jax import cli
+from ddm_jax.config import lookup
 from ddm_jax.training.record import git_revision
 
 SHORT = {
@@ -31,10 +32,13 @@ SHORT = {
     "objectives": ("--only=sedd_absorb,sedd_uniform,mdlm,d3pm",),
     "sampling": ("--length=64", "--steps=64", "--depth=2"),
     "loader": (),
+    "layouts": ("--devices=8", "--width=128", "--depth=2", "--length=64"),
 }
+TRAINED = {"estimators": ("--sequences=16", "--draws=4")}  # and a run of a RADD objective
 LAST = 5  # lines of the history that a ratio is compared with
 
-_ONLY = flags.DEFINE_list("only", list(SHORT), "Benchmarks to run.")
+_ONLY = flags.DEFINE_list("only", [], "Benchmarks to run; all if empty.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "A trained run of a RADD objective, if there is one.")
 _HISTORY = flags.DEFINE_string("history", "work/benchmarks.jsonl", "File that lines are added to.")
 _CHECK = flags.DEFINE_float("check", 0.0, "Smallest share of its median that a ratio may be.")
 _JSON = cli.define_json()
@@ -47,8 +51,12 @@ def main(argv: list[str]) -> None:
     before = read(history)
     now: dict[str, float] = {}
     failed = []
-    for name in _ONLY.value:
-        command = [sys.executable, "-m", f"benchmarks.{name}", *SHORT[name], "--json"]
+    chosen = dict(SHORT)
+    if _WORKDIR.value:
+        chosen |= {k: (*v, f"--workdir={_WORKDIR.value}") for k, v in TRAINED.items()}
+    asked = {name: lookup(chosen, name, "--only") for name in _ONLY.value or chosen}
+    for name, arguments in asked.items():
+        command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--json"]
         begin = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         print(f"{name} ({time.perf_counter() - begin:.0f} s)", flush=True)
@@ -103,4 +111,4 @@ def median(before: list[dict[str, float]], key: str) -> float | None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -19,14 +19,12 @@ from unittest import mock
 
 import jax
 
+from benchmarks.peers.ours import our_step
 from configs.radd_tiny import get_config
 from ddm_jax import cli
 from ddm_jax.config import Config, resolve
 from ddm_jax.experiment import Experiment, build
 from ddm_jax.training.loop import train
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import MEANS, make_train_step
 from ddm_jax.training.writers import Writers
 
 ROUNDS = 15
@@ -92,17 +90,10 @@ def tiny_without_validation() -> Config:
 
 def bare_step(experiment: Experiment) -> Callable[[], Seconds]:
     """run() -> seconds a step, over as many steps as a round of the loop counts."""
-    config, layout = experiment.config, experiment.layout
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    step = make_train_step(
-        config, experiment.network, experiment.objective, experiment.process, optimizer, layout
-    )
-    names = (*MEANS, *experiment.objective.metrics)
-    state = init_state(experiment.network, optimizer, jax.random.key(0), names)
-    step = layout.program(step, jax.eval_shape(lambda: state))
-    tokens, valid = experiment.data.blocks("train").read(range(config.train.batch_size))
-    batch = layout.put_train_batch({"tokens": tokens, "valid": valid})
-    state, _ = step(state, batch)
+    config = experiment.config
+    made = experiment.process, experiment.objective, experiment.network
+    ours = our_step(config, *made, config.data.length, experiment.layout)
+    state, _ = ours.program(ours.start(), ours.batch)
     steps = (INTERVALS - 1) * config.train.log_every
 
     def interval() -> Seconds:
@@ -110,7 +101,7 @@ def bare_step(experiment: Experiment) -> Callable[[], Seconds]:
         jax.block_until_ready(state)
         begin = now()
         for _ in range(steps):
-            state, _ = step(state, batch)
+            state, _ = ours.program(state, ours.batch)
         jax.block_until_ready(state)
         return Seconds(*((b - a) / steps for a, b in zip(begin, now(), strict=True)))
 

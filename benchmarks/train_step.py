@@ -146,26 +146,17 @@ def cpu_seconds() -> float:
 
 def our_step(sizes: dict[str, int]) -> Step:
     """A step from new weights, compiled."""
-    import jax
-
+    from benchmarks.peers import ours
     from ddm_jax.training.memory import give_back_memory
-    from ddm_jax.training.optimizer import make_optimizer
-    from ddm_jax.training.state import init_state
-    from ddm_jax.training.step import MEANS, make_train_step
 
-    config, process, objective, network = parts(sizes)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    names = (*MEANS, *objective.metrics)
-    state = jax.jit(lambda key: init_state(network, optimizer, key, names))(jax.random.key(0))
-    step = make_train_step(config, network, objective, process, optimizer)
-    tokens = fixed_batch(sizes)[0]
-    batch = jax.device_put({"tokens": tokens, "valid": tokens >= 0})
-    program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    config, *made = parts(sizes)
+    step = ours.our_step(config, *made, sizes["length"])
     give_back_memory()  # as training/loop.py does
+    state = step.start()
 
     def run() -> float:
         nonlocal state
-        state, metrics = program(state, batch)
+        state, metrics = step.program(state, step.batch)
         return float(metrics["loss"])
 
     return run
