@@ -6,8 +6,8 @@ RADD's t-DCE, the same model, batch and numbers under each (tests/parallel). --d
 many virtual ones of this CPU: they share its cores and memory, so that the times say how much work
 and copying a layout adds, not what a network costs (docs/scaling.md reckons with that). The steps
 of a layout and of dp run in turn: the ratio is the median round by round, above 1 where the layout
-is faster. MiB on a device: parameters, average and optimizer state, and what the compiled step
-takes beside them.
+is faster, and that of dp itself says by how much they err. MiB on a device: parameters, average and
+optimizer state, and what the compiled step takes beside them.
 """
 
 import json
