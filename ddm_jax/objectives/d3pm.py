@@ -52,21 +52,27 @@ def d3pm_at(
     """The T-fold term of step T t and the KL of the prior; t float[b] on the grid, xt int32[b, L].
 
     ce_weight adds sum_i -log p(x0_i | x_t) over all valid tokens. The published code weighs that
-    against the mean of the T terms, not their sum: its lambda is ce_weight / T.
+    against the mean of the T terms, not their sum: its lambda is ce_weight / T. The metric `ce` is
+    its mean over the tokens that have a loss, nats: all valid ones, or the masked ones under the
+    absorbing process without ce_weight.
     """
     x0, valid, steps = batch["tokens"], batch["valid"], process.schedule.count
     readout = apply(params, xt, process.condition(t))
     if isinstance(process, D3PMAbsorbing):
         # the KL is q(x_s = x0 | x_t = m, x0) times the cross entropy, and 0 where x_t shows x0
-        ce = _cross_entropy(readout, x0)
         reveal = process.reveal(t - 1 / steps, t)[:, None]
-        vb = jnp.where(xt == process.mask_id, steps * reveal * ce, 0)
+        of_vb = jnp.where(valid & (xt == process.mask_id), steps * reveal, 0)
+        weight = jnp.where(valid, of_vb + ce_weight, 0)
+        weighted = readout.cross_entropy(x0, weight)
+        ce = jax.lax.stop_gradient(weighted) / jnp.where(weight > 0, weight, 1)
+        vb, loss = (of_vb * ce).sum(axis=1), weighted.sum(axis=1)
+        tokens = (weight > 0).sum(axis=1)
     else:
         kl, ce = _kl(readout, x0, xt, t, process)
-        vb = steps * kl + process.prior_kl(x0)
-    vb, ce = (jnp.where(valid, x, 0).sum(axis=1) for x in (vb, ce))
-    per_token = ce / jnp.maximum(valid.sum(axis=1), 1)
-    return LossOutput(vb + ce_weight * ce, vb, {"ce": per_token})
+        vb = jnp.where(valid, steps * kl + process.prior_kl(x0), 0).sum(axis=1)
+        ce = jnp.where(valid, ce, 0)
+        loss, tokens = vb + ce_weight * ce.sum(axis=1), valid.sum(axis=1)
+    return LossOutput(loss, vb, {"ce": ce.sum(axis=1) / jnp.maximum(tokens, 1)})
 
 
 def d3pm_ce(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Any) -> LossOutput:
@@ -87,11 +93,6 @@ def _draw(batch: Batch, noise: Noise, process: Any) -> tuple[Array, Array]:
     """(xt int32[b, L], t float32[b] on the grid 1/T .. 1)."""
     t = on_grid(noise.u, process.schedule.count)
     return process.corrupt(noise.keys, batch["tokens"], t, batch["valid"]), t
-
-
-def _cross_entropy(readout: Readout, x0: Array) -> Array:
-    logit, lse = readout.target(x0)
-    return lse - logit
 
 
 def _kl(readout: Readout, x0: Array, xt: Array, t: Array, process: Any) -> tuple[Array, Array]:

@@ -148,7 +148,8 @@ def test_bound_of_the_exact_denoiser_tends_to_the_nll_as_one_over_the_steps(name
         assert 1.8 < gap[0] / gap[1] < 2.2
 
 
-def test_absorbing_bound_weighs_the_masked_cross_entropy_by_one_over_t():
+@pytest.mark.parametrize("ce_weight", [0.0, 0.3])
+def test_absorbing_bound_weighs_the_masked_cross_entropy_by_one_over_t(ce_weight):
     """T (alpha_{t-1} - alpha_t) / (1 - alpha_t) = T / t, MDLM's weight in T steps."""
     with jax.enable_x64(True):
         process = chains.make("absorbing", STEPS, VOCAB)
@@ -158,16 +159,19 @@ def test_absorbing_bound_weighs_the_masked_cross_entropy_by_one_over_t():
         x0, xt, t = x0[possible], xt[possible], t[possible]
         batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
         at = functools.partial(
-            d3pm.d3pm_at, network("absorbing", p), process=process, ce_weight=0.3
+            d3pm.d3pm_at, network("absorbing", p), process=process, ce_weight=ce_weight
         )
         out = jax.jit(at)(np.log(p), batch, xt=xt, t=t)
     step = np.round(t * STEPS).astype(int)
     at = p[step - 1, xt[:, 0] * (VOCAB + 1) + xt[:, 1]]
     ce = -np.log(np.take_along_axis(at, x0[..., None], -1)[..., 0])
     masked = np.where(xt == VOCAB, ce, 0).sum(1)
+    loss = STEPS / step * masked + ce_weight * ce.sum(1)
     np.testing.assert_allclose(out.bound, STEPS / step * masked, rtol=1e-12)
-    np.testing.assert_allclose(out.loss, STEPS / step * masked + 0.3 * ce.sum(1), rtol=1e-12)
-    np.testing.assert_allclose(out.metrics["ce"], ce.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(out.loss, loss, rtol=1e-12)
+    # over the tokens that have a loss
+    mean = ce.mean(1) if ce_weight else masked / np.maximum((xt == VOCAB).sum(1), 1)
+    np.testing.assert_allclose(out.metrics["ce"], mean, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["absorbing", "nearest"])
