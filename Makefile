@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test compare lint clean
 
 demo: $(VENV)/core
-	$(BIN)/python -m ddm_jax.main --config=configs/radd_tiny.py --workdir=work/demo
+	$(BIN)/python -m ddm_jax.main --config=configs/radd_tiny.py --config.model.time=constant \
+	  --workdir=work/demo
 
 compare: $(VENV)/core
 	$(BIN)/python -m ddm_jax.compare --config=configs/compare_tiny.py --workdir=work/compare \

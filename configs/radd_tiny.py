@@ -1,7 +1,9 @@
 """RADD on two CPU cores in a few minutes: presidential messages, 1.6M parameters.
 
 Not a recipe of the paper: every value is ours, chosen for a held-out bound and readable text after
-seven minutes. config argument: loss=t_dce|t_dse|lambda_dce|ao.
+a few minutes. config argument: loss=t_dce|t_dse|lambda_dce|ao. The blocks are RADD's; at this size
+those of model.time=constant learn faster (one seed: 5.66 nats per token where these have 6.01), which
+is what `make demo` takes.
 """
 
 from ml_collections import ConfigDict
