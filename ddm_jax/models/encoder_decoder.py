@@ -13,7 +13,7 @@ from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend, among, attention
 from ddm_jax.models.linear import Embedding, Linear
 from ddm_jax.models.memory import LengthHead, Memory
-from ddm_jax.models.spread import Spread
+from ddm_jax.models.spread import ALONE, Spread
 from ddm_jax.models.transformer import (
     Cache,
     Head,
@@ -79,7 +79,7 @@ class Side(nnx.Module):
     def __init__(self, config: ModelConfig, crosses: bool, spread: Spread, rngs: nnx.Rngs):
         self.config, self.spread = config, spread
         width = config.width
-        self.positions = Embedding(config, config.max_length, spread, rngs, INIT)
+        self.positions = Embedding(config, config.max_length, ALONE, rngs, INIT)
         self.fusion = Linear(config, 2 * width, width, rngs, INIT)
         self.blocks = stacked(config, lambda rngs: Block(config, crosses, spread, rngs), rngs)
 
@@ -112,13 +112,13 @@ class Side(nnx.Module):
             given: tuple[Cache | None, Cache | None],
         ) -> tuple[Array, Cache | None]:
             x, cache = block(x, attend, from_source, positions, keys, *given)
-            return self.spread.constrain(x, "hidden"), cache if keep else None
+            return self.spread.constrain(x), cache if keep else None
 
         # the layers are numbered 0 .. depth - 1
         x = dropout(x, folded(dropout_keys, config.depth), 0, config.dropout)
         given = cache, None if memory is None else (memory.k, memory.v)
         return through_layers(
-            config, self.blocks, layer, self.spread.constrain(x, "hidden"), dropout_keys, given
+            config, self.blocks, layer, self.spread.constrain(x), dropout_keys, given
         )
 
 

@@ -103,8 +103,8 @@ def _backward(
         return of_hidden.astype(hidden.dtype), jax.tree.map(lambda x: x[None].astype(wide), of_head)
 
     of_hidden, of_head = spread.rowwise(local, (rows, of_hidden, g), of_head, head)
-    of_head = jax.tree.map(lambda x, like: x.sum(axis=0).astype(like.dtype), of_head, head)
-    return (of_hidden, None, None), of_head
+    of_head = (x.astype(like.dtype) for x, like in zip(spread.summed(*of_head), head, strict=True))
+    return (of_hidden, None, None), tuple(of_head)
 
 
 weighted_losses.defvjp(_forward, _backward)

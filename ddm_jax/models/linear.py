@@ -71,8 +71,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         """The rows of these ids."""
-        table = self.spread.constrain(self.embedding[...], "table")
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        return self.spread.lookup(self.embedding[...], ids, self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

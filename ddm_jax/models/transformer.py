@@ -21,7 +21,7 @@ from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend, among, attention, behind
 from ddm_jax.models.linear import MATMUL, Embedding, Linear
 from ddm_jax.models.memory import LengthHead, Memory
-from ddm_jax.models.spread import Spread
+from ddm_jax.models.spread import ALONE, Spread
 
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -48,7 +48,7 @@ class Transformer(nnx.Module):
         self.config, self.spread = config, spread
         self.embed = Embedding(config, padded_vocab, spread, rngs, EMBED_INIT)
         if config.positions == "learned":
-            self.positions = Embedding(config, config.max_length, spread, rngs, EMBED_INIT)
+            self.positions = Embedding(config, config.max_length, ALONE, rngs, EMBED_INIT)
         if has_adaln(config):
             self.time = SigmaEmbedding(config, rngs)
             self.final_adaln = _modulation(config, 2, rngs)
@@ -82,10 +82,10 @@ class Transformer(nnx.Module):
         config = self.config
         cond = self.time(sigma) if has_adaln(config) else None
         x = self.embed(tokens)
-        x = self.spread.constrain(x if segment is None else x + segment.astype(x.dtype), "hidden")
+        x = self.spread.constrain(x if segment is None else x + segment.astype(x.dtype))
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
         if config.positions == "learned":
-            x = self.spread.constrain(x + self.positions(positions), "hidden")
+            x = self.spread.constrain(x + self.positions(positions))
         attend, source = among(attend, seen), None
         if memory is not None:
             number = tokens.shape[1] if cache is None else cache[0].shape[2]
@@ -93,7 +93,7 @@ class Transformer(nnx.Module):
 
         def layer(x: Array, block: Block, keys: Array | None, given: Any) -> tuple[Array, Any]:
             x, cache = block(x, cond, attend, positions, keys, *given)
-            return self.spread.constrain(x, "hidden"), cache if keep else None
+            return self.spread.constrain(x), cache if keep else None
 
         if read is None:
             given = cache, source

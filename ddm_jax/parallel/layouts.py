@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
@@ -22,7 +23,7 @@ from jax.typing import DTypeLike
 
 from ddm_jax.config import LayoutConfig, lookup
 from ddm_jax.errors import UserError
-from ddm_jax.models.spread import Spread
+from ddm_jax.models.spread import Spread, added
 
 # Path of a parameter -> its place, by the first pattern that is found in it; the layers, on the
 # first axis of `blocks`, are never split, since a scan runs over them. "model" follows Megatron-LM
@@ -112,9 +113,11 @@ class Layout:
             return Spread(locally=self._locally, rowwise=self._rowwise)
         return Spread(
             self._constrain,
+            self._lookup,
             self._locally,
             self._rowwise,
             self._largest,
+            self._summed,
             examples=self.size(*self.row.batch),
             positions=self.size(self.row.positions),
             vocabulary=self.mesh.shape.get("model", 1),
@@ -290,8 +293,7 @@ class Layout:
 
     def _place(self, path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-        spec = next((spec for pattern, spec in PLACES if re.search(pattern, name)), P())
-        spec = P(*(axis if axis in self.mesh.shape else None for axis in spec))
+        spec = self._spec(name)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis and size % self.mesh.shape[axis]:
                 raise UserError(
@@ -302,16 +304,31 @@ class Layout:
                 )
         return NamedSharding(self.mesh, spec)
 
-    def _constrain(self, x: Array, kind: str) -> Array:
-        # rows are looked up in a table that has all its columns, as under any FSDP; in one that is
-        # split by columns the compiler would rather exchange activations
-        places = {
-            "hidden": P(self.row.batch, self.row.positions, None),
-            "table": P("model" if "model" in self.mesh.shape else None, None),
-        }
+    def _spec(self, name: str) -> P:
+        """What PLACES says of the parameter of this path."""
+        spec = next((spec for pattern, spec in PLACES if re.search(pattern, name)), P())
+        return P(*(axis if axis in self.mesh.shape else None for axis in spec))
+
+    def _constrain(self, x: Array) -> Array:
         mesh, free = self._free()
-        place = NamedSharding(mesh, _only(places[kind], free))
-        return jax.lax.with_sharding_constraint(x, place)
+        place = _only(P(self.row.batch, self.row.positions, None), free)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, place))
+
+    def _lookup(self, embedding: Array, ids: Array, dtype: DTypeLike) -> Array:
+        mesh, free = self._free()
+
+        def placed(x: Array, place: P) -> Array:
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _only(place, free)))
+
+        rows, columns = (None, None) if self.row.optimizer_only else self._spec("embed/embedding")
+        # either devices look up the ids of all, in their own columns, and exchange what they found;
+        # or they gather all columns, and sum up the gradients of all rows, which sends them twice
+        ids_of_device = ids.size // self.size(*_axes(self._rows_place(free)))
+        if rows or ids_of_device >= 2 * len(embedding):
+            columns = None
+        x = jnp.take(placed(embedding, P(rows, columns)), ids, axis=0).astype(dtype)
+        others = tuple(axis for axis in self.row.batch if axis != columns)
+        return self._constrain(placed(x, P(others, self.row.positions, columns)))
 
     def _locally(self, function: Callable[..., Array], *arrays: Array) -> Array:
         mesh, free = self._free()
@@ -327,8 +344,8 @@ class Layout:
 
     def _rowwise(self, function: Callable[..., Any], rows: Any, own: Any, whole: Any) -> Any:
         mesh, free = self._free()
-        place = _only(P(self.row.batch, self.row.positions), free)
-        axes = tuple(name for entry in place for name in _names(entry))
+        place = self._rows_place(free)
+        axes = _axes(place)
         sizes = [self.size(*_names(entry)) for entry in place]
         shapes = [x.shape for x in jax.tree.leaves(rows)]
         if not axes or any(n % k for shape in shapes for n, k in zip(shape, sizes, strict=False)):
@@ -342,9 +359,35 @@ class Layout:
             check_vma=False,
         )(rows, own, whole)
 
+    def _summed(self, *head: Array) -> tuple[Array, ...]:
+        mesh, free = self._free()
+        axes = _axes(self._rows_place(free))
+        # the compiler scatters no sums itself, but does not let ours be split by the vocabulary
+        if not axes or len(head[0]) == 1 or "model" in self.mesh.shape:
+            return added(*head)
+        places = tuple(_only(self._spec(f"head/{name}"), axes) for name in ("kernel", "bias"))
+
+        def total(*head: Array) -> tuple[Array, ...]:
+            return tuple(
+                _total(x[0], place, axes, x.dtype) for x, place in zip(head, places, strict=True)
+            )
+
+        return jax.shard_map(
+            total,
+            mesh=mesh,
+            in_specs=P(axes),
+            out_specs=places,
+            axis_names=set(axes),
+            check_vma=False,
+        )(*head)
+
     def _largest(self, x: Array) -> Array:
         axes = jax.sharding.get_abstract_mesh().manual_axes
         return jax.lax.pmax(x, axes) if axes and "model" in self.mesh.shape else x
+
+    def _rows_place(self, free: set[str]) -> P:
+        """Where the rows [B, L, ...] lie, along axes that are free."""
+        return _only(P(self.row.batch, self.row.positions), free)
 
     def _free(self) -> tuple[Any, set[str]]:
         """The mesh where this is traced, and those of its axes that are not split already.
@@ -386,15 +429,19 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
+def _axes(place: P) -> tuple[str, ...]:
+    """All axes that a place splits something over."""
+    return tuple(name for entry in place for name in _names(entry))
+
+
 def _total(x: Array, place: P, axes: tuple[str, ...], dtype: DTypeLike) -> Array:
     """The sum over these axes in dtype; of a dimension that `place` splits, the own part."""
+    total = x.astype(dtype)
     for dimension, entry in enumerate(place):
-        if entry:
-            scattered = jax.lax.psum_scatter(
-                x.astype(dtype), axes, scatter_dimension=dimension, tiled=True
-            )
-            return scattered.astype(x.dtype)
-    return jax.lax.psum(x.astype(dtype), axes).astype(x.dtype)
+        if split := _names(entry):
+            total = jax.lax.psum_scatter(total, split, scatter_dimension=dimension, tiled=True)
+    rest = tuple(axis for axis in axes if axis not in _axes(place))
+    return (jax.lax.psum(total, rest) if rest else total).astype(x.dtype)
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

@@ -117,15 +117,28 @@ def test_micro_batches_take_the_memory_of_one(layout):
     assert in_parts < whole / 3  # an eighth of the activations, and gradients
 
 
-def test_fsdp_gathers_parameters_in_every_layer():
-    parts = make("radd_t_dce", "fsdp", 8)
+@pytest.mark.parametrize("batch_size", [BATCH, 2048])
+def test_fsdp_gathers_parameters_in_every_layer(batch_size):
+    parts = make("radd_t_dce", "fsdp", 8, batch_size=batch_size)
     found = collectives(parts)
     block = sum(x.size for x in jax.tree.leaves(parts.state.params["blocks"]) if x.ndim > 2) // 2
     gathered = [n for in_loop, n in found["all-gather"] if in_loop]
     assert sum(gathered) == 2 * block  # one layer, forward and backward
     outside = [n for in_loop, n in found["all-gather"] if not in_loop]
-    assert sum(outside) == 2 * 128 * 32  # embedding and head
-    assert not found["all-to-all"] + found["collective-permute"]
+    head = embedding = padded_vocab(VOCAB) * 32
+    if batch_size == BATCH:
+        # what is looked up is less than the embedding: every device looks up all ids, both ways
+        assert sorted(outside) == [BATCH * 8, BATCH * 8, head]
+        assert found["all-to-all"] == [(False, BATCH * 32)] * 2
+    else:
+        assert outside == [embedding, head]
+        assert not found["all-to-all"]
+    # each device sums up its own part of the gradient of the head
+    assert found["reduce-scatter"] == [(False, head // 8)]
+    assert all(n < head for in_loop, n in found["all-reduce"] if not in_loop) == (
+        batch_size == BATCH
+    )
+    assert not found["collective-permute"]
 
 
 def test_zero1_gathers_updates_once():
