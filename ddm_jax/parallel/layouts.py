@@ -316,19 +316,30 @@ class Layout:
 
     def _lookup(self, embedding: Array, ids: Array, dtype: DTypeLike) -> Array:
         mesh, free = self._free()
-
-        def placed(x: Array, place: P) -> Array:
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _only(place, free)))
-
         rows, columns = (None, None) if self.row.optimizer_only else self._spec("embed/embedding")
+        place = self._rows_place(free)
+        axes = _axes(place)
         # either devices look up the ids of all, in their own columns, and exchange what they found;
         # or they gather all columns, and sum up the gradients of all rows, which sends them twice
-        ids_of_device = ids.size // self.size(*_axes(self._rows_place(free)))
-        if rows or ids_of_device >= 2 * len(embedding):
-            columns = None
-        x = jnp.take(placed(embedding, P(rows, columns)), ids, axis=0).astype(dtype)
-        others = tuple(axis for axis in self.row.batch if axis != columns)
-        return self._constrain(placed(x, P(others, self.row.positions, columns)))
+        fewer = ids.size // self.size(*axes) < 2 * len(embedding)
+        if not (fewer and columns in axes and rows is None and self._splits(ids.shape, place)):
+            at = NamedSharding(mesh, _only(P(rows, None), free))
+            whole = jax.lax.with_sharding_constraint(embedding, at)
+            return self._constrain(jnp.take(whole, ids, axis=0).astype(dtype))
+
+        def exchanged(embedding: Array, ids: Array) -> Array:
+            ids = jax.lax.all_gather(ids, columns, tiled=True)
+            found = jnp.take(embedding, ids, axis=0).astype(dtype)
+            return jax.lax.all_to_all(found, columns, split_axis=0, concat_axis=2, tiled=True)
+
+        return jax.shard_map(
+            exchanged,
+            mesh=mesh,
+            in_specs=(P(None, columns), place),
+            out_specs=place,
+            axis_names=set(axes),
+            check_vma=False,
+        )(embedding, ids)
 
     def _locally(self, function: Callable[..., Array], *arrays: Array) -> Array:
         mesh, free = self._free()
@@ -346,9 +357,8 @@ class Layout:
         mesh, free = self._free()
         place = self._rows_place(free)
         axes = _axes(place)
-        sizes = [self.size(*_names(entry)) for entry in place]
         shapes = [x.shape for x in jax.tree.leaves(rows)]
-        if not axes or any(n % k for shape in shapes for n, k in zip(shape, sizes, strict=False)):
+        if not axes or not all(self._splits(shape, place) for shape in shapes):
             return function(rows, own, whole)  # or what does not split evenly, left to the compiler
         return jax.shard_map(
             function,
@@ -384,6 +394,11 @@ class Layout:
     def _largest(self, x: Array) -> Array:
         axes = jax.sharding.get_abstract_mesh().manual_axes
         return jax.lax.pmax(x, axes) if axes and "model" in self.mesh.shape else x
+
+    def _splits(self, shape: tuple[int, ...], place: P) -> bool:
+        """Whether an array of this shape splits evenly."""
+        sizes = (self.size(*_names(entry)) for entry in place)
+        return not any(n % size for n, size in zip(shape, sizes, strict=False))
 
     def _rows_place(self, free: set[str]) -> P:
         """Where the rows [B, L, ...] lie, along axes that are free."""
