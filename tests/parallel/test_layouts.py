@@ -128,7 +128,7 @@ def test_fsdp_gathers_parameters_in_every_layer(batch_size):
     head = embedding = padded_vocab(VOCAB) * 32
     if batch_size == BATCH:
         # what is looked up is less than the embedding: every device looks up all ids, both ways
-        assert outside == [BATCH * 8, head]
+        assert sorted(outside) == [BATCH * 8, head]
         assert found["all-to-all"] == [(False, BATCH * 32)] * 2
     else:
         assert outside == [embedding, head]
