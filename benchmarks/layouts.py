@@ -24,6 +24,7 @@ from ddm_jax.config import Config, defaults, resolve
 from ddm_jax.experiment import make_parts, settle
 from ddm_jax.parallel.layouts import LAYOUTS, make_layout
 from ddm_jax.parallel.placement import MIB, device_bytes
+from ddm_jax.parallel.within import spread_of
 
 REFERENCE = "dp"
 ROUNDS, STEPS = 7, 2
@@ -75,7 +76,7 @@ def compiled(name: str) -> tuple[Ours, int]:
     """(the step under a layout with the axes that it takes here, bytes of state on a device)."""
     config = sized(name)
     layout = make_layout(config.layout, jax.devices())
-    parts = make_parts(config, _VOCAB.value, layout.spread)
+    parts = make_parts(config, _VOCAB.value, spread_of(layout))
     step = our_step(config, *parts, _LENGTH.value, layout)
     state = jax.eval_shape(step.start)
     return step, device_bytes(state, layout.state_shardings(state))

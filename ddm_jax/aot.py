@@ -39,6 +39,7 @@ from ddm_jax.parallel.layouts import LAYOUTS, Layout, make_layout
 from ddm_jax.parallel.placement import device_bytes, summary, table
 from ddm_jax.parallel.roofline import Roofline, roofline, traffic
 from ddm_jax.parallel.topology import compiler, devices_of, places
+from ddm_jax.parallel.within import spread_of
 from ddm_jax.samplers import SampleSpec
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import TrainState, init_state
@@ -297,7 +298,7 @@ def abstract_batch(config: Config, size: int) -> dict[str, jax.ShapeDtypeStruct]
 
 def _train_program(job: Job) -> Program:
     config, layout = job.config, job.layout
-    process, objective, network = make_parts(config, job.vocab_size, layout.spread)
+    process, objective, network = make_parts(config, job.vocab_size, spread_of(layout))
     optimizer = make_optimizer(config.optim, config.train.steps)
     step = make_train_step(config, network, objective, process, optimizer, layout)
     state = abstract_state(job)
@@ -322,7 +323,7 @@ def _sample_program(job: Job) -> Program:
         )
     if layout.row.mapped:
         raise UserError("--program=sample is not mapped by jax.pmap: use --layout=dp.")
-    process, _, network = make_parts(config, job.vocab_size, layout.spread)
+    process, _, network = make_parts(config, job.vocab_size, spread_of(layout))
     sampler = make_sampler(config)
 
     def sample(params: Any, key: Any, prompt: Any, fixed: Any) -> Any:

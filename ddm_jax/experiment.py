@@ -25,6 +25,7 @@ from ddm_jax.models.spread import ALONE, Spread
 from ddm_jax.objectives import OBJECTIVES, Objective, gidd, rdm
 from ddm_jax.objectives.signature import EXACT
 from ddm_jax.parallel.layouts import LAYOUTS, Layout, make_layout
+from ddm_jax.parallel.within import spread_of
 from ddm_jax.samplers import SAMPLERS
 
 TIMES = {
@@ -176,7 +177,7 @@ def build(config: Config) -> Experiment:
         )
     # raises now, rather than at the first validation, if there is nothing to validate on
     (data.pairs if isinstance(data, PreparedPairs) else data.blocks)("validation")
-    process, objective, network = make_parts(config, data.tokenizer.vocab_size, layout.spread)
+    process, objective, network = make_parts(config, data.tokenizer.vocab_size, spread_of(layout))
     layout.param_shardings(jax.eval_shape(network.init, jax.random.key(0)))  # raises if one cannot
     return Experiment(
         config=config,

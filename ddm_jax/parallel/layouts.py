@@ -8,12 +8,11 @@ along which of them. Axes that a layout does not have split nothing.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
@@ -23,7 +22,7 @@ from jax.typing import DTypeLike
 
 from ddm_jax.config import LayoutConfig, lookup
 from ddm_jax.errors import UserError
-from ddm_jax.models.spread import Spread, added
+from ddm_jax.parallel.specs import only, total
 
 # Path of a parameter -> its place, by the first pattern that is found in it; the layers, on the
 # first axis of `blocks`, are never split, since a scan runs over them. "model" follows Megatron-LM
@@ -105,29 +104,6 @@ class Layout:
         whole = self.row.optimizer_only
         axes = (axis for axis in self.row.batch if whole or axis not in _SPLITTING)
         return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
-
-    @property
-    def spread(self) -> Spread:
-        """What a network is told of it."""
-        if self.row.mapped:
-            return Spread(locally=self._locally, rowwise=self._rowwise)
-        return Spread(
-            self._constrain,
-            self._lookup,
-            self._locally,
-            self._rowwise,
-            self._largest,
-            self._summed,
-            examples=self.size(*self.row.batch),
-            positions=self.size(self.row.positions),
-            vocabulary=self.mesh.shape.get("model", 1),
-        )
-
-    @property
-    def spread_of_replica(self) -> Spread:
-        """The same within `summed_apart`."""
-        examples = self.size(*self.row.batch) // self.size(*self.replicas)
-        return dataclasses.replace(self.spread, examples=examples)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -217,7 +193,7 @@ class Layout:
         """
         if not self.row.mapped:
             return jax.lax.with_sharding_constraint(gradients, self.places(gradients))
-        return jax.tree.map(lambda x: _total(x, P(), (self.axis,), dtype), gradients)
+        return jax.tree.map(lambda x: total(x, P(), (self.axis,), dtype), gradients)
 
     def sums_apart(self, microbatches: int) -> bool:
         """Whether a step takes `summed_apart`; otherwise the compiler sums where it sees fit.
@@ -242,13 +218,13 @@ class Layout:
         def of_replica(params: Any, examples: Any) -> tuple[Any, Any]:
             grads, metrics = gradients(params, examples)
             grads = jax.tree.map(
-                lambda x, place: _total(x, place, self.replicas, dtype), grads, specs(params)
+                lambda x, place: total(x, place, self.replicas, dtype), grads, specs(params)
             )
             return grads, jax.lax.psum(metrics, self.replicas)
 
         def specs(params: Any) -> Any:
             """Where gradients go along the replicas: like the optimizer state."""
-            return jax.tree.map(lambda x: _only(x.spec, self.replicas), self.places(params))
+            return jax.tree.map(lambda x: only(x.spec, self.replicas), self.places(params))
 
         def summed(params: Any, examples: Any) -> tuple[Any, Any]:
             grads, metrics = jax.shard_map(
@@ -293,7 +269,7 @@ class Layout:
 
     def _place(self, path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-        spec = self._spec(name)
+        spec = self.spec(name)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis and size % self.mesh.shape[axis]:
                 raise UserError(
@@ -304,114 +280,10 @@ class Layout:
                 )
         return NamedSharding(self.mesh, spec)
 
-    def _spec(self, name: str) -> P:
+    def spec(self, name: str) -> P:
         """What PLACES says of the parameter of this path."""
         spec = next((spec for pattern, spec in PLACES if re.search(pattern, name)), P())
         return P(*(axis if axis in self.mesh.shape else None for axis in spec))
-
-    def _constrain(self, x: Array) -> Array:
-        mesh, free = self._free()
-        place = _only(P(self.row.batch, self.row.positions, None), free)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, place))
-
-    def _lookup(self, embedding: Array, ids: Array, dtype: DTypeLike) -> Array:
-        mesh, free = self._free()
-        rows, columns = (None, None) if self.row.optimizer_only else self._spec("embed/embedding")
-        place = self._rows_place(free)
-        axes = _axes(place)
-        # either devices look up the ids of all, in their own columns, and exchange what they found;
-        # or they gather all columns, and sum up the gradients of all rows, which sends them twice
-        fewer = ids.size // self.size(*axes) < 2 * len(embedding)
-        if not (fewer and columns in axes and rows is None and self._splits(ids.shape, place)):
-            at = NamedSharding(mesh, _only(P(rows, None), free))
-            whole = jax.lax.with_sharding_constraint(embedding, at)
-            return self._constrain(jnp.take(whole, ids, axis=0).astype(dtype))
-
-        def exchanged(embedding: Array, ids: Array) -> Array:
-            ids = jax.lax.all_gather(ids, columns, tiled=True)
-            found = jnp.take(embedding, ids, axis=0).astype(dtype)
-            return jax.lax.all_to_all(found, columns, split_axis=0, concat_axis=2, tiled=True)
-
-        return jax.shard_map(
-            exchanged,
-            mesh=mesh,
-            in_specs=(P(None, columns), place),
-            out_specs=place,
-            axis_names=set(axes),
-            check_vma=False,
-        )(embedding, ids)
-
-    def _locally(self, function: Callable[..., Array], *arrays: Array) -> Array:
-        mesh, free = self._free()
-        if not free:
-            return function(*arrays)
-        heads = "model" if "model" in self.mesh.shape else None
-        whole = _only(P(self.row.batch, None, heads, None), free)
-        own = _only(P(self.row.batch, self.row.positions, heads, None), free)
-        specs = (own, *(whole for _ in arrays[1:]))
-        return jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=own, axis_names=free, check_vma=False
-        )(*arrays)
-
-    def _rowwise(self, function: Callable[..., Any], rows: Any, own: Any, whole: Any) -> Any:
-        mesh, free = self._free()
-        place = self._rows_place(free)
-        axes = _axes(place)
-        shapes = [x.shape for x in jax.tree.leaves(rows)]
-        if not axes or not all(self._splits(shape, place) for shape in shapes):
-            return function(rows, own, whole)  # or what does not split evenly, left to the compiler
-        return jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=(place, P(axes), P()),
-            out_specs=(place, P(axes)),
-            axis_names=set(axes),
-            check_vma=False,
-        )(rows, own, whole)
-
-    def _summed(self, *head: Array) -> tuple[Array, ...]:
-        mesh, free = self._free()
-        axes = _axes(self._rows_place(free))
-        # the compiler scatters no sums itself, but does not let ours be split by the vocabulary
-        if not axes or len(head[0]) == 1 or "model" in self.mesh.shape:
-            return added(*head)
-        places = tuple(_only(self._spec(f"head/{name}"), axes) for name in ("kernel", "bias"))
-
-        def total(*head: Array) -> tuple[Array, ...]:
-            return tuple(
-                _total(x[0], place, axes, x.dtype) for x, place in zip(head, places, strict=True)
-            )
-
-        return jax.shard_map(
-            total,
-            mesh=mesh,
-            in_specs=P(axes),
-            out_specs=places,
-            axis_names=set(axes),
-            check_vma=False,
-        )(*head)
-
-    def _largest(self, x: Array) -> Array:
-        axes = jax.sharding.get_abstract_mesh().manual_axes
-        return jax.lax.pmax(x, axes) if axes and "model" in self.mesh.shape else x
-
-    def _splits(self, shape: tuple[int, ...], place: P) -> bool:
-        """Whether an array of this shape splits evenly."""
-        sizes = (self.size(*_names(entry)) for entry in place)
-        return not any(n % size for n, size in zip(shape, sizes, strict=False))
-
-    def _rows_place(self, free: set[str]) -> P:
-        """Where the rows [B, L, ...] lie, along axes that are free."""
-        return _only(P(self.row.batch, self.row.positions), free)
-
-    def _free(self) -> tuple[Any, set[str]]:
-        """The mesh where this is traced, and those of its axes that are not split already.
-
-        jax.pmap, and `summed_apart` along the replicas, have split what is within them.
-        """
-        here = jax.sharding.get_abstract_mesh()
-        split = set(here.manual_axes)
-        return (here if split else self.mesh), set(self.mesh.axis_names) - split
 
 
 def make_layout(config: LayoutConfig, devices: Sequence[jax.Device]) -> Layout:
@@ -432,31 +304,6 @@ def make_layout(config: LayoutConfig, devices: Sequence[jax.Device]) -> Layout:
 def dp(devices: Sequence[jax.Device]) -> Layout:
     """Data parallelism over these devices."""
     return make_layout(LayoutConfig("dp"), devices)
-
-
-def _only(spec: P, axes: Collection[str]) -> P:
-    """The part of a place that is along these axes."""
-    return P(*(tuple(name for name in _names(entry) if name in axes) or None for entry in spec))
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The axes that a dimension is split over."""
-    return (entry,) if isinstance(entry, str) else entry or ()
-
-
-def _axes(place: P) -> tuple[str, ...]:
-    """All axes that a place splits something over."""
-    return tuple(name for entry in place for name in _names(entry))
-
-
-def _total(x: Array, place: P, axes: tuple[str, ...], dtype: DTypeLike) -> Array:
-    """The sum over these axes in dtype; of a dimension that `place` splits, the own part."""
-    total = x.astype(dtype)
-    for dimension, entry in enumerate(place):
-        if split := _names(entry):
-            total = jax.lax.psum_scatter(total, split, scatter_dimension=dimension, tiled=True)
-    rest = tuple(axis for axis in axes if axis not in _axes(place))
-    return (jax.lax.psum(total, rest) if rest else total).astype(x.dtype)
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

@@ -21,6 +21,7 @@ from ddm_jax.models.spread import Spread
 from ddm_jax.objectives import Batch, Noise, Objective
 from ddm_jax.objectives.source import length_loss, with_source
 from ddm_jax.parallel.layouts import Layout
+from ddm_jax.parallel.within import spread_of_replica
 from ddm_jax.training.optimizer import ema_update, learning_rate
 from ddm_jax.training.state import TrainState
 
@@ -66,7 +67,7 @@ def make_train_step(
 
     apart = layout is not None and layout.sums_apart(parts)
     if apart:
-        network = _reading(network, layout.spread_of_replica)
+        network = _reading(network, spread_of_replica(layout))
 
     def gradients(
         params: Any, examples: tuple[Batch, Noise, Array], tokens: Array, size: int

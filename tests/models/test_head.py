@@ -11,6 +11,7 @@ from ddm_jax.config import LayoutConfig, ModelConfig
 from ddm_jax.models import head as head_module
 from ddm_jax.models.network import Readout, make_network, pick
 from ddm_jax.parallel.layouts import make_layout
+from ddm_jax.parallel.within import spread_of
 from tests.models.small import random_params
 from tests.programs import outputs
 
@@ -41,7 +42,7 @@ def plainly(readout: Readout, targets: np.ndarray, weight: np.ndarray) -> jax.Ar
 def made(layout=None, **options):
     sizes = {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2, "time": "none"}
     config = ModelConfig(**sizes, **options)
-    network = make_network(config, VOCAB, *([layout.spread] if layout else []))
+    network = make_network(config, VOCAB, *([spread_of(layout)] if layout else []))
     return network, random_params(network)
 
 

@@ -13,6 +13,7 @@ from ddm_jax.models.attention import attention, plain
 from ddm_jax.models.splash import fits, splash
 from ddm_jax.models.spread import ALONE
 from ddm_jax.parallel.layouts import make_layout
+from ddm_jax.parallel.within import spread_of
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_masks_and_odd_lengths_are_left_to_the_library():
 def test_layouts_split_the_kernel(name, attend, number):
     # a device of "sp" has positions of its own, whose numbers the kernel does not know
     layout = make_layout(LayoutConfig(name), jax.devices()[:4])
-    assert kernels(attend, spread=layout.spread) == number
+    assert kernels(attend, spread=spread_of(layout)) == number
 
 
 @pytest.mark.parametrize("attend", [None, "causal"])

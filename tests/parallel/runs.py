@@ -20,6 +20,7 @@ from ddm_jax.config import (
 )
 from ddm_jax.experiment import make_parts, settle
 from ddm_jax.parallel.layouts import Layout, make_layout
+from ddm_jax.parallel.within import spread_of
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names
@@ -61,7 +62,7 @@ def make(
         )
     )
     spread = make_layout(LayoutConfig(layout, axes), jax.devices()[:devices])
-    process, objective, network = make_parts(config, VOCAB, spread.spread)
+    process, objective, network = make_parts(config, VOCAB, spread_of(spread))
     objective = dataclasses.replace(
         objective,
         loss=functools.partial(_spied, objective.loss),
