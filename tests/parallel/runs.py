@@ -11,6 +11,7 @@ import numpy as np
 
 from ddm_jax.config import (
     Config,
+    DataConfig,
     LayoutConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -26,7 +27,10 @@ from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names
 
 VOCAB, LENGTH, BATCH, STEPS = 126, 8, 32, 20
+SOURCE_LENGTH = 12
 MODEL = ModelConfig(width=32, depth=2, heads=8, mlp_ratio=2, cond_width=16, dropout=0.1)
+
+DATA = DataConfig(length=LENGTH, source_length=SOURCE_LENGTH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Parts:
     program: Any
     state: Any
     batch_size: int
+    pairs: bool
 
 
 def make(
@@ -52,9 +57,12 @@ def make(
     **model: Any,
 ) -> Parts:
     """The training of objective `name`; its metrics have a checksum of all that the network saw."""
+    model = dataclasses.replace(MODEL, **model)
+    pairs = model.kind != "lm"
     config = settle(
         Config(
-            model=dataclasses.replace(MODEL, **model),
+            model=model,
+            data=dataclasses.replace(DATA, source="pairs:none") if pairs else DATA,
             objective=ObjectiveConfig(name=name),
             process=ProcessConfig(name=process),
             optim=OptimConfig(lr=1e-2, warmup_steps=2, weight_decay=0.1),
@@ -73,7 +81,8 @@ def make(
     names = metric_names(network, objective)
     init = functools.partial(init_state, network, optimizer, metrics=names)
     abstract = jax.eval_shape(init, jax.random.key(0))
-    return Parts(spread, step, init, spread.program(step, abstract), abstract, batch_size)
+    program = spread.program(step, abstract)
+    return Parts(spread, step, init, program, abstract, batch_size, pairs)
 
 
 def start(parts: Parts) -> Any:
@@ -82,18 +91,26 @@ def start(parts: Parts) -> Any:
     return jax.jit(parts.init, out_shardings=shardings)(jax.random.key(0))
 
 
-def batches(count: int, size: int = BATCH) -> list[dict[str, np.ndarray]]:
+def batches(count: int, size: int = BATCH, pairs: bool = False) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
+
+    def text(length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens, and which are real: uneven on purpose."""
+        tokens = rng.integers(0, VOCAB, (size, length)).astype(np.int32)
+        return tokens, np.arange(length) < rng.integers(3, length + 1, (size, 1))
+
     found = []
     for _ in range(count):
-        tokens = rng.integers(0, VOCAB, (size, LENGTH)).astype(np.int32)
-        valid = np.arange(LENGTH) < rng.integers(3, LENGTH + 1, (size, 1))  # uneven on purpose
-        found.append({"tokens": tokens, "valid": valid})
+        batch = dict(zip(("tokens", "valid"), text(LENGTH), strict=True))
+        if pairs:
+            source = dict(zip(("source", "source_valid"), text(SOURCE_LENGTH), strict=True))
+            batch |= {"seen": batch["valid"], **source}
+        found.append(batch)
     return found
 
 
 def compiled(parts: Parts) -> Any:
-    batch = parts.layout.put_train_batch(batches(1, parts.batch_size)[0])
+    batch = parts.layout.put_train_batch(batches(1, parts.batch_size, parts.pairs)[0])
     return parts.program.lower(start(parts), batch).compile()
 
 
@@ -103,7 +120,7 @@ def train(
     """(losses, checksums, last state) of so many steps."""
     state, program = start(parts), program or compiled(parts)
     seen = []
-    for batch in batches(steps):
+    for batch in batches(steps, parts.batch_size, parts.pairs):
         state, metrics = program(state, parts.layout.put_train_batch(batch))
         seen.append((float(metrics["loss"]), float(metrics["checksum"])))
     losses, checksums = np.array(seen).T

@@ -45,6 +45,27 @@ def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
     np.testing.assert_allclose(losses, reference(name)[0], rtol=1e-5)
 
 
+@functools.cache
+def reference_of_pairs(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    losses, checksums, _ = train(make("rdm_absorb", kind=kind, max_length=16), 4)
+    assert len(set(losses)) == len(set(checksums)) == len(losses)
+    return losses, checksums
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "parts"),
+    [
+        ("encoder_decoder", "fsdp", 2),
+        ("encoder_decoder", "sp", 1),
+        ("prefix", "fsdp_tp", 1),
+    ],
+)
+def test_pairs_train_on_the_same_numbers(kind, layout, parts):
+    losses, checksums, _ = train(make("rdm_absorb", layout, 8, parts, kind=kind, max_length=16), 4)
+    np.testing.assert_array_equal(checksums, reference_of_pairs(kind)[1])
+    np.testing.assert_allclose(losses, reference_of_pairs(kind)[0], rtol=1e-5)
+
+
 def test_gaussian_d3pm_is_mapped_on_each_device():
     """Its loss takes sequences one by one, but brings nothing of the network to other devices."""
     losses, checksums, _ = train(make("d3pm", process="d3pm_gaussian"), 2)
