@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from ddm_jax.parallel import flops, hlo
 from ddm_jax.parallel.collectives import collectives as collective_list
 from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, summary, table
-from tests.parallel.runs import BATCH, VOCAB, batches, compiled, make, start, train
+from tests.parallel.runs import BATCH, STEPS, VOCAB, batches, compiled, make, start, train
 
 OBJECTIVES = ("radd_t_dce", "sedd_uniform", "d3pm", "ar")
 PARTS = (1, 2, 4)
@@ -32,8 +33,8 @@ RUNS = [
 
 
 @functools.cache
-def reference(name: str) -> tuple[np.ndarray, np.ndarray]:
-    losses, checksums, _ = train(make(name))
+def reference(name: str, steps: int = STEPS, **model: Any) -> tuple[np.ndarray, np.ndarray]:
+    losses, checksums, _ = train(make(name, **model), steps)
     assert len(set(losses)) == len(set(checksums)) == len(losses)
     return losses, checksums
 
@@ -45,13 +46,6 @@ def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
     np.testing.assert_allclose(losses, reference(name)[0], rtol=1e-5)
 
 
-@functools.cache
-def reference_of_pairs(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    losses, checksums, _ = train(make("rdm_absorb", kind=kind, max_length=16), 4)
-    assert len(set(losses)) == len(set(checksums)) == len(losses)
-    return losses, checksums
-
-
 @pytest.mark.parametrize(
     ("kind", "layout", "parts"),
     [
@@ -61,9 +55,11 @@ def reference_of_pairs(kind: str) -> tuple[np.ndarray, np.ndarray]:
     ],
 )
 def test_pairs_train_on_the_same_numbers(kind, layout, parts):
-    losses, checksums, _ = train(make("rdm_absorb", layout, 8, parts, kind=kind, max_length=16), 4)
-    np.testing.assert_array_equal(checksums, reference_of_pairs(kind)[1])
-    np.testing.assert_allclose(losses, reference_of_pairs(kind)[0], rtol=1e-5)
+    model = {"kind": kind, "max_length": 16}
+    losses, checksums, _ = train(make("rdm_absorb", layout, 8, parts, **model), 4)
+    expected = reference("rdm_absorb", 4, **model)
+    np.testing.assert_array_equal(checksums, expected[1])
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
 
 
 def test_gaussian_d3pm_is_mapped_on_each_device():
