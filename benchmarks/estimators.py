@@ -19,12 +19,12 @@ import numpy as np
 from absl import flags
 
 from ddm_jax import cli
-from ddm_jax.data.opening import open_or_prepare
-from ddm_jax.evaluation import estimators
-from ddm_jax.evaluation.likelihood import make_groups, mean
+from ddm_jax.data.open import open_or_prepare
+from ddm_jax.evaluation.likelihood import estimators
+from ddm_jax.evaluation.likelihood.monte_carlo import make_groups, mean
 from ddm_jax.objectives.signature import BOUND
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import open_run
+from ddm_jax.runs.run import open_run
 
 REFERENCE = ("radd_t_dce", False)
 

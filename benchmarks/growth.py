@@ -21,9 +21,9 @@ from matplotlib.ticker import LogLocator
 from benchmarks.peers.ours import our_step
 from benchmarks.train_step import parts
 from ddm_jax import cli
+from ddm_jax.costs.flops import count
 from ddm_jax.models.head import chunk_rows
 from ddm_jax.models.network import padded_vocab
-from ddm_jax.parallel.flops import count
 
 BASE = {"width": 256, "depth": 4, "heads": 8, "length": 256, "vocab": 8192}
 GROWN = {

@@ -14,9 +14,9 @@ from pathlib import Path
 from absl import app, logging
 
 from ddm_jax import cli
-from ddm_jax.data.loader import train_iterator
-from ddm_jax.data.prepare import prepare
-from ddm_jax.data.prepared import PreparedSet, PrepareSpec
+from ddm_jax.data.build.text import prepare
+from ddm_jax.data.loading.loader import train_iterator
+from ddm_jax.data.sets.text import PreparedSet, PrepareSpec
 
 LENGTH = 1024
 BATCH = 64

@@ -16,9 +16,9 @@ from pathlib import Path
 from absl import app, logging
 
 from ddm_jax import cli
-from ddm_jax.data import sources
-from ddm_jax.data.prepare import prepare
-from ddm_jax.data.prepared import PrepareSpec
+from ddm_jax.data.build.text import prepare
+from ddm_jax.data.sets.text import PrepareSpec
+from ddm_jax.data.sources import registry as sources
 
 COPIES = 4
 

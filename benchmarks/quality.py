@@ -26,16 +26,16 @@ from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.config import Config
-from ddm_jax.data.loader import eval_batches
-from ddm_jax.data.opening import open_or_prepare
+from ddm_jax.data.loading.loader import eval_batches
+from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.diversity import unigram_entropy
-from ddm_jax.evaluation.judge import token_nats
-from ddm_jax.evaluation.judges import judge_of
+from ddm_jax.evaluation.judges.judge import token_nats
+from ddm_jax.evaluation.judges.open import judge_of
+from ddm_jax.evaluation.samples.repetition import unigram_entropy
 from ddm_jax.experiment import fitting_samplers, make_sampler
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import Run, make_program, make_spec, open_run, with_sampler
+from ddm_jax.runs.run import Run, make_program, make_spec, open_run, with_sampler
 
 NO_STEPS = ("first_hitting", "ordered", "entropy", "autoregressive")  # --steps says nothing to them
 

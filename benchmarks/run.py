@@ -24,7 +24,7 @@ from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.config import lookup
-from ddm_jax.training.record import git_revision
+from ddm_jax.runs.record import git_revision
 
 SHORT = {
     "train_step": ("--rounds=5", "--steps=2", "--nocompile"),

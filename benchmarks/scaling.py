@@ -17,9 +17,9 @@ from typing import Any
 
 from absl import app, flags
 
-from ddm_jax.parallel.chips import CHIPS
-from ddm_jax.parallel.collectives import Collective
-from ddm_jax.parallel.roofline import Place, network_seconds
+from ddm_jax.costs.chips import CHIPS
+from ddm_jax.costs.collectives import Collective
+from ddm_jax.costs.roofline import Place, network_seconds
 
 _OUT = flags.DEFINE_string(
     "out", "work/scaling", "Folder of the answers, a JSON file for each row."

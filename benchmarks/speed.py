@@ -17,14 +17,14 @@ from typing import Any
 import jax
 from absl import flags
 
+from benchmarks.timing import sampling_speed, training_speed
 from ddm_jax import cli
-from ddm_jax.data.loader import eval_batches
+from ddm_jax.data.loading.loader import eval_batches
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.likelihood import estimate, make_bound
-from ddm_jax.evaluation.speed import sampling_speed, training_speed
+from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound
 from ddm_jax.experiment import build
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import open_run
+from ddm_jax.runs.run import open_run
 
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "Runs to compare.")
 _TOKENS = flags.DEFINE_integer("tokens", 100_000, "Tokens to draw from each.")

@@ -22,13 +22,14 @@ import jax
 from absl import flags
 from matplotlib.figure import Figure
 
-from ddm_jax import cli, evaluate_text
-from ddm_jax.evaluation.speed import sampling_speed
+from benchmarks.timing import sampling_speed
+from ddm_jax import cli
+from ddm_jax.evaluation.likelihood import measure as evaluate_text
 from ddm_jax.objectives.signature import PSEUDO
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import open_run
-from ddm_jax.training.record import read_record
-from ddm_jax.training.writers import read_metrics, write_atomically
+from ddm_jax.runs.record import read_record
+from ddm_jax.runs.run import open_run
+from ddm_jax.training.metric_writers import read_metrics, write_atomically
 
 # row -> the objective as ddm_jax.compare takes it, and the estimator
 ROWS = {

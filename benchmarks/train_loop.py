@@ -25,7 +25,7 @@ from ddm_jax import cli
 from ddm_jax.config import Config, resolve
 from ddm_jax.experiment import Experiment, build
 from ddm_jax.training.loop import train
-from ddm_jax.training.writers import Writers
+from ddm_jax.training.metric_writers import Writers
 
 ROUNDS = 15
 INTERVALS = 4  # of train.log_every steps in a round of the loop; the first is left out as cold

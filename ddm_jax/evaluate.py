@@ -13,14 +13,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from ddm_jax import cli, evaluate_pairs, evaluate_samples, evaluate_text, run_flags
+from ddm_jax import cli, run_flags
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.corpora import DATA_ROOT, FORMS
-from ddm_jax.evaluation.estimators import DRAWS
-from ddm_jax.evaluation.judges import HELP
-from ddm_jax.evaluation.protocols import PROTOCOLS
-from ddm_jax.evaluation.report import table
-from ddm_jax.training.record import read_record
+from ddm_jax.evaluation import pairs as evaluate_pairs
+from ddm_jax.evaluation.judges.open import HELP
+from ddm_jax.evaluation.likelihood import measure as evaluate_text
+from ddm_jax.evaluation.likelihood.corpora import DATA_ROOT, FORMS
+from ddm_jax.evaluation.likelihood.estimators import DRAWS
+from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS
+from ddm_jax.evaluation.likelihood.report import table
+from ddm_jax.evaluation.samples import measure as evaluate_samples
+from ddm_jax.runs.record import read_record
 
 _SPLIT = flags.DEFINE_enum(
     "split",

@@ -11,21 +11,21 @@ import jax
 import numpy as np
 
 from ddm_jax.config import Config, ProcessConfig, ScheduleConfig, lookup
-from ddm_jax.data.opening import open_or_prepare
-from ddm_jax.data.pair_files import names_pairs
-from ddm_jax.data.prepared import PreparedSet
-from ddm_jax.data.prepared_pairs import PreparedPairs
-from ddm_jax.data.sources import names_kind
-from ddm_jax.diffusion.discrete import DISCRETE_SCHEDULES
+from ddm_jax.data.open import open_or_prepare
+from ddm_jax.data.sets.pairs import PreparedPairs
+from ddm_jax.data.sets.text import PreparedSet
+from ddm_jax.data.sources.pair_files import names_pairs
+from ddm_jax.data.sources.registry import names_kind
+from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import SCHEDULES, Schedule, grid
 from ddm_jax.errors import UserError
+from ddm_jax.models.layout_hooks import ALONE, Spread
 from ddm_jax.models.network import Network, make_network, with_parameters
-from ddm_jax.models.spread import ALONE, Spread
 from ddm_jax.objectives import OBJECTIVES, Objective, gidd, rdm
 from ddm_jax.objectives.signature import EXACT
+from ddm_jax.parallel.layout_hooks import spread_of
 from ddm_jax.parallel.layouts import LAYOUTS, Layout, make_layout
-from ddm_jax.parallel.within import spread_of
 from ddm_jax.samplers import SAMPLERS
 
 TIMES = {

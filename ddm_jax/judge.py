@@ -14,9 +14,9 @@ from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.judges import HELP, open_judge
-from ddm_jax.evaluation.report import plain
-from ddm_jax.evaluation.sample_quality import quality, table
+from ddm_jax.evaluation.judges.open import HELP, open_judge
+from ddm_jax.evaluation.likelihood.report import plain
+from ddm_jax.evaluation.samples.quality import quality, table
 
 _JUDGE = flags.DEFINE_string("judge", "", HELP)
 _INPUT = flags.DEFINE_list("input", [], "files to judge, each a row of the table")

@@ -12,13 +12,14 @@ from pathlib import Path
 from absl import flags
 
 from ddm_jax import cli
-from ddm_jax.data import sources, tokenizers
-from ddm_jax.data.builder import BeamSpec
-from ddm_jax.data.packing import PACKS
-from ddm_jax.data.prepare import prepare
-from ddm_jax.data.prepare_pairs import prepare_pairs
-from ddm_jax.data.prepared import PreparedSet, PrepareSpec, default_folder
-from ddm_jax.data.prepared_pairs import PairSpec, PreparedPairs, spec_kind
+from ddm_jax.data.build.packing import PACKS
+from ddm_jax.data.build.pairs import prepare_pairs
+from ddm_jax.data.build.text import prepare
+from ddm_jax.data.build.tfds_builder import BeamSpec
+from ddm_jax.data.sets.pairs import PairSpec, PreparedPairs, spec_kind
+from ddm_jax.data.sets.text import PreparedSet, PrepareSpec, default_folder
+from ddm_jax.data.sources import registry as sources
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
 
 DEFAULTS = PrepareSpec()
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line.
 
     Raises:
-        UserError: see `ddm_jax.data.prepare.prepare` and `prepare_pairs`; or a flag that has no
+        UserError: see `ddm_jax.data.build.text.prepare` and `prepare_pairs`; or a flag that has no
             meaning for the source.
     """
     del argv

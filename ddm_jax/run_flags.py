@@ -11,7 +11,7 @@ from ddm_jax import cli
 from ddm_jax.config import Config
 from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
-from ddm_jax.trained import WEIGHTS, with_sampler
+from ddm_jax.runs.run import WEIGHTS, with_sampler
 
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
 SAMPLER = flags.DEFINE_string("sampler", "auto", "a sampler that fits the run; auto: the run's")

@@ -21,15 +21,15 @@ from tqdm import tqdm
 
 from ddm_jax import cli, run_flags
 from ddm_jax.config import Config
-from ddm_jax.data.tokenizers import Tokenizer
+from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_sampler
+from ddm_jax.generation.prompts import Prompt, between, from_template, read_template
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.prompts import Prompt, between, from_template, read_template
-from ddm_jax.trained import draw, make_program, make_spec, open_run
-from ddm_jax.training.interrupt import Interrupt
-from ddm_jax.training.record import read_record
-from ddm_jax.training.writers import write_new
+from ddm_jax.runs.interrupt import Interrupt
+from ddm_jax.runs.record import read_record
+from ddm_jax.runs.run import draw, make_program, make_spec, open_run
+from ddm_jax.training.metric_writers import write_new
 
 _NUM = flags.DEFINE_integer("num", 4, "sequences to draw")
 _LENGTH = flags.DEFINE_integer("length", None, "tokens of a sequence; the run's by default")

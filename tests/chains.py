@@ -5,7 +5,7 @@ from scipy.linalg import expm
 from scipy.optimize import brentq
 
 from ddm_jax.diffusion import d3pm, matrices
-from ddm_jax.diffusion.discrete import d3pm_cosine, d3pm_mutual_information
+from ddm_jax.diffusion.discrete_schedules import d3pm_cosine, d3pm_mutual_information
 
 NAMES = ("absorbing", "uniform", "gaussian", "nearest")
 NEIGHBOURS = 1

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddm_jax import aot
+from ddm_jax.aot import __main__ as aot
 from ddm_jax.config import Config, LayoutConfig, ModelConfig, TrainConfig
+from ddm_jax.costs.chips import CHIPS, GIB
+from ddm_jax.costs.collectives import Collective
+from ddm_jax.costs.roofline import Place, network_seconds
+from ddm_jax.costs.topology import devices_of, places
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import settle
-from ddm_jax.parallel.chips import CHIPS, GIB
-from ddm_jax.parallel.collectives import Collective
 from ddm_jax.parallel.layouts import make_layout
-from ddm_jax.parallel.roofline import Place, network_seconds
-from ddm_jax.parallel.topology import devices_of, places
 
 ROOT = Path(__file__).parents[1]
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ddm_jax import config as config_module
 from ddm_jax import experiment
 from ddm_jax.config import Config, defaults, field_type, lookup, resolve, variants
-from ddm_jax.data.prepared_pairs import PreparedPairs
+from ddm_jax.data.sets.pairs import PreparedPairs
 from ddm_jax.errors import UserError
 
 RECIPES = sorted(Path(__file__).parents[1].glob("configs/*.py"))

@@ -12,22 +12,22 @@ import jax
 import numpy as np
 import pytest
 
-from ddm_jax import evaluate_text
 from ddm_jax.config import defaults, resolve
-from ddm_jax.data.loader import eval_batches
-from ddm_jax.data.opening import open_or_prepare
+from ddm_jax.data.loading.loader import eval_batches
+from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
-from ddm_jax.evaluate_text import Request, measure
-from ddm_jax.evaluation import estimators
-from ddm_jax.evaluation.kept import Kept
-from ddm_jax.evaluation.likelihood import estimate, make_bound
-from ddm_jax.evaluation.report import weights_hash
+from ddm_jax.evaluation.likelihood import estimators
+from ddm_jax.evaluation.likelihood import measure as evaluate_text
+from ddm_jax.evaluation.likelihood.kept import Kept
+from ddm_jax.evaluation.likelihood.measure import Request, measure
+from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound
+from ddm_jax.evaluation.likelihood.report import weights_hash
 from ddm_jax.experiment import build, settle, with_options
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import open_run
+from ddm_jax.runs.record import read_record
+from ddm_jax.runs.run import open_run
 from ddm_jax.training import loop
-from ddm_jax.training.record import read_record
 
 ROOT = Path(__file__).parents[1]
 LENGTH = 32

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from ddm_jax.data import tokenizers
-from ddm_jax.data.tokenizers import Tokenizer
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
+from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from ddm_jax.prompts import between, from_template, read_template
+from ddm_jax.generation.prompts import between, from_template, read_template
 from tests.data.corpora import english
 
 LENGTH = 12

@@ -22,21 +22,22 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs.radd_tiny import get_config
-from ddm_jax import cli, sample, trained
+from ddm_jax import cli, sample
 from ddm_jax.config import resolve
-from ddm_jax.data.prepare import prepare
-from ddm_jax.data.prepared import PrepareSpec
+from ddm_jax.data.build.text import prepare
+from ddm_jax.data.sets.text import PrepareSpec
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import fitting_samplers, make_parts, settle
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs import checkpoint
+from ddm_jax.runs import run as trained
+from ddm_jax.runs.checkpoint import Checkpoints, restore_weights
+from ddm_jax.runs.record import write_record
 from ddm_jax.samplers import Stats
-from ddm_jax.training import checkpoint
-from ddm_jax.training.checkpoint import Checkpoints, restore_weights
+from ddm_jax.training.metric_writers import write_new
 from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.record import write_record
 from ddm_jax.training.state import init_state
-from ddm_jax.training.writers import write_new
 
 ROOT = Path(__file__).parents[1]
 LENGTH = 16

@@ -17,18 +17,18 @@ import pytest
 from etils import epath
 
 from ddm_jax.config import defaults, resolve
-from ddm_jax.data.loader import train_iterator
-from ddm_jax.data.opening import open_or_prepare
-from ddm_jax.evaluation.text import bleu
+from ddm_jax.data.loading.loader import train_iterator
+from ddm_jax.data.open import open_or_prepare
+from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import build, make_parts, settle
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import open_run
+from ddm_jax.runs.checkpoint import Checkpoints
+from ddm_jax.runs.run import open_run
 from ddm_jax.training import loop
-from ddm_jax.training.checkpoint import Checkpoints
+from ddm_jax.training.metric_writers import read_metrics
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names
-from ddm_jax.training.writers import read_metrics
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("ba", "de", "gi", "ko", "lu", "ma")

@@ -15,7 +15,7 @@ import yaml
 
 from ddm_jax.config import Config, resolve
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.gpt2_judge import WANTED
+from ddm_jax.evaluation.judges.gpt2 import WANTED
 from ddm_jax.experiment import settle
 from ddm_jax.interop.names import DIT, GPT2, Scheme
 

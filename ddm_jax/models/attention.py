@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ddm_jax.models.layout_hooks import ALONE, Spread
 from ddm_jax.models.splash import fits, splash
-from ddm_jax.models.spread import ALONE, Spread
 
 # every query sees all keys, "causal", or bool[T, S] or bool[B, T, S] whose [q, k] says whether q
 # sees k; T is 1 where all queries see the same

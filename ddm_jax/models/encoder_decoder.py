@@ -11,9 +11,9 @@ from jax import Array
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend, among, attention
+from ddm_jax.models.layout_hooks import ALONE, Spread
 from ddm_jax.models.linear import Embedding, Linear
-from ddm_jax.models.memory import LengthHead, Memory
-from ddm_jax.models.spread import ALONE, Spread
+from ddm_jax.models.source_memory import LengthHead, Memory
 from ddm_jax.models.transformer import (
     Cache,
     Head,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from ddm_jax.models.spread import Spread
+from ddm_jax.models.layout_hooks import Spread
 
 CHUNKS = 16  # of a device's positions, at least; half a chunk is computed for nothing
 ROWS = 128  # of a chunk, at least: fewer leave matmuls waiting for the kernel

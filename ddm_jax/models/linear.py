@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.spread import Spread
+from ddm_jax.models.layout_hooks import Spread
 
 MATMUL = "matmul"
 

@@ -20,8 +20,8 @@ from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend
 from ddm_jax.models.encoder_decoder import EncoderDecoder
 from ddm_jax.models.head import LOGIT_BYTES, weighted_losses
-from ddm_jax.models.memory import Memory
-from ddm_jax.models.spread import ALONE, Spread
+from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.source_memory import Memory
 from ddm_jax.models.transformer import Cache, Transformer, folded
 
 Params = dict

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.blocks import shifted
+from ddm_jax.diffusion.attention_masks import shifted
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, random_ranks
-from ddm_jax.diffusion.blocks import block_diffusion
+from ddm_jax.diffusion.attention_masks import block_diffusion
 from ddm_jax.objectives.masked import masked_cross_entropy
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise
 

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from ddm_jax.config import LayoutConfig, lookup
 from ddm_jax.errors import UserError
-from ddm_jax.parallel.specs import only, total
+from ddm_jax.parallel.partition_specs import only, total
 
 # Path of a parameter -> its place, by the first pattern that is found in it; the layers, on the
 # first axis of `blocks`, are never split, since a scan runs over them. "model" follows Megatron-LM

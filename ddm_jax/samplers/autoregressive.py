@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.blocks import shifted
+from ddm_jax.diffusion.attention_masks import shifted
 from ddm_jax.diffusion.randomness import example_keys
 from ddm_jax.samplers.draw import draw, position_keys
 from ddm_jax.samplers.signature import SampleSpec, Stats

@@ -11,24 +11,24 @@ from typing import Any
 import jax
 from jax import Array
 
-from ddm_jax.data.loader import train_iterator
+from ddm_jax.costs.program import program_costs
+from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment
 from ddm_jax.parallel import processes
-from ddm_jax.parallel.costs import program_costs
 from ddm_jax.parallel.placement import summary, table
-from ddm_jax.training.checkpoint import Checkpoints, folder_of
-from ddm_jax.training.initial import started_from
-from ddm_jax.training.interrupt import Interrupt
+from ddm_jax.runs.checkpoint import Checkpoints, folder_of
+from ddm_jax.runs.interrupt import Interrupt
+from ddm_jax.runs.progress import Progress
+from ddm_jax.runs.record import write_record
+from ddm_jax.training.init_from import started_from
 from ddm_jax.training.memory import give_back_memory
+from ddm_jax.training.metric_writers import Writers, read_metrics, write_atomically
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.profile import Profile
-from ddm_jax.training.progress import Progress
-from ddm_jax.training.record import write_record
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names
 from ddm_jax.training.validation import Validation, make_validation
-from ddm_jax.training.writers import Writers, read_metrics, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

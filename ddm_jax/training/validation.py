@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from jax import Array
 
-from ddm_jax.data.loader import eval_batches
-from ddm_jax.evaluation.likelihood import Bound, estimate, make_bound
-from ddm_jax.evaluation.text import bleu
-from ddm_jax.evaluation.translation import make_translator, translate
+from ddm_jax.data.loading.loader import eval_batches
+from ddm_jax.evaluation.likelihood.monte_carlo import Bound, estimate, make_bound
+from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import Experiment
+from ddm_jax.generation.translation import make_translator, translate
 from ddm_jax.parallel import processes
 from ddm_jax.samplers import SampleSpec, Stats
-from ddm_jax.training.writers import write_atomically
+from ddm_jax.training.metric_writers import write_atomically
 
 
 @dataclass(frozen=True)

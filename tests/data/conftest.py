@@ -1,10 +1,10 @@
 import pytest
 
-from ddm_jax.data.pair_files import Pair
-from ddm_jax.data.prepare import prepare
-from ddm_jax.data.prepare_pairs import prepare_pairs
-from ddm_jax.data.prepared import PreparedSet, PrepareSpec
-from ddm_jax.data.prepared_pairs import PreparedPairs
+from ddm_jax.data.build.pairs import prepare_pairs
+from ddm_jax.data.build.text import prepare
+from ddm_jax.data.sets.pairs import PreparedPairs
+from ddm_jax.data.sets.text import PreparedSet, PrepareSpec
+from ddm_jax.data.sources.pair_files import Pair
 from tests.data.corpora import make_documents, make_pairs, pair_spec, write_jsonl, write_pairs
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from ddm_jax.data.prepared_pairs import PairSpec
+from ddm_jax.data.sets.pairs import PairSpec
 
 WORDS = ("liberty", "états", "commerce", "naïve", "Москва", "peace", "日本", "treasury", "🎈")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddm_jax.data.loader import Batch, TrainIterator, eval_batches, train_iterator
-from ddm_jax.data.prepare import prepare
-from ddm_jax.data.prepared import PreparedSet
+from ddm_jax.data.build.text import prepare
+from ddm_jax.data.loading.loader import Batch, TrainIterator, eval_batches, train_iterator
+from ddm_jax.data.sets.text import PreparedSet
 from ddm_jax.errors import UserError
 from tests.data.corpora import rows_of
 

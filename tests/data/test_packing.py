@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ddm_jax.data.packing import block_ranges, pad, stretch, wrap
+from ddm_jax.data.build.packing import block_ranges, pad, stretch, wrap
 
 EOS = 99
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddm_jax.data import pairs
-from ddm_jax.data.loader import Batch, TrainIterator, eval_batches, train_iterator
-from ddm_jax.data.prepare_pairs import prepare_pairs
-from ddm_jax.data.prepared_pairs import PreparedPairs
+from ddm_jax.data import pair_encoding as pairs
+from ddm_jax.data.build.pairs import prepare_pairs
+from ddm_jax.data.loading.loader import Batch, TrainIterator, eval_batches, train_iterator
+from ddm_jax.data.sets.pairs import PreparedPairs
 from ddm_jax.errors import UserError
 from tests.data.corpora import english, pair_spec, rows_of, write_pairs
 

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ddm_jax.data import pair_files, pairs, tokenizers
-from ddm_jax.data import prepare_pairs as prepare_module
-from ddm_jax.data.opening import command, open_or_prepare, spec_of
-from ddm_jax.data.pair_files import Pair
-from ddm_jax.data.prepared import PreparedSet, default_folder
-from ddm_jax.data.prepared_pairs import PairSpec, PreparedPairs, open_folder
+from ddm_jax.data import pair_encoding as pairs
+from ddm_jax.data.build import pairs as prepare_module
+from ddm_jax.data.open import command, open_or_prepare, spec_of
+from ddm_jax.data.sets.pairs import PairSpec, PreparedPairs, open_folder
+from ddm_jax.data.sets.text import PreparedSet, default_folder
+from ddm_jax.data.sources import pair_files
+from ddm_jax.data.sources.pair_files import Pair
 from ddm_jax.data.splits import SPLITS, position
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
 from tests.data.corpora import WORDS, english, make_pairs, pair_spec, write_pairs
 

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ddm_jax.data import builder, characters, sources, tokenizers
-from ddm_jax.data import prepare as prepare_module
-from ddm_jax.data.builder import BeamSpec
-from ddm_jax.data.opening import command, open_or_prepare
-from ddm_jax.data.prepared import PreparedSet, PrepareSpec, default_folder, open_prepared
+from ddm_jax.data.build import text as prepare_module
+from ddm_jax.data.build import tfds_builder as builder
+from ddm_jax.data.build.tfds_builder import BeamSpec
+from ddm_jax.data.open import command, open_or_prepare
+from ddm_jax.data.sets.text import PreparedSet, PrepareSpec, default_folder, open_prepared
+from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.splits import SPLITS
-from ddm_jax.data.tokenizers import Tokenizer
+from ddm_jax.data.tokenizers import characters
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
+from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from tests.data.corpora import make_documents, write_jsonl
 
@@ -152,7 +155,7 @@ def test_set_is_the_same_for_any_number_of_workers_and_shards(
     tmp_path: Path, corpus: str, wrapped: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ):
     one = prepare(wrapped.spec, tmp_path / "one", workers=1)
-    monkeypatch.setattr("ddm_jax.data.text_files.SHARD_BYTES", (1000, 1000))
+    monkeypatch.setattr("ddm_jax.data.sources.text_files.SHARD_BYTES", (1000, 1000))
     assert len(sources.open_source(corpus).shards["train"]) > 10
     many = prepare(wrapped.spec, tmp_path / "many", workers=4)
     assert files(one.folder) == files(many.folder) == files(wrapped.folder)
@@ -163,7 +166,7 @@ def test_beam_prepares_the_same_set(
     tmp_path: Path, corpus: str, pack: str, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("apache_beam", reason="the extra `beam` is not installed")
-    monkeypatch.setattr("ddm_jax.data.text_files.SHARD_BYTES", (5000, 5000))
+    monkeypatch.setattr("ddm_jax.data.sources.text_files.SHARD_BYTES", (5000, 5000))
     spec = small(corpus, pack=pack)
     here = prepare(spec, tmp_path / "here")
     beam = prepare(spec, tmp_path / "beam", beam=BeamSpec())

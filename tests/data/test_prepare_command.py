@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ddm_jax.data.opening import command
-from ddm_jax.data.prepared import PrepareSpec, open_prepared
-from ddm_jax.data.prepared_pairs import open_folder
+from ddm_jax.data.open import command
+from ddm_jax.data.sets.pairs import open_folder
+from ddm_jax.data.sets.text import PrepareSpec, open_prepared
 from tests.data.corpora import make_documents, pair_spec, write_jsonl
 
 

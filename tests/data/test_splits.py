@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from ddm_jax.data import sources
+from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.splits import SPLITS, HeldOut, split_of, without_own_splits
 from ddm_jax.errors import UserError
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ddm_jax.data import sources, text_files
+from ddm_jax.data.sources import registry as sources
+from ddm_jax.data.sources import text_files
 from ddm_jax.errors import UserError
 from tests.data.corpora import make_documents, write_jsonl
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from ddm_jax.data import sentencepieces, sources, tokenizers
-from ddm_jax.data.tokenizers import Tokenizer
+from ddm_jax.data.sources import registry as sources
+from ddm_jax.data.tokenizers import sentencepiece_bpe as sentencepieces
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
+from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from tests.data.corpora import english, make_documents
 

@@ -8,7 +8,7 @@ from scipy.stats import chi2
 
 from ddm_jax.config import ProcessConfig, ScheduleConfig
 from ddm_jax.diffusion import matrices
-from ddm_jax.diffusion.discrete import d3pm_cosine, d3pm_linear, d3pm_mutual_information
+from ddm_jax.diffusion.discrete_schedules import d3pm_cosine, d3pm_linear, d3pm_mutual_information
 from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_process

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddm_jax.diffusion import discrete
-from ddm_jax.diffusion.discrete import DISCRETE_SCHEDULES
+from ddm_jax.diffusion import discrete_schedules as discrete
+from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 
 
 def steps_of(alpha_bar: np.ndarray) -> np.ndarray:

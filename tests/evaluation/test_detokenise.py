@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddm_jax.evaluation.detokenise import DETOKENISERS, detokenise
+from ddm_jax.evaluation.likelihood.detokenisers import DETOKENISERS, detokenise
 
 CASES = {
     "wikitext": {

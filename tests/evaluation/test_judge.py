@@ -13,8 +13,8 @@ from absl.testing import flagsaver
 
 from ddm_jax import judge as command
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.judge import Judge, judge_texts, token_nats, windows
-from ddm_jax.evaluation.judges import judge_of, open_judge
+from ddm_jax.evaluation.judges.judge import Judge, judge_texts, token_nats, windows
+from ddm_jax.evaluation.judges.open import judge_of, open_judge
 from ddm_jax.objectives import OBJECTIVES
 from tests.tiny_run import LENGTH, tiny_run
 

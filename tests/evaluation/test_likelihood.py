@@ -14,7 +14,7 @@ from ddm_jax.config import defaults, resolve
 from ddm_jax.diffusion import d3pm
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES, grid
-from ddm_jax.evaluation.likelihood import estimate, make_bound, make_groups, mean
+from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound, make_groups, mean
 from ddm_jax.experiment import make_parts, settle
 from ddm_jax.models.network import Readout
 from ddm_jax.objectives import OBJECTIVES

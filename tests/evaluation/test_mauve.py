@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.mauve import frontier_area, mauve
+from ddm_jax.evaluation.samples.mauve import frontier_area, mauve
 
 
 def test_equal_histograms_have_area_one():

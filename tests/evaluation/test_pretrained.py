@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.data import gpt2
+from ddm_jax.data.tokenizers import gpt2
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation import smollm2
-from ddm_jax.evaluation.gpt2_judge import open_gpt2
-from ddm_jax.evaluation.judge import judge_texts, token_nats
-from ddm_jax.evaluation.judges import open_judge
-from ddm_jax.evaluation.minilm import open_minilm
-from ddm_jax.evaluation.smollm2 import open_smollm2
+from ddm_jax.evaluation.judges import smollm2
+from ddm_jax.evaluation.judges.gpt2 import open_gpt2
+from ddm_jax.evaluation.judges.judge import judge_texts, token_nats
+from ddm_jax.evaluation.judges.minilm import open_minilm
+from ddm_jax.evaluation.judges.open import open_judge
+from ddm_jax.evaluation.judges.smollm2 import open_smollm2
 
 RECORDED = Path(__file__).parent / "recorded"
 CONFIG = {"model_type": "gpt2", "n_layer": 2, "n_head": 3, "n_embd": 12, "n_positions": 16}
@@ -77,7 +77,7 @@ def write_gpt2(folder, arrays, config=CONFIG):
 def test_gpt2_equals_transformers(monkeypatch, tmp_path):
     tokens, nats, arrays = recorded_gpt2()
     # read from memory, so that this test runs where safetensors is not installed
-    monkeypatch.setattr("ddm_jax.evaluation.gpt2_judge.read_safetensors", lambda path: arrays)
+    monkeypatch.setattr("ddm_jax.evaluation.judges.gpt2.read_safetensors", lambda path: arrays)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "vocab.json").write_text(vocabulary())

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ddm_jax.data import tokenizers
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.corpora import open_corpus, published
-from ddm_jax.evaluation.detokenise import DETOKENISERS
-from ddm_jax.evaluation.protocols import PROTOCOLS, Document, Protocol, cut, own_rules
+from ddm_jax.evaluation.likelihood.corpora import open_corpus, published
+from ddm_jax.evaluation.likelihood.detokenisers import DETOKENISERS
+from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS, Document, Protocol, cut, own_rules
 
 EOS = 99
 BYTES = tokenizers.given("bytes")

@@ -10,9 +10,9 @@ from scipy.stats import binom
 
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.diversity import longest_repeat, repeated, unigram_entropy
-from ddm_jax.evaluation.judge import Judge
-from ddm_jax.evaluation.sample_quality import quality, table
+from ddm_jax.evaluation.judges.judge import Judge
+from ddm_jax.evaluation.samples.quality import quality, table
+from ddm_jax.evaluation.samples.repetition import longest_repeat, repeated, unigram_entropy
 
 
 def test_entropy_by_hand():

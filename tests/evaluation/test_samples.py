@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from ddm_jax.evaluation import samples as module
-from ddm_jax.evaluation import speed
-from ddm_jax.evaluation.infilling import evaluate_infilling, spans
-from ddm_jax.evaluation.judge import token_nats
-from ddm_jax.evaluation.judges import judge_of
-from ddm_jax.evaluation.samples import draw_samples, evaluate_samples, sample_table
+from benchmarks import timing as speed
+from ddm_jax.evaluation.judges.judge import token_nats
+from ddm_jax.evaluation.judges.open import judge_of
+from ddm_jax.evaluation.samples import unconditional as module
+from ddm_jax.evaluation.samples.infilling import evaluate_infilling, spans
+from ddm_jax.evaluation.samples.unconditional import draw_samples, evaluate_samples, sample_table
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import draw
+from ddm_jax.runs.run import draw
 from tests.tiny_run import LENGTH, tiny_run
 
 

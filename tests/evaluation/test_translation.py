@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from ddm_jax.config import defaults, resolve
-from ddm_jax.data import tokenizers
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation import translation
-from ddm_jax.evaluation.translation import make_translator, translate
 from ddm_jax.experiment import make_process, make_sampler, settle
+from ddm_jax.generation import translation
+from ddm_jax.generation.translation import make_translator, translate
 from ddm_jax.models.network import Memory, Network, Readout, padded_vocab
 from ddm_jax.objectives.source import length_loss
 from ddm_jax.parallel.layouts import dp

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from ddm_jax.data.tokenizers import Tokenizer
-from ddm_jax.interop.bring import bring
+from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.interop.files import open_published
+from ddm_jax.interop.from_published import bring
 from ddm_jax.interop.releases import RELEASES, settled
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.trained import Run, open_run
+from ddm_jax.runs.run import Run, open_run
 
 WEIGHTS = {
     "sedd": ("sedd", "model_weights"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddm_jax.experiment import make_parts
 from ddm_jax.interop.releases import RELEASES, settled
-from ddm_jax.trained import Run
+from ddm_jax.runs.run import Run
 from tests.interop.oracle_files import HUB, letters
 
 STATED = {

@@ -12,10 +12,10 @@ import pytest
 
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
-from ddm_jax.data import tokenizers
+from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.interop.give import published
-from ddm_jax.training.record import check_workdir
+from ddm_jax.interop.to_published import published
+from ddm_jax.runs.record import check_workdir
 from tests.interop.oracle_files import write_hub_folder
 from tests.interop.runs import STATED, new_run
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ddm_jax.errors import UserError
-from ddm_jax.interop.bring import weights
 from ddm_jax.interop.files import SHARDS, Bare, open_published
-from ddm_jax.interop.give import published
+from ddm_jax.interop.from_published import weights
 from ddm_jax.interop.names import DIT, flat, nested, params_from
 from ddm_jax.interop.releases import RELEASES, rows, settled
+from ddm_jax.interop.to_published import published
 from tests.interop.oracle_files import letters
 from tests.interop.runs import new_run
 

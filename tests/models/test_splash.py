@@ -10,10 +10,10 @@ import pytest
 from ddm_jax.config import LayoutConfig
 from ddm_jax.models import splash as module
 from ddm_jax.models.attention import attention, plain
+from ddm_jax.models.layout_hooks import ALONE
 from ddm_jax.models.splash import fits, splash
-from ddm_jax.models.spread import ALONE
+from ddm_jax.parallel.layout_hooks import spread_of
 from ddm_jax.parallel.layouts import make_layout
-from ddm_jax.parallel.within import spread_of
 
 
 @pytest.fixture

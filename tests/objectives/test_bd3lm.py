@@ -9,7 +9,7 @@ import pytest
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.blocks import block_causal, block_diffusion
+from ddm_jax.diffusion.attention_masks import block_causal, block_diffusion
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import Readout, make_network

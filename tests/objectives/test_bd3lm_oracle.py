@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.blocks import block_causal, block_diffusion
+from ddm_jax.diffusion.attention_masks import block_causal, block_diffusion
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.objectives import bd3lm
 from tests.models.published import published_dit

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddm_jax.diffusion import d3pm as processes
-from ddm_jax.diffusion.discrete import DISCRETE_SCHEDULES
+from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.models.network import Readout
 from ddm_jax.objectives import d3pm
 

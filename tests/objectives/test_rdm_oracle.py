@@ -11,7 +11,7 @@ import pytest
 
 from ddm_jax.diffusion import absorbing as masks
 from ddm_jax.diffusion import d3pm
-from ddm_jax.diffusion.discrete import DISCRETE_SCHEDULES
+from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.models.network import Readout
 from ddm_jax.objectives import Noise, rdm

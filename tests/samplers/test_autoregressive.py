@@ -8,7 +8,7 @@ import numpy as np
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.blocks import shifted
+from ddm_jax.diffusion.attention_masks import shifted
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network

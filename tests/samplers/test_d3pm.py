@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import chi2
 
 from ddm_jax.diffusion import matrices
-from ddm_jax.diffusion.discrete import d3pm_linear, d3pm_mutual_information
+from ddm_jax.diffusion.discrete_schedules import d3pm_linear, d3pm_mutual_information
 from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.models.network import Readout
 from ddm_jax.samplers import SAMPLERS, SampleSpec

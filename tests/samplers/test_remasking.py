@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.d3pm import absorbing
-from ddm_jax.diffusion.discrete import d3pm_mutual_information
+from ddm_jax.diffusion.discrete_schedules import d3pm_mutual_information
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import Readout

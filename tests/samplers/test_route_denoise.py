@@ -17,7 +17,7 @@ from scipy.stats import chi2
 
 from ddm_jax.diffusion import d3pm
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.discrete import d3pm_mutual_information
+from ddm_jax.diffusion.discrete_schedules import d3pm_mutual_information
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform

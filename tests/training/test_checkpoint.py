@@ -16,7 +16,7 @@ from etils import epath
 from ddm_jax.config import TrainConfig
 from ddm_jax.errors import UserError
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.training.checkpoint import Checkpoints, folder_of, restore_weights, save_weights
+from ddm_jax.runs.checkpoint import Checkpoints, folder_of, restore_weights, save_weights
 from tests.parallel.runs import batches, compiled, make, start
 
 NAME = "sedd_absorb"  # with adaLN blocks

@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation: whether a run fits a machine, and how fast it would be there."""

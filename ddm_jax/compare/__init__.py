@@ -1,0 +1,1 @@
+"""Comparison of objectives, layouts and other settings, with a page of results."""

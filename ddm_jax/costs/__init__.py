@@ -1,0 +1,1 @@
+"""What a compiled program costs: memory, FLOPs, bytes and collectives, read from its HLO."""

@@ -1,0 +1,1 @@
+"""Preparation of data: from sources to token records on disk."""

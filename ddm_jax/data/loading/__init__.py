@@ -1,0 +1,1 @@
+"""Loading of prepared data: shuffled, sharded, resumable batches."""

@@ -1,0 +1,1 @@
+"""Prepared data sets on disk: text and pairs, and their records."""

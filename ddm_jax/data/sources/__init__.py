@@ -1,0 +1,1 @@
+"""Sources of text and pairs: files, embedded corpora and hubs."""

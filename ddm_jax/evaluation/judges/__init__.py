@@ -1,0 +1,1 @@
+"""Judges: pretrained models that score generated text."""

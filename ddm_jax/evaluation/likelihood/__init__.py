@@ -1,0 +1,1 @@
+"""Likelihood of text under a run: estimators, corpora, protocols and reports."""

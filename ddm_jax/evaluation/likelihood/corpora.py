@@ -1,0 +1,250 @@
+"""Text to evaluate on: a held-out split, files, or a set of a protocol -> blocks of tokens."""
+
+import dataclasses
+import glob
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ddm_jax.config import Config
+from ddm_jax.data.open import open_or_prepare
+from ddm_jax.data.sources import registry as sources
+from ddm_jax.data.sources import text_files
+from ddm_jax.data.tokenizers.tokenizer import Tokenizer
+from ddm_jax.errors import UserError
+from ddm_jax.evaluation.likelihood.detokenisers import detokenise
+from ddm_jax.evaluation.likelihood.protocols import (
+    PROTOCOLS,
+    Blocks,
+    Document,
+    Protocol,
+    TextSet,
+    cut,
+    own_rules,
+)
+
+FORMS = ("file", "lines", "rows")
+DATA_ROOT = "~/.cache/ddm_jax/benchmarks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Blocks, and all that is to be said of how they were made.
+
+    name: of the text. documents: that the text is made of, before blocks were left out. own: it is
+    the run's own prepared split.
+    """
+
+    name: str
+    split: str
+    protocol: Protocol
+    protocol_name: str
+    detokeniser: str
+    documents: int
+    blocks: Blocks
+    own: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all tokens."""
+        digest = hashlib.sha256(str(self.blocks.tokens.shape).encode())
+        for array in (self.blocks.tokens, self.blocks.valid):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def first(self, count: int | None) -> "Corpus":
+        """The first so many blocks; all for None."""
+        kept = (x[:count] for x in (self.blocks.tokens, self.blocks.valid, self.blocks.sizes))
+        return dataclasses.replace(self, blocks=Blocks(*kept, self.blocks.dropped))
+
+
+def own_split(config: Config, tokenizer: Tokenizer, split: str, count: int | None) -> Corpus:
+    """The first blocks of a split of the run's prepared set; all for None.
+
+    Raises:
+      UserError: the set is gone, or the split has no block.
+    """
+    prepared = open_or_prepare(config.data)
+    blocks = prepared.blocks(split)
+    count = len(blocks) if count is None else min(count, len(blocks))
+    tokens, valid = blocks.read(range(count))
+    texts = [tokenizer.decode(row[real]) for row, real in zip(tokens, valid, strict=True)]
+    # the text itself is not kept: its bytes are known on average, and here what they spell
+    decoded = np.array([[len(text.encode()), len(text)] for text in texts], float)
+    bytes_ = valid.sum(axis=1) * prepared.bytes_per_token(split)
+    per_byte = decoded[:, 1].sum() / max(1, decoded[:, 0].sum())
+    info = prepared.splits[split]
+    return Corpus(
+        name=config.data.source,
+        split=split,
+        protocol=own_rules(config.data.length, config.data.pack),
+        protocol_name="the run's own",
+        detokeniser="none",
+        documents=info.documents,
+        blocks=Blocks(
+            tokens,
+            valid,
+            _sizes(tokenizer, valid, np.stack([bytes_, bytes_ * per_byte], axis=1)),
+            info.dropped_tokens,
+        ),
+        own=True,
+    )
+
+
+def open_corpus(
+    dataset: str,
+    protocol_name: str,
+    split: str | None,
+    config: Config,
+    tokenizer: Tokenizer,
+    data_root: str = DATA_ROOT,
+    form: str = "file",
+) -> Corpus:
+    """The blocks of a text that is not the run's own.
+
+    Args:
+      dataset: NAME of a set of the protocol, whose file is below `data_root`; NAME=TEXT, its rules
+        for the text that is named; or TEXT itself: a path or glob, hf:NAME or tfds:NAME.
+      protocol_name: a name of PROTOCOLS, or "": the text is cut as the run cuts its own.
+      split: of a set or a hub; None: the protocol's, or test.
+      config, tokenizer: of the run, which decide the length of a block and its tokens.
+      data_root: folder of the protocols' files.
+      form: what a document of a text file is, if it is of no set; one of FORMS.
+
+    Raises:
+      UserError: there is no such text, and where to get it; or it fills no block.
+    """
+    name, _, text = dataset.partition("=")
+    length = config.data.length
+    protocol = PROTOCOLS[protocol_name] if protocol_name else own_rules(length, config.data.pack)
+    if name in protocol.sets:
+        text_set = protocol.sets[name]
+        split = split or next(iter(text_set.files))
+        if not text:
+            text = _file_of(name, text_set, split, data_root)
+    else:
+        text_set = TextSet({}, form, "none", "")
+        if text or not _is_text(dataset):
+            raise _unknown(dataset, name, protocol_name)
+        text, split = dataset, (split or "test") if _on_hub(dataset) else "all"
+    raw = _read(text, text_set.form, split)
+    if split in text_set.spans and text_set.form == "file":
+        first, last = text_set.spans[split]
+        raw = [document[first:last] for document in raw]
+    documents = [_document(tokenizer, detokenise(text_set.detokeniser, t)) for t in raw]
+    blocks = cut(documents, protocol, tokenizer.eos_id, length)
+    if not len(blocks.tokens):
+        raise UserError(
+            f"--dataset={dataset} has {blocks.dropped} tokens in {len(documents)} documents, which "
+            f"fill no block of config.data.length={length}: give more text."
+        )
+    sizes = _sizes(tokenizer, blocks.valid, blocks.sizes)
+    return Corpus(
+        name=name if name in protocol.sets else text,
+        split=split,
+        protocol=protocol,
+        protocol_name=protocol_name or "the run's own",
+        detokeniser=text_set.detokeniser,
+        documents=len(documents),
+        blocks=dataclasses.replace(blocks, sizes=sizes),
+    )
+
+
+def published(corpus: Corpus, tokenizer: Tokenizer, length: int) -> str:
+    """Whether a number on these blocks can stand beside those of the protocol's papers."""
+    protocol = corpus.protocol
+    if not protocol.sets:
+        return "no: this is no published protocol"
+    if corpus.name not in protocol.sets:
+        return f"no: {corpus.name} is no set of this protocol"
+    if tokenizer.kind != protocol.tokenizer:
+        return f"no: the run's tokenizer is {tokenizer.name}, the papers' {protocol.tokenizer}"
+    if length != protocol.length:
+        return f"no: the run reads {length} tokens at once, the papers' {protocol.length:,}"
+    return f"with {protocol.paper}, if the text is the published one"
+
+
+def _sizes(tokenizer: Tokenizer, valid: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """A token of text8 is a character of its text, whatever that was made from."""
+    return np.repeat(valid.sum(axis=1)[:, None], 2, 1) if tokenizer.kind == "text8" else sizes
+
+
+def _document(tokenizer: Tokenizer, text: str) -> Document:
+    return Document(tokenizer.encode(text), np.array([len(text.encode()), len(text)], float))
+
+
+def _is_text(spec: str) -> bool:
+    return _on_hub(spec) or bool(_matches(spec))
+
+
+def _on_hub(spec: str) -> bool:
+    return spec.partition(":")[0] in ("hf", "tfds")
+
+
+def _matches(spec: str) -> list[Path]:
+    found = glob.glob(str(Path(spec).expanduser()), recursive=True)
+    return sorted(path for path in map(Path, found) if path.is_file())
+
+
+def _file_of(name: str, text_set: TextSet, split: str, data_root: str) -> str:
+    if split not in text_set.files:
+        raise UserError(
+            f"--split={split}: {name} has no such split here: use {' or '.join(text_set.files)}, "
+            f"or give its text with --dataset={name}=PATH."
+        )
+    path = Path(data_root).expanduser() / text_set.files[split]
+    if not _matches(str(path)):
+        raise UserError(
+            f"There is no {path}: get it ({text_set.origin}; {split} split) and put it there, or "
+            f"give it with --dataset={name}=PATH."
+        )
+    return str(path)
+
+
+def _unknown(dataset: str, name: str, protocol_name: str) -> UserError:
+    if protocol_name:
+        known = ", ".join(PROTOCOLS[protocol_name].sets)
+        return UserError(
+            f"--dataset={dataset} is neither a set of --protocol={protocol_name} ({known}) nor a "
+            "file: give one of these, a path, hf:NAME or tfds:NAME."
+        )
+    having = [protocol for protocol, row in PROTOCOLS.items() if name in row.sets]
+    if having:
+        return UserError(
+            f"--dataset={dataset} is a set of a protocol: add --protocol={' or '.join(having)}."
+        )
+    return UserError(
+        f"--dataset={dataset} matches no file: give a path, hf:NAME, tfds:NAME, or with "
+        f"--protocol={'|'.join(PROTOCOLS)} the name of a set."
+    )
+
+
+def _read(text: str, form: str, split: str) -> list[str]:
+    """The documents of a text, in order; a set's rules want empty ones too."""
+    if _on_hub(text):
+        shards = sources.open_source(text).shards
+        if split not in shards:
+            raise UserError(f"--split={split}: {text} has the splits {', '.join(shards)} only.")
+        return [document for shard in shards[split] for document in shard.read()]
+    paths = _matches(text)
+    if not paths:
+        raise UserError(f"--dataset: {text} matches no file: give a path or a glob of text files.")
+    if all(path.suffix in (".jsonl", ".json") for path in paths):
+        return [document for shard in text_files.jsonl(text) for document in shard.read()]
+    if form == "jsonl":
+        raise UserError(f'{text} must be .jsonl, each line an object like {{"text": "..."}}.')
+    return [document for path in paths for document in _documents(path, form)]
+
+
+def _documents(path: Path, form: str) -> Iterable[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            if form == "file":
+                return [file.read()]
+            if form == "lines":
+                return [line.strip() for line in file]
+            return [line if line.strip() else "" for line in file]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}): convert it to UTF-8.") from error

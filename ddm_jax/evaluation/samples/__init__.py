@@ -1,0 +1,1 @@
+"""Quality of what a run generates: samples and infilling."""

@@ -1,0 +1,100 @@
+"""How good generated text is: its perplexity under a judge, and what that was bought with.
+
+Low precision, low temperature and greedy unmasking make text plain, and plain text has a low
+perplexity. So a perplexity is never shown here without the entropy and the repetition.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ddm_jax.errors import UserError
+from ddm_jax.evaluation.judges.judge import Judge, judge_texts
+from ddm_jax.evaluation.samples.repetition import longest_repeat, repeated, unigram_entropy
+from ddm_jax.evaluation.text_scores import distinct, self_bleu
+
+SELF_BLEU_TEXTS = 50  # all pairs of them are compared
+Quality = Mapping[str, float | int | str]
+
+# columns of the table: head, name of the number, format
+_COLUMNS = (
+    ("judge's perplexity", "perplexity", ".4g"),
+    ("bits per byte", "bits_per_byte", ".3f"),
+    ("entropy, nats", "entropy", ".2f"),
+    ("repeated 4-grams", "repeated_4grams", ".3f"),
+    ("longest repeat", "longest_repeat", ".1f"),
+    ("dist-1", "distinct_1", ".3f"),
+    ("dist-2", "distinct_2", ".3f"),
+    ("self-BLEU", "self_bleu", ".1f"),
+    ("tokens", "tokens", ".0f"),
+)
+
+
+def quality(
+    texts: Sequence[str],
+    tokens: Sequence[np.ndarray] | None = None,
+    judge: Judge | None = None,
+    fingerprint: str = "",
+) -> dict[str, float | int | str]:
+    """The numbers of some texts; equal amounts of text compare with each other.
+
+    Args:
+      texts: one or more.
+      tokens: int[n_i] of each text, for entropy, repetition and length; by default the judge's.
+      judge: None for all but its numbers.
+      fingerprint: of the tokenizer of `tokens`. They are judged as they were drawn where it is the
+        judge's own; else the judge encodes the texts itself.
+
+    Returns:
+      texts; means over texts of entropy (nats), repeated_4grams (0 to 1), longest_repeat, tokens
+      and words; distinct_1, _2 and _3 of all words together; self_bleu (percent) of the first 50
+      texts; with a judge Judgement.metrics, `judge` and `judged`, the tokens that it was shown.
+
+    Raises:
+      UserError: there are no texts, neither tokens nor a judge, or nothing to judge.
+    """
+    if not texts:
+        raise UserError("There are no texts to score: give at least one.")
+    if tokens is None and judge is None:
+        raise UserError("Texts without tokens need a judge, whose tokens are counted: give one.")
+    own = tokens if tokens is not None else [judge.encode(text) for text in texts]
+    diversity = self_bleu([list(texts[:SELF_BLEU_TEXTS])])
+    found = {
+        "texts": len(texts),
+        "tokens": _mean([len(row) for row in own]),
+        "words": _mean([len(text.split()) for text in texts]),
+        "entropy": _mean([unigram_entropy(row) for row in own]),
+        "repeated_4grams": _mean([repeated(row) for row in own]),
+        "longest_repeat": _mean([longest_repeat(row) for row in own]),
+        **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
+        **({} if diversity is None else {"self_bleu": diversity}),
+    }
+    if judge is None:
+        return found
+    as_drawn = tokens is None or (bool(fingerprint) and fingerprint == judge.fingerprint)
+    judgement = judge_texts(judge, texts, own if as_drawn else None)
+    judged = "the tokens as drawn" if as_drawn and tokens is not None else "the text, encoded anew"
+    return found | judgement.metrics() | {"judge": judge.name, "judged": judged}
+
+
+def table(rows: Mapping[str, Quality]) -> str:
+    """Markdown, a row for each name: perplexity and entropy side by side."""
+
+    def cell(row: Quality, name: str, form: str) -> str:
+        value = row.get(name)
+        return "-" if value is None or math.isnan(value) else format(value, form)
+
+    columns = [c for c in _COLUMNS if any(c[1] in row for row in rows.values())]
+    lines = [
+        "| | " + " | ".join(head for head, _, _ in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for title, row in rows.items():
+        cells = [cell(row, name, form) for _, name, form in columns]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
