@@ -40,7 +40,8 @@ from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.attention import ATTENTION
 from ddm_jax.models.network import make_network
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 
 _TOY = flags.DEFINE_bool("toy", False, "A tiny network and a few steps.")
 _PARTS = flags.DEFINE_list(

@@ -22,7 +22,8 @@ from jax import Array
 
 from ddm_jax import cli
 from ddm_jax.models import network
-from ddm_jax.models.network import Readout, padded_vocab, pick
+from ddm_jax.models.network import padded_vocab
+from ddm_jax.models.readout import Readout, pick
 
 _POSITIONS = flags.DEFINE_integer("positions", 2048, "Positions, in 8 sequences.")
 _WIDTH = flags.DEFINE_integer("width", 256, "Width of the hidden states.")

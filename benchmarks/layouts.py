@@ -21,10 +21,11 @@ from benchmarks.peers.ours import Ours, our_step
 from ddm_jax import cli
 from ddm_jax.compare.cells import DEVICES_FLAG
 from ddm_jax.config import Config, defaults, resolve
-from ddm_jax.experiment import make_parts, settle
+from ddm_jax.experiment import make_parts
 from ddm_jax.parallel.layout_hooks import spread_of
 from ddm_jax.parallel.layouts import LAYOUTS, make_layout
 from ddm_jax.parallel.placement import MIB, device_bytes
+from ddm_jax.settle import settle
 
 REFERENCE = "dp"
 ROUNDS, STEPS = 7, 2

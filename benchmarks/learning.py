@@ -18,10 +18,11 @@ from absl import app, flags
 from configs.radd_tiny import get_config
 from ddm_jax import cli
 from ddm_jax.config import Config, resolve
-from ddm_jax.experiment import build, settle
+from ddm_jax.experiment import build
 from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.runs.files import write_atomically
+from ddm_jax.settle import settle
 from ddm_jax.training.loop import train
-from ddm_jax.training.metric_writers import write_atomically
 
 ABSORBING = {"objective.name": "d3pm", "process.name": "d3pm_absorbing"}
 UNIFORM = {"objective.name": "d3pm", "process.name": "d3pm_uniform"}

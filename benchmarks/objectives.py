@@ -16,8 +16,9 @@ from absl import app, flags
 from benchmarks.peers.ours import Ours, our_step
 from ddm_jax import cli
 from ddm_jax.config import Config, defaults, resolve
-from ddm_jax.experiment import make_parts, settle
+from ddm_jax.experiment import make_parts
 from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.settle import settle
 
 REFERENCE = "radd_t_dce"
 ROUNDS, STEPS = 7, 4

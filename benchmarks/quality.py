@@ -32,10 +32,12 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import token_nats
 from ddm_jax.evaluation.judges.open import judge_of
 from ddm_jax.evaluation.samples.repetition import unigram_entropy
-from ddm_jax.experiment import fitting_samplers, make_sampler
+from ddm_jax.experiment import make_sampler
+from ddm_jax.generation.generate import make_program, make_spec
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.runs.run import Run, make_program, make_spec, open_run, with_sampler
+from ddm_jax.runs.run import Run, open_run, with_sampler
+from ddm_jax.settle import fitting_samplers
 
 NO_STEPS = ("first_hitting", "ordered", "entropy", "autoregressive")  # --steps says nothing to them
 

@@ -26,7 +26,8 @@ from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 
 OURS = ("event_driven", "cached", "first_hitting", "autoregressive", "ancestral")
 NO_STEPS = ("first_hitting", "autoregressive")  # take a step for each token, whatever --steps says

@@ -27,9 +27,9 @@ from ddm_jax import cli
 from ddm_jax.evaluation.likelihood import measure as evaluate_text
 from ddm_jax.objectives.signature import PSEUDO
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
-from ddm_jax.training.metric_writers import read_metrics, write_atomically
 
 # row -> the objective as ddm_jax.compare takes it, and the estimator
 ROWS = {

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from ddm_jax.experiment import Experiment, make_sampler
+from ddm_jax.generation.generate import draw, make_program, make_spec
 from ddm_jax.parallel.layouts import Layout
-from ddm_jax.runs.run import Run, draw, make_program, make_spec, with_sampler
+from ddm_jax.runs.run import Run, with_sampler
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names

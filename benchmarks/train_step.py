@@ -209,7 +209,8 @@ def model_config(sizes: dict[str, int]) -> ModelConfig:
 def parts(sizes: dict[str, int]) -> tuple[Any, Any, Any, Any]:
     """(config, process, objective, network) of RADD at these sizes, float32."""
     from ddm_jax.config import defaults, resolve
-    from ddm_jax.experiment import make_parts, settle
+    from ddm_jax.experiment import make_parts
+    from ddm_jax.settle import settle
 
     config = defaults()
     for name in ("width", "depth", "heads"):

@@ -26,12 +26,13 @@ from ddm_jax import cli
 from ddm_jax.config import Config, field_type, resolve
 from ddm_jax.data.open import open_or_prepare
 from ddm_jax.evaluation.text_scores import bleu
-from ddm_jax.experiment import build, make_sampler, settle
+from ddm_jax.experiment import build, make_sampler
 from ddm_jax.generation.translation import make_translator, translate
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs.files import write_atomically
 from ddm_jax.runs.run import open_run
+from ddm_jax.settle import settle
 from ddm_jax.training.loop import train
-from ddm_jax.training.metric_writers import write_atomically
 
 OPTIONS = ("routing", "cutoff", "noise_scale")
 ANCESTRAL = {"name": "ancestral"}

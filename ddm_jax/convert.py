@@ -21,16 +21,16 @@ from ddm_jax import cli
 from ddm_jax.config import TrainConfig
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.interop.files import open_published
 from ddm_jax.interop.from_published import CARD, bring
 from ddm_jax.interop.releases import RELEASES, settled
 from ddm_jax.interop.to_published import give
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.checkpoint import folder_of, save_weights
+from ddm_jax.runs.files import write_atomically
 from ddm_jax.runs.record import TOKENIZER
 from ddm_jax.runs.run import WEIGHTS, open_run
-from ddm_jax.training.metric_writers import write_atomically
+from ddm_jax.settle import settle
 
 _FROM = flags.DEFINE_enum(
     "from", None, list(RELEASES), "published weights of this kind to --workdir"

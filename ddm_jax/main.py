@@ -9,9 +9,10 @@ from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import build, describe, settle
+from ddm_jax.experiment import build
 from ddm_jax.parallel import processes
 from ddm_jax.runs.record import check_workdir
+from ddm_jax.settle import describe, settle
 from ddm_jax.training.curve import draw_curve
 from ddm_jax.training.loop import Outcome, train
 

@@ -24,12 +24,13 @@ from ddm_jax.config import Config
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_sampler
+from ddm_jax.generation.generate import draw, make_program, make_spec
 from ddm_jax.generation.prompts import Prompt, between, from_template, read_template
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs.files import write_new
 from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.record import read_record
-from ddm_jax.runs.run import draw, make_program, make_spec, open_run
-from ddm_jax.training.metric_writers import write_new
+from ddm_jax.runs.run import open_run
 
 _NUM = flags.DEFINE_integer("num", 4, "sequences to draw")
 _LENGTH = flags.DEFINE_integer("length", None, "tokens of a sequence; the run's by default")

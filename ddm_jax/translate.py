@@ -15,7 +15,7 @@ from ddm_jax import cli, run_flags
 from ddm_jax.errors import UserError
 from ddm_jax.generation.decoding import open_translator, read_run, settings
 from ddm_jax.generation.translation import translate
-from ddm_jax.training.metric_writers import write_atomically
+from ddm_jax.runs.files import write_atomically
 
 _TEXT = flags.DEFINE_string("text", "", "the source itself")
 _INPUT = flags.DEFINE_string("input", "", "file of sources, one a line; - for standard input")

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.linalg import expm
 from scipy.optimize import brentq
 
-from ddm_jax.diffusion import d3pm, matrices
+from ddm_jax.diffusion import d3pm, d3pm_gaussian, d3pm_nearest
 from ddm_jax.diffusion.discrete_schedules import d3pm_cosine, d3pm_mutual_information
 
 NAMES = ("absorbing", "uniform", "gaussian", "nearest")
@@ -31,8 +31,8 @@ def make(name, steps, vocab):
     return {
         "absorbing": lambda: d3pm.absorbing(d3pm_mutual_information(steps), vocab),
         "uniform": lambda: d3pm.uniform(d3pm_cosine(steps), vocab),
-        "gaussian": lambda: matrices.gaussian(gaussian_alpha_bar(steps), vocab, steps),
-        "nearest": lambda: matrices.neighbour_process(
+        "gaussian": lambda: d3pm_gaussian.gaussian(gaussian_alpha_bar(steps), vocab, steps),
+        "nearest": lambda: d3pm_nearest.neighbour_process(
             d3pm_mutual_information(steps), table(vocab), NEIGHBOURS
         ),
     }[name]()

@@ -5,7 +5,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 
 
 def random_joint(vocab: int, length: int, seed: int = 0) -> np.ndarray:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from tests.enumerable import all_masks, all_sequences, random_joint
 
 VOCAB, LENGTH = 3, 4

@@ -14,8 +14,8 @@ from scipy.linalg import expm
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SampleSpec
+from ddm_jax.models.readout import Readout
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences
 
 PROCESS = {"absorbing": Absorbing, "uniform": Uniform}

@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddm_jax.aot import __main__ as aot
+from ddm_jax.aot import compiling
+from ddm_jax.aot import job as aot_job
 from ddm_jax.config import Config, LayoutConfig, ModelConfig, TrainConfig
 from ddm_jax.costs.chips import CHIPS, GIB
 from ddm_jax.costs.collectives import Collective
 from ddm_jax.costs.roofline import Place, network_seconds
 from ddm_jax.costs.topology import devices_of, places
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.parallel.layouts import make_layout
+from ddm_jax.settle import settle
 
 ROOT = Path(__file__).parents[1]
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -42,7 +43,7 @@ def job(layout="dp", batch_size=64, microbatches=1, **model):
         )
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=128))
-    return aot.Job(config, make_layout(LayoutConfig(layout), jax.devices()), CHIPS["v5e"], 1000)
+    return aot_job.Job(config, make_layout(LayoutConfig(layout), jax.devices()), CHIPS["v5e"], 1000)
 
 
 def run(*flags):
@@ -87,17 +88,17 @@ def test_gpus_of_a_node_have_all_of_nvlink_and_nodes_400_gbit_each():
 
 
 def test_the_vocabulary_is_known_without_the_corpus():
-    assert aot.vocabulary("gpt2") == 50_257
-    assert aot.vocabulary("sentencepiece:2048") == 2048
-    assert aot.vocabulary("bytes") == 257
+    assert aot_job.vocabulary("gpt2") == 50_257
+    assert aot_job.vocabulary("sentencepiece:2048") == 2048
+    assert aot_job.vocabulary("bytes") == 257
     with pytest.raises(UserError):
-        aot.vocabulary("words")
+        aot_job.vocabulary("words")
 
 
 def test_a_batch_that_does_not_split_says_which_number_to_change():
     with pytest.raises(UserError, match=r"train\.microbatches=3 does not split"):
-        aot.check_batch(job(batch_size=12, microbatches=4))
-    aot.check_batch(job(batch_size=64, microbatches=4))
+        aot_job.check_batch(job(batch_size=12, microbatches=4))
+    aot_job.check_batch(job(batch_size=64, microbatches=4))
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100])
@@ -111,18 +112,18 @@ def test_the_largest_that_fits_is_found_wherever_it_starts(most, start):
         tried.append(n)
         return n <= most
 
-    assert aot.largest(fits, start) == most
+    assert compiling.largest(fits, start) == most
     assert len(tried) <= 14
 
 
 def test_search_tries_multiples_of_what_the_layout_and_the_microbatches_need(monkeypatch):
     def compile_for(job):
         size = job.batch_size
-        return aot.Answer(size <= 100, size * GIB, "", 0.0)
+        return compiling.Answer(size <= 100, size * GIB, "", 0.0)
 
-    monkeypatch.setattr(aot, "compile_for", compile_for)
+    monkeypatch.setattr(compiling, "compile_for", compile_for)
     trials = {}
-    found = aot.search(job(batch_size=64, microbatches=4), trials)
+    found = compiling.search(job(batch_size=64, microbatches=4), trials)
     assert found.batch_size == 96  # 8 devices, 4 parts: multiples of 32
     assert sorted(trials) == [64, 96, 128]
     assert trials[128].need == 128 * GIB
@@ -133,9 +134,9 @@ def test_out_of_memory_is_read():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (55.65G) exceeds available HBM (15.75G)."
     )
-    assert aot.needed(message, held=2 * GIB) == pytest.approx(57.65 * GIB)
+    assert compiling.needed(message, held=2 * GIB) == pytest.approx(57.65 * GIB)
     other = "Ran out of memory in memory space hbm. Used 512.50M of 15.75G hbm."
-    assert aot.needed(other, held=GIB) == pytest.approx(512.5 * 2**20)
+    assert compiling.needed(other, held=GIB) == pytest.approx(512.5 * 2**20)
 
 
 def test_out_of_memory_is_an_answer(monkeypatch):
@@ -147,16 +148,18 @@ def test_out_of_memory_is_an_answer(monkeypatch):
         def lower(self, *_):
             return Lowered()
 
-    monkeypatch.setattr(aot, "make_program", lambda job: aot.Program(Jitted(), (), 0))
-    answer = aot.compile_for(job())
+    monkeypatch.setattr(compiling, "make_program", lambda job: aot_job.Program(Jitted(), (), 0))
+    answer = compiling.compile_for(job())
     assert not answer.fits
-    assert aot.verdict(answer, CHIPS["v5e"]) == ("does not fit: needs 20.00 of 15.75 GiB a device")
+    assert compiling.verdict(answer, CHIPS["v5e"]) == (
+        "does not fit: needs 20.00 of 15.75 GiB a device"
+    )
 
 
 @pytest.mark.parametrize("layout", ["pmap", "fsdp"])
 def test_the_program_is_the_train_step_of_the_layout(layout):
     # lowers Pallas kernels too, on any machine; jax.pmap lowers for its own devices alone
-    program = aot.make_program(job(layout, attention="splash"))
+    program = aot_job.make_program(job(layout, attention="splash"))
     batch = program.args[1]
     assert batch["tokens"].shape == ((8, 8, 128) if layout == "pmap" else (64, 128))
     if layout == "fsdp":
@@ -167,7 +170,7 @@ def test_the_program_is_the_train_step_of_the_layout(layout):
 
 
 def test_the_batch_of_pairs_has_both_sides():
-    batch = aot.abstract_batch(Config(model=ModelConfig(kind="prefix")), 4)
+    batch = aot_job.abstract_batch(Config(model=ModelConfig(kind="prefix")), 4)
     assert {name: x.shape for name, x in batch.items()} == {
         "tokens": (4, 1024),
         "valid": (4, 1024),
@@ -180,7 +183,7 @@ def test_the_batch_of_pairs_has_both_sides():
 
 def test_the_sampler_is_lowered_too():
     sampling = dataclasses.replace(job("fsdp"), sampling=True)
-    program = aot.make_program(sampling)
+    program = aot_job.make_program(sampling)
     assert program.args[2].shape == (64, 128)  # config.eval.batch_size
     assert "while" in program.jitted.lower(*program.args).as_text()
 

@@ -20,9 +20,9 @@ from ddm_jax.config import resolve
 from ddm_jax.data.build.text import prepare
 from ddm_jax.data.sets.text import PrepareSpec
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.runs.record import write_record
+from ddm_jax.settle import settle
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "--config=configs/radd_tiny.py"

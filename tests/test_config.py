@@ -16,6 +16,7 @@ from ddm_jax import experiment
 from ddm_jax.config import Config, defaults, field_type, lookup, resolve, variants
 from ddm_jax.data.sets.pairs import PreparedPairs
 from ddm_jax.errors import UserError
+from ddm_jax.settle import settle
 
 RECIPES = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 
@@ -220,7 +221,7 @@ def test_every_variant_of_every_recipe_fits_together(path, monkeypatch, tmp_path
         if config.process.name == "d3pm_nearest":
             process = dataclasses.replace(config.process, embedding=str(table))
             config = dataclasses.replace(config, process=process)
-        assert experiment.build(config).config == experiment.settle(config)
+        assert experiment.build(config).config == settle(config)
 
 
 def test_there_are_recipes():

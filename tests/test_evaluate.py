@@ -22,11 +22,12 @@ from ddm_jax.evaluation.likelihood.kept import Kept
 from ddm_jax.evaluation.likelihood.measure import Request, measure
 from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound
 from ddm_jax.evaluation.likelihood.report import weights_hash
-from ddm_jax.experiment import build, settle, with_options
+from ddm_jax.experiment import build, with_options
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
+from ddm_jax.settle import settle
 from ddm_jax.training import loop
 
 ROOT = Path(__file__).parents[1]

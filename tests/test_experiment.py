@@ -8,10 +8,11 @@ import pytest
 from ddm_jax.config import ObjectiveConfig, ProcessConfig, SamplerConfig, defaults, resolve
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import TIMES, describe, fitting_samplers, make_sampler, settle
+from ddm_jax.experiment import make_sampler
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.signature import EXACT, PREDICTIONS
 from ddm_jax.samplers import SAMPLERS
+from ddm_jax.settle import TIMES, describe, fitting_samplers, settle
 
 
 def settled(**fields):

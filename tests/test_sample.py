@@ -27,15 +27,16 @@ from ddm_jax.config import resolve
 from ddm_jax.data.build.text import prepare
 from ddm_jax.data.sets.text import PrepareSpec
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import fitting_samplers, make_parts, settle
+from ddm_jax.experiment import make_parts
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs import checkpoint
 from ddm_jax.runs import run as trained
 from ddm_jax.runs.checkpoint import Checkpoints, restore_weights
+from ddm_jax.runs.files import write_new
 from ddm_jax.runs.record import write_record
-from ddm_jax.samplers import Stats
-from ddm_jax.training.metric_writers import write_new
+from ddm_jax.samplers.signature import Stats
+from ddm_jax.settle import fitting_samplers, settle
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 

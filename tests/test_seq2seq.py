@@ -20,12 +20,13 @@ from ddm_jax.config import defaults, resolve
 from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.data.open import open_or_prepare
 from ddm_jax.evaluation.text_scores import bleu
-from ddm_jax.experiment import build, make_parts, settle
+from ddm_jax.experiment import build, make_parts
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.checkpoint import Checkpoints
+from ddm_jax.runs.files import read_metrics
 from ddm_jax.runs.run import open_run
+from ddm_jax.settle import settle
 from ddm_jax.training import loop
-from ddm_jax.training.metric_writers import read_metrics
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names

@@ -5,8 +5,9 @@ import jax
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
-from ddm_jax.experiment import make_parts, settle
+from ddm_jax.experiment import make_parts
 from ddm_jax.runs.run import Run
+from ddm_jax.settle import settle
 
 LENGTH = 24
 

@@ -11,7 +11,7 @@ from jax import Array
 
 from ddm_jax.config import Config
 from ddm_jax.models.network import Network
-from ddm_jax.objectives import Objective
+from ddm_jax.objectives.signature import Objective
 from ddm_jax.parallel.layouts import Layout, dp
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import TrainState, init_state

@@ -31,7 +31,7 @@ from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import LAYOUTS
-from ddm_jax.training.metric_writers import write_atomically
+from ddm_jax.runs.files import write_atomically
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of all cells and of the page")

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 
 from ddm_jax.config import TYPE_WORDS, Config, field_type, lookup, resolve
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.processes import BY_HAND
 from ddm_jax.runs.checkpoint import folder_of
+from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.record import check_workdir
-from ddm_jax.training.metric_writers import read_metrics, write_atomically
+from ddm_jax.settle import settle
 
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
 

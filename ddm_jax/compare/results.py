@@ -19,10 +19,10 @@ from ddm_jax.compare.cells import read_cell
 from ddm_jax.config import Config, resolve
 from ddm_jax.data.sets.pairs import open_folder
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.runs.files import read_metrics
 from ddm_jax.runs.record import FREE
-from ddm_jax.training.metric_writers import read_metrics
+from ddm_jax.settle import settle
 
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from ddm_jax.compare.cells import Cell, expected_seconds, seconds_of, write_cell
 from ddm_jax.errors import UserError
+from ddm_jax.runs.files import read_metrics
 from ddm_jax.runs.interrupt import Interrupt
-from ddm_jax.training.metric_writers import read_metrics
 
 _POLL = 0.2  # seconds between two looks at the cells
 _SAY_EVERY = 20.0  # seconds between two lines, where there is no terminal

@@ -21,8 +21,8 @@ from ddm_jax.evaluation.judges.open import open_judge
 from ddm_jax.evaluation.samples.quality import quality
 from ddm_jax.evaluation.samples.unconditional import evaluate_samples
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.run import open_run
-from ddm_jax.training.metric_writers import read_metrics, write_atomically
 
 SHOWN = 3  # texts of each that a page has
 ONE_BY_ONE = ("autoregressive",)  # samplers that take as many steps as there are tokens

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ddm_jax.diffusion import d3pm, matrices
+from ddm_jax.diffusion import d3pm, d3pm_gaussian, d3pm_nearest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.hybrid import Hybrid
 from ddm_jax.diffusion.uniform import Uniform
@@ -30,6 +30,6 @@ PROCESSES = {
     "hybrid": Row(Hybrid),
     "d3pm_absorbing": Row(d3pm.absorbing, "d3pm_mutual_information", discrete=True),
     "d3pm_uniform": Row(d3pm.uniform, "d3pm_cosine", discrete=True),
-    "d3pm_gaussian": Row(matrices.gaussian, "d3pm_linear", discrete=True),
-    "d3pm_nearest": Row(matrices.nearest, "d3pm_mutual_information", discrete=True),
+    "d3pm_gaussian": Row(d3pm_gaussian.gaussian, "d3pm_linear", discrete=True),
+    "d3pm_nearest": Row(d3pm_nearest.nearest, "d3pm_mutual_information", discrete=True),
 }

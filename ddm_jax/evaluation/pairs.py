@@ -14,7 +14,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.text_scores import bleu, scores
 from ddm_jax.generation.decoding import open_translator, read_run, settings
 from ddm_jax.generation.translation import Translations, translate
-from ddm_jax.training.metric_writers import write_new
+from ddm_jax.runs.files import write_new
 
 
 def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str, Any]:

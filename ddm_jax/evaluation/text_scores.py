@@ -4,17 +4,13 @@ BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's (Post 2018,
 ROUGE-L (Lin 2004) is rouge-score's. Percentages run from 0 to 100.
 """
 
-import functools
-import math
 from collections.abc import Iterator, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.bleu import BLEUScore
 
 from ddm_jax.errors import UserError
-
-# of single sentences: orders that are longer than the sentence do not count
-_SENTENCE = BLEU(effective_order=True, force=True)
+from ddm_jax.generation.candidates import _check_some, _mean, self_bleu
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
@@ -77,31 +73,6 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(ngrams)) / max(len(ngrams), 1)
 
 
-def self_bleu(groups: Sequence[Sequence[str]]) -> float | None:
-    """Mean sentence BLEU of the candidates of a source against each other, percent; low is diverse.
-
-    The mean over ordered pairs of two candidates, then over the groups that have two or more; None
-    where none has. Pairs are DiffuSeq's (Gong et al. 2022, arXiv:2210.08933), after Zhu et al. 2018
-    (arXiv:1802.01886), who take all other candidates as the references of one.
-    """
-    pairs = [_pairwise(group) for group in groups if len(group) > 1]
-    return _mean([_mean([x for row in rows for x in row]) for rows in pairs]) if pairs else None
-
-
-def mbr(candidates: Sequence[str]) -> int:
-    """Index of the minimum Bayes risk candidate (Kumar & Byrne 2004), under BLEU.
-
-    It has the highest mean sentence BLEU against the others, each counted as often as it is there;
-    the first of equal ones.
-
-    Raises:
-      UserError: there are no candidates.
-    """
-    _check_some(candidates)
-    gains = [math.fsum(row) for row in _pairwise(candidates)]
-    return gains.index(max(gains))
-
-
 def scores(
     hypotheses: Sequence[str],
     references: Sequence[str],
@@ -143,27 +114,9 @@ def _corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[
     return score, str(metric.get_signature())
 
 
-def _pairwise(candidates: Sequence[str]) -> list[list[float]]:
-    """Sentence BLEU of each candidate against each of the others; of equal ones 100, even empty."""
-
-    @functools.cache
-    def score(hypothesis: str, reference: str) -> float:
-        if hypothesis == reference:
-            return 100.0
-        return _SENTENCE.sentence_score(hypothesis, [reference]).score
-
-    return [
-        [score(a, b) for j, b in enumerate(candidates) if j != i] for i, a in enumerate(candidates)
-    ]
-
-
 def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
     words = text.split()
     return zip(*(words[i:] for i in range(n)), strict=False)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
@@ -173,8 +126,3 @@ def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
             f"There are {len(hypotheses)} texts and {len(references)} references: give one "
             "reference for each text."
         )
-
-
-def _check_some(texts: Sequence[str]) -> None:
-    if not texts:
-        raise UserError("There are no texts to score: give at least one.")

@@ -24,10 +24,10 @@ from ddm_jax.config import Config
 from ddm_jax.data.pair_encoding import buckets, decode, encode
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.text_scores import mbr
+from ddm_jax.generation.candidates import mbr
 from ddm_jax.models.network import Network
 from ddm_jax.parallel.layouts import Layout
-from ddm_jax.samplers import SampleSpec
+from ddm_jax.samplers.signature import SampleSpec
 
 Rows = dict[str, np.ndarray]
 

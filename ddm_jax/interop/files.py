@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.judges.layers import SafeTensors
-from ddm_jax.interop.safetensors import SHARDS, Sharded, places_of
+from ddm_jax.interop.safetensors import SHARDS, SafeTensors, Sharded, places_of
 
 SAFE = "model.safetensors"
 LIGHTNING = ".ckpt"

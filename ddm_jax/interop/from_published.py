@@ -18,8 +18,8 @@ from ddm_jax.interop.files import Published
 from ddm_jax.interop.names import GPT2, params_from
 from ddm_jax.interop.releases import RELEASES, Release, rows
 from ddm_jax.runs.checkpoint import folder_of, save_weights
+from ddm_jax.runs.files import write_atomically
 from ddm_jax.runs.record import CONVERTED, TOKENIZER, git_revision, versions
-from ddm_jax.training.metric_writers import write_atomically
 
 CARD = "MODEL_CARD.md"
 

@@ -262,3 +262,12 @@ def _why(name: str, abstract: Params) -> str:
     if name.startswith("wpe"):
         return "config.model.positions"
     return "config.model.depth and --from"
+
+
+WANTED = {
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "layer_norm_epsilon": 1e-5,
+}

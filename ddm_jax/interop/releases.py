@@ -15,9 +15,8 @@ import yaml
 
 from ddm_jax.config import Config, resolve
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.judges.gpt2 import WANTED
-from ddm_jax.experiment import settle
-from ddm_jax.interop.names import DIT, GPT2, Scheme
+from ddm_jax.interop.names import DIT, GPT2, WANTED, Scheme
+from ddm_jax.settle import settle
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.judges.layers import SafeTensors
 
 SHARDS = "model.safetensors.index.json"
 
@@ -64,3 +64,46 @@ class Sharded(Mapping):
 
     def __len__(self) -> int:
         return len(self._of)
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a file, as `SafeTensors` has them.
+
+    Raises:
+      UserError: safetensors is not installed, or the file is none of its.
+    """
+    return dict(SafeTensors(path))
+
+
+class SafeTensors(Mapping):
+    """name -> array of a file, read when asked for: float32, integers as they are.
+
+    Raises:
+      UserError: safetensors is not installed, or the file is none of its.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise UserError(
+                f"Reading {path} needs safetensors: pip install 'ddm_jax[judge]'."
+            ) from error
+        try:
+            # opened anew for each array, so that no more of the file is held in memory
+            self._open = lambda: safe_open(path, framework="numpy")
+            self._names = tuple(self._open().keys())
+        except Exception as error:  # SafetensorError, which older versions do not export
+            raise UserError(f"{path} cannot be read ({error}).") from error
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        x = self._open().get_tensor(name)
+        return np.asarray(x, np.float32 if jnp.issubdtype(x.dtype, jnp.floating) else None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -14,8 +14,8 @@ from ddm_jax.interop.files import LIGHTNING, SAFE, write_lightning, write_safete
 from ddm_jax.interop.from_published import CARD, inverse_frequencies
 from ddm_jax.interop.names import DIT, GPT2, Params, tensors_from
 from ddm_jax.interop.releases import RELEASES, config_json, rows
+from ddm_jax.runs.files import write_atomically
 from ddm_jax.runs.run import Run
-from ddm_jax.training.metric_writers import write_atomically
 
 
 def give(name: str, run: Run, out: Path, origin: str) -> int:

@@ -11,10 +11,7 @@ from jax import Array
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend, among, attention
-from ddm_jax.models.layout_hooks import ALONE, Spread
-from ddm_jax.models.linear import Embedding, Linear
-from ddm_jax.models.source_memory import LengthHead, Memory
-from ddm_jax.models.transformer import (
+from ddm_jax.models.layers import (
     Cache,
     Head,
     dropout,
@@ -25,6 +22,9 @@ from ddm_jax.models.transformer import (
     through_layers,
     written,
 )
+from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.linear import Embedding, Linear
+from ddm_jax.models.source_memory import LengthHead, Memory
 
 INIT = nnx.initializers.normal(0.02)  # BERT's, as in the published runs
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing
-from ddm_jax.models.network import Readout, pick
+from ddm_jax.models.readout import Readout, pick
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
 

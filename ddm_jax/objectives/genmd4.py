@@ -23,7 +23,7 @@ from ddm_jax.diffusion.vector_absorbing import (
     equal_powers,
     with_learnt_powers,
 )
-from ddm_jax.models.network import pick
+from ddm_jax.models.readout import pick
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share, uniform_time
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly, mask_independently
-from ddm_jax.models.network import nats
+from ddm_jax.models.readout import nats
 from ddm_jax.objectives.masked import masked_cross_entropy
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 

@@ -18,7 +18,7 @@ from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing, D3PMUniform
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.models.network import compared
+from ddm_jax.models.readout import compared
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share
 

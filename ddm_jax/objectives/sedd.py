@@ -26,7 +26,7 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import compared
+from ddm_jax.models.readout import compared
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 

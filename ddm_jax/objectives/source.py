@@ -11,7 +11,9 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from ddm_jax.models.network import Memory, Network, pick
+from ddm_jax.models.network import Network
+from ddm_jax.models.readout import pick
+from ddm_jax.models.source_memory import Memory
 from ddm_jax.objectives.signature import Batch
 
 

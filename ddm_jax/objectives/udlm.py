@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout, compared
+from ddm_jax.models.readout import Readout, compared
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 

@@ -18,9 +18,9 @@ from ddm_jax.data.sets.text import PreparedSet
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.parallel import processes
-from ddm_jax.training.metric_writers import write_atomically
+from ddm_jax.runs.files import write_atomically
+from ddm_jax.settle import settle
 
 # of weights from elsewhere: the key of the record that says where from, and the tokenizer's folder
 CONVERTED, TOKENIZER = "converted", "tokenizer"

@@ -4,28 +4,25 @@ Nothing in the run's folder changes, whether the run has ended or not.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
 from ml_collections import ConfigDict
 
 from ddm_jax.config import TYPE_WORDS, Config, field_type, resolve
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import fitting_samplers, make_parts, settle
+from ddm_jax.experiment import make_parts
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.runs.checkpoint import folder_of, restore_weights
 from ddm_jax.runs.record import read_record
-from ddm_jax.samplers import SAMPLERS, SampleSpec, Stats
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.settle import fitting_samplers, settle
 
 # the running average, the weights themselves, or their mean over the last N checkpoints
 WEIGHTS = ("ema", "last", "average:N")
@@ -90,46 +87,6 @@ def with_sampler(
     values["sampler"]["steps"] = steps or config.sampler.steps
     values["data"]["length"] = config.data.length if length is None else length
     return settle(resolve(ConfigDict(values)))
-
-
-def make_spec(steps: int, temperature: float, top_k: int, top_p: float) -> SampleSpec:
-    """As arrays, so that programs compiled for one serve all."""
-    return SampleSpec(
-        jnp.int32(steps), jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
-    )
-
-
-def make_program(sampler: Callable, apply: Callable, process: Any) -> Any:
-    """The jitted sample(params, key, prompt, fixed, spec) -> (tokens int32[B, L], Stats)."""
-
-    @jax.jit
-    def sample(
-        params: Any, key: Array, prompt: Array, fixed: Array, spec: SampleSpec
-    ) -> tuple[Array, Stats]:
-        return sampler(apply, params, key, prompt, fixed, process, spec)
-
-    return sample
-
-
-def draw(
-    program: Callable,
-    params: Any,
-    key: Array,
-    rows: Mapping[str, Array],
-    spec: SampleSpec,
-    num: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Yields batches until there are num sequences: (tokens int32[n, L], nfe int32[n], seconds).
-
-    The last batch is drawn whole, of as many sequences as `rows` has, and then cut.
-    """
-    size = len(rows["prompt"])
-    for start in range(0, num, size):
-        batch_key = jax.random.fold_in(key, start // size)
-        begin = time.perf_counter()
-        tokens, stats = jax.device_get(program(params, batch_key, **rows, spec=spec))
-        seconds = time.perf_counter() - begin
-        yield tokens[: num - start], stats.nfe[: num - start], seconds
 
 
 def _parse_weights(text: str) -> tuple[str, int]:

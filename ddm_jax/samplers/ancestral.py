@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.randomness import example_keys
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import filtered
 from ddm_jax.samplers.signature import SampleSpec, Stats
 

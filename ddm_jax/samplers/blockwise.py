@@ -13,7 +13,7 @@ from jax import Array
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.errors import UserError
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.event_driven import reveal_steps, split_keys, walk
 from ddm_jax.samplers.signature import SampleSpec, Stats
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.categorical import categorical
-from ddm_jax.models.network import LOGIT_BYTES, Readout
+from ddm_jax.models.head import LOGIT_BYTES
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.signature import SampleSpec
 
 FEW = 8  # positions of a sequence that are read at once, where none has more

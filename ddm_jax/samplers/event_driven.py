@@ -17,7 +17,7 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, uniforms
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import FEW, fill, positions_of, write
 from ddm_jax.samplers.signature import SampleSpec, Stats
 

@@ -15,7 +15,7 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, random_ranks
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.event_driven import split_keys, walk
 from ddm_jax.samplers.signature import SampleSpec, Stats
 

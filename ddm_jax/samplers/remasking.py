@@ -14,7 +14,7 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.ancestral import through_time
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.signature import SampleSpec, Stats

@@ -15,7 +15,7 @@ from jax import Array
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, uniforms
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.routing import State, falling, lowest, noise_count, noise_rate, route
 from ddm_jax.samplers.signature import SampleSpec, Stats

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ddm_jax.training.metric_writers import read_metrics
+from ddm_jax.runs.files import read_metrics
 
 
 def draw_curve(workdir: Path, unigram: float) -> Path | None:

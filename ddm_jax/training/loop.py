@@ -18,12 +18,13 @@ from ddm_jax.experiment import Experiment
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.placement import summary, table
 from ddm_jax.runs.checkpoint import Checkpoints, folder_of
+from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.progress import Progress
 from ddm_jax.runs.record import write_record
 from ddm_jax.training.init_from import started_from
 from ddm_jax.training.memory import give_back_memory
-from ddm_jax.training.metric_writers import Writers, read_metrics, write_atomically
+from ddm_jax.training.metric_writers import Writers
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.profile import Profile
 from ddm_jax.training.state import init_state

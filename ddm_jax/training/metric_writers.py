@@ -1,14 +1,13 @@
 """Where numbers go: metrics.jsonl always, TensorBoard always, wandb when asked."""
 
-import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddm_jax.errors import UserError
+from ddm_jax.runs.files import read_metrics, write_atomically
 
 
 class Writers:
@@ -39,37 +38,6 @@ class Writers:
         """Flushes all of it."""
         self._jsonl.close()
         self._tensorboard.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics.jsonl; a last line torn by a kill is skipped."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def write_new(path: Path, text: str) -> Path:
-    """Writes a file that was not there, under the next free name if one was; returns its path."""
-    free = path
-    for number in itertools.count(2):
-        try:
-            free.touch(exist_ok=False)
-            break
-        except FileExistsError:
-            free = path.with_stem(f"{path.stem}-{number}")
-    write_atomically(free, text)
-    return free
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file whole: a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -17,8 +17,10 @@ from jax import Array
 from ddm_jax.config import Config
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.models.layout_hooks import Spread
-from ddm_jax.models.network import Network, Readout
-from ddm_jax.objectives import Batch, Noise, Objective
+from ddm_jax.models.network import Network
+from ddm_jax.models.readout import Readout
+from ddm_jax.objectives import Batch
+from ddm_jax.objectives.signature import Noise, Objective
 from ddm_jax.objectives.source import length_loss, with_source
 from ddm_jax.parallel.layout_hooks import spread_of_replica
 from ddm_jax.parallel.layouts import Layout

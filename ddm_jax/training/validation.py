@@ -16,8 +16,8 @@ from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import Experiment
 from ddm_jax.generation.translation import make_translator, translate
 from ddm_jax.parallel import processes
-from ddm_jax.samplers import SampleSpec, Stats
-from ddm_jax.training.metric_writers import write_atomically
+from ddm_jax.runs.files import write_atomically
+from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 
 from configs.compare_tiny import get_config
 from ddm_jax.config import resolve
-from ddm_jax.experiment import settle
+from ddm_jax.settle import settle
 
 
 def make_run(

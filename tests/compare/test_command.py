@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ddm_jax.training.metric_writers import read_metrics
+from ddm_jax.runs.files import read_metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS = 400

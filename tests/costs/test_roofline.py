@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ddm_jax.aot import __main__ as aot
+from ddm_jax.aot import job as aot_job
+from ddm_jax.aot import report as aot_report
 from ddm_jax.config import Config, LayoutConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from ddm_jax.costs import flops, hlo
 from ddm_jax.costs.chips import CHIPS, Chip
 from ddm_jax.costs.collectives import Collective
 from ddm_jax.costs.roofline import Place, Roofline, network_seconds, roofline, traffic
-from ddm_jax.experiment import settle
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.parallel.layouts import make_layout
+from ddm_jax.settle import settle
 
 VOCAB, LENGTH, BATCH = 1000, 128, 8
 MODEL = ModelConfig(width=256, depth=3, heads=4, attention="plain")
@@ -34,7 +35,7 @@ def job(depth=3, **model):
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=LENGTH))
     layout = make_layout(LayoutConfig("dp"), jax.devices()[:1])
-    return aot.Job(config, layout, CHIPS["v5e"], VOCAB)
+    return aot_job.Job(config, layout, CHIPS["v5e"], VOCAB)
 
 
 def parts(depth=3):
@@ -47,21 +48,21 @@ def parts(depth=3):
 
 
 def test_flops_of_a_step_are_three_times_2n_plus_4ltd():
-    model, done = aot.step_flops(job())
+    model, done = aot_report.step_flops(job())
     assert model == done == 3 * sum(parts())
 
 
 def test_remat_does_the_layers_or_attention_once_more():
     layers, attention, _ = parts()
     # nothing reads what the MLP gives out again: half of its FLOPs, 8 of 24, are not repeated
-    model, full = aot.step_flops(job(remat="full"))
+    model, full = aot_report.step_flops(job(remat="full"))
     assert model == 3 * sum(parts())
     assert full - model == layers * 2 / 3 + attention
 
 
 def test_splash_computes_the_scores_once_more():
     _, attention, _ = parts()
-    model, done = aot.step_flops(job(attention="splash"))
+    model, done = aot_report.step_flops(job(attention="splash"))
     # its backward pass has five matmuls where the plain one has four, and the sum of o do before it
     assert done - model == attention / 2 + 2 * MODEL.depth * MODEL.width * BATCH * LENGTH
 
@@ -69,8 +70,8 @@ def test_splash_computes_the_scores_once_more():
 def test_flops_agree_with_xla_on_one_layer():
     # of more layers or chunks of the head XLA counts a single one, and adds what is not a matmul
     one = job(depth=1)
-    program = aot.make_program(one)
-    turns = aot.head_turns(one, BATCH * LENGTH)
+    program = aot_job.make_program(one)
+    turns = aot_report.head_turns(one, BATCH * LENGTH)
     assert flops.count(program.jitted, *program.args, turns=turns) == 3 * sum(parts(depth=1))
     counted = flops.count(program.jitted, *program.args)
     xla = program.jitted.lower(*program.args).cost_analysis()["flops"]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2
 
 from ddm_jax.config import ProcessConfig, ScheduleConfig
-from ddm_jax.diffusion import matrices
+from ddm_jax.diffusion import d3pm_gaussian, d3pm_nearest
 from ddm_jax.diffusion.discrete_schedules import d3pm_cosine, d3pm_linear, d3pm_mutual_information
 from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.errors import UserError
@@ -149,7 +149,7 @@ def test_tokens_of_gaussian_noise_do_not_depend_on_how_many_sequences_are_drawn_
 def test_clock_of_uniform_jumps_is_their_alpha_bar(float64):
     """A complete graph moves as uniform noise: then c_t must give alpha_bar itself."""
     alpha_bar = d3pm_cosine(7)
-    everywhere = matrices.neighbour_process(alpha_bar, chains.table(VOCAB), VOCAB - 1)
+    everywhere = d3pm_nearest.neighbour_process(alpha_bar, chains.table(VOCAB), VOCAB - 1)
     uniform = chains.d3pm.uniform(alpha_bar, VOCAB)
     for t in range(7):  # the last step is held at the time when all has mixed
         time = jnp.float64(t / 7)
@@ -169,8 +169,8 @@ def test_float32_keeps_the_small_moves_of_a_thousand_steps(name):
     def process():
         return {
             "uniform": lambda: chains.d3pm.uniform(d3pm_cosine(1000), 64),
-            "gaussian": lambda: matrices.gaussian(d3pm_linear(1000), 64, 1000),
-            "nearest": lambda: matrices.neighbour_process(
+            "gaussian": lambda: d3pm_gaussian.gaussian(d3pm_linear(1000), 64, 1000),
+            "nearest": lambda: d3pm_nearest.neighbour_process(
                 d3pm_mutual_information(1000), embedding, 5
             ),
         }[name]()

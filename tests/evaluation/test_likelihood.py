@@ -15,10 +15,11 @@ from ddm_jax.diffusion import d3pm
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES, grid
 from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound, make_groups, mean
-from ddm_jax.experiment import make_parts, settle
-from ddm_jax.models.network import Readout
+from ddm_jax.experiment import make_parts
+from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.signature import BOUND, LossOutput
+from ddm_jax.settle import settle
 from tests.enumerable import all_masks, all_sequences, exact_denoiser, random_joint, wrong_denoiser
 
 VOCAB, LENGTH, PADDING = 3, 4, 2

@@ -16,8 +16,8 @@ from ddm_jax.evaluation.judges.open import judge_of
 from ddm_jax.evaluation.samples import unconditional as module
 from ddm_jax.evaluation.samples.infilling import evaluate_infilling, spans
 from ddm_jax.evaluation.samples.unconditional import draw_samples, evaluate_samples, sample_table
+from ddm_jax.generation.generate import draw
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.runs.run import draw
 from tests.tiny_run import LENGTH, tiny_run
 
 

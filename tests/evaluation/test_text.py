@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.text_scores import bleu, chrf, distinct, mbr, rouge_l, scores, self_bleu
+from ddm_jax.evaluation.text_scores import bleu, chrf, distinct, rouge_l, scores
+from ddm_jax.generation.candidates import mbr, self_bleu
 
 # letters alone, so that neither 13a nor ROUGE's tokenisation does more than split at spaces
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]

@@ -13,12 +13,15 @@ import pytest
 from ddm_jax.config import defaults, resolve
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import make_process, make_sampler, settle
+from ddm_jax.experiment import make_process, make_sampler
 from ddm_jax.generation import translation
 from ddm_jax.generation.translation import make_translator, translate
-from ddm_jax.models.network import Memory, Network, Readout, padded_vocab
+from ddm_jax.models.network import Network, padded_vocab
+from ddm_jax.models.readout import Readout
+from ddm_jax.models.source_memory import Memory
 from ddm_jax.objectives.source import length_loss
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.settle import settle
 
 TOKENIZER = tokenizers.given("bytes")
 VOCAB = TOKENIZER.vocab_size

@@ -10,7 +10,6 @@ import pytest
 
 from ddm_jax.config import resolve
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.interop.files import open_published
 from ddm_jax.interop.from_published import bring, weights
 from ddm_jax.interop.names import flat
@@ -18,6 +17,7 @@ from ddm_jax.interop.releases import RELEASES, config_json, rows, settled
 from ddm_jax.interop.to_published import give, published
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.run import open_run
+from ddm_jax.settle import settle
 from tests.interop.forwards import dit, gpt2, torch_dit
 from tests.interop.oracle_files import letters
 from tests.interop.runs import new_run

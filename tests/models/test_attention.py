@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.models.attention import ATTENTION, fastest, frugal, library, plain
+from ddm_jax.models.attention import ATTENTION, fastest, library
+from ddm_jax.models.attention_cpu import frugal, plain
 
 B, T, S, H, D = 2, 5, 7, 3, 4
 

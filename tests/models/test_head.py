@@ -9,7 +9,8 @@ import pytest
 
 from ddm_jax.config import LayoutConfig, ModelConfig
 from ddm_jax.models import head as head_module
-from ddm_jax.models.network import Readout, make_network, pick
+from ddm_jax.models.network import make_network
+from ddm_jax.models.readout import Readout, pick
 from ddm_jax.parallel.layout_hooks import spread_of
 from ddm_jax.parallel.layouts import make_layout
 from tests.models.small import random_params

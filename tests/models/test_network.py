@@ -9,8 +9,8 @@ import pytest
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models import network as network_module
+from ddm_jax.models.layers import dropout
 from ddm_jax.models.network import make_network, with_parameters
-from ddm_jax.models.transformer import dropout
 from tests.models.small import random_params
 
 SMALL = {"width": 32, "depth": 3, "heads": 4}

@@ -11,10 +11,10 @@ from ddm_jax.config import ModelConfig, resolve
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import log_linear
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.models.network import make_network
 from ddm_jax.objectives.ar import ar
 from ddm_jax.objectives.signature import Noise
+from ddm_jax.settle import settle
 from tests.models.small import random_params
 
 SMALL = ModelConfig(width=32, depth=2, heads=4, positions="learned", max_length=9, time="none")

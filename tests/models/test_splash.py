@@ -9,7 +9,8 @@ import pytest
 
 from ddm_jax.config import LayoutConfig
 from ddm_jax.models import splash as module
-from ddm_jax.models.attention import attention, plain
+from ddm_jax.models.attention import attention
+from ddm_jax.models.attention_cpu import plain
 from ddm_jax.models.layout_hooks import ALONE
 from ddm_jax.models.splash import fits, splash
 from ddm_jax.parallel.layout_hooks import spread_of

@@ -12,8 +12,10 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.attention_masks import block_causal, block_diffusion
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout, make_network
-from ddm_jax.objectives import Noise, ar, bd3lm, radd
+from ddm_jax.models.network import make_network
+from ddm_jax.models.readout import Readout
+from ddm_jax.objectives import ar, bd3lm, radd
+from ddm_jax.objectives.signature import Noise
 from tests.enumerable import all_masks, all_sequences, random_joint
 from tests.visible import exact_table, visible_network, wrong_table
 

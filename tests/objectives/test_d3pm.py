@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.diffusion import matrices
+from ddm_jax.diffusion import d3pm_gaussian, d3pm_nearest
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
-from ddm_jax.models.network import Readout
-from ddm_jax.objectives import OBJECTIVES, Noise, d3pm
+from ddm_jax.models.readout import Readout
+from ddm_jax.objectives import OBJECTIVES, d3pm
+from ddm_jax.objectives.signature import Noise
 from tests import chains
 from tests.enumerable import all_sequences, random_joint
 
@@ -259,8 +260,8 @@ def test_float32_agrees_with_float64_over_a_thousand_steps(name):
     def make():
         return {
             "uniform": lambda: chains.make(name, steps, vocab),
-            "gaussian": lambda: matrices.gaussian(0.97 ** np.arange(steps + 1), vocab, steps),
-            "nearest": lambda: matrices.neighbour_process(1 - np.arange(1001) / 1000, near, 4),
+            "gaussian": lambda: d3pm_gaussian.gaussian(0.97 ** np.arange(steps + 1), vocab, steps),
+            "nearest": lambda: d3pm_nearest.neighbour_process(1 - np.arange(1001) / 1000, near, 4),
         }[name]()
 
     keys = example_keys(step_key(0, 0), jnp.arange(rows))

@@ -11,7 +11,7 @@ import pytest
 
 from ddm_jax.diffusion import d3pm as processes
 from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import d3pm
 
 TOLERANCE = {"": {"rtol": 1e-4, "atol": 1e-4}, "__f64": {"rtol": 1e-6, "atol": 1e-9}}

@@ -4,22 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddm_jax.data.tokenizers.gpt2 import VOCAB
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.vector_absorbing import VectorAbsorbing
 from ddm_jax.models import network as network_module
-from ddm_jax.models.network import Readout
-from ddm_jax.objectives import OBJECTIVES, LossOutput, Noise
+from ddm_jax.models.readout import Readout
+from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.genmd4 import diffusion_at, genmd4_at, init
 from ddm_jax.objectives.mdlm import mdlm_at
+from ddm_jax.objectives.signature import LossOutput, Noise
 from tests.enumerable import wrong_denoiser
 from tests.masking import (
     JOINT,
     LENGTH,
     MASKS,
     TIMES,
-    VOCAB,
     X0,
     XT,
     answers,

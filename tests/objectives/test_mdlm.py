@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddm_jax.data.tokenizers.gpt2 import VOCAB
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.objectives import OBJECTIVES, Noise, radd
+from ddm_jax.objectives import OBJECTIVES, radd
 from ddm_jax.objectives.masked import on_grid, time_weight
 from ddm_jax.objectives.md4 import md4_at
 from ddm_jax.objectives.mdlm import importance_noise, mdlm_at, mdlm_importance_at
+from ddm_jax.objectives.signature import Noise
 from tests.enumerable import exact_denoiser, wrong_denoiser
 from tests.masking import (
     JOINT,
     LENGTH,
     NLL,
     TIMES,
-    VOCAB,
     X0,
     XT,
     answers,

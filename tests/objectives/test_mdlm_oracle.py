@@ -8,7 +8,7 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import stratify
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.objectives.mdlm import importance_noise, mdlm_at, mdlm_importance_at
 from ddm_jax.objectives.sedd import absorb_at
 from ddm_jax.objectives.signature import SAMPLING_EPS, uniform_time

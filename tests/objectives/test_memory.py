@@ -6,10 +6,12 @@ import pytest
 
 from ddm_jax.config import defaults, resolve
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
-from ddm_jax.experiment import make_parts, settle
+from ddm_jax.experiment import make_parts
 from ddm_jax.models import head as head_module
 from ddm_jax.models import network as network_module
-from ddm_jax.objectives import OBJECTIVES, Noise
+from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.objectives.signature import Noise
+from ddm_jax.settle import settle
 from tests.programs import outputs
 
 VOCAB, BATCH, LENGTH = 5_000, 4, 16

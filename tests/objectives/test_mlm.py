@@ -11,8 +11,8 @@ from scipy.stats import chi2
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.objectives import OBJECTIVES, Noise, mlm
-from ddm_jax.objectives.signature import PSEUDO
+from ddm_jax.objectives import OBJECTIVES, mlm
+from ddm_jax.objectives.signature import PSEUDO, Noise
 from tests.enumerable import all_sequences, conditionals, exact_denoiser, random_joint
 from tests.visible import visible_network, wrong_table
 

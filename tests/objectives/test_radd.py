@@ -8,7 +8,8 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.objectives import OBJECTIVES, Noise, radd
+from ddm_jax.objectives import OBJECTIVES, radd
+from ddm_jax.objectives.signature import Noise
 from tests.enumerable import (
     all_masks,
     all_sequences,

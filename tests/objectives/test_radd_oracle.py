@@ -8,7 +8,8 @@ import pytest
 from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout, make_network, padded_vocab
+from ddm_jax.models.network import make_network, padded_vocab
+from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import radd
 from tests.models.published import params_from_state_dict, state_dict_from_params
 

@@ -10,9 +10,10 @@ import pytest
 from scipy.stats import chi2
 
 from ddm_jax.diffusion.randomness import example_keys, step_key, uniforms
-from ddm_jax.models.network import Readout
-from ddm_jax.objectives import OBJECTIVES, Noise
+from ddm_jax.models.readout import Readout
+from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.rdm import WEIGHTINGS, pair, rdm_at
+from ddm_jax.objectives.signature import Noise
 from tests import chains, masking
 from tests.enumerable import all_sequences, wrong_denoiser
 

@@ -13,8 +13,9 @@ from ddm_jax.diffusion import absorbing as masks
 from ddm_jax.diffusion import d3pm
 from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.randomness import example_keys, step_key
-from ddm_jax.models.network import Readout
-from ddm_jax.objectives import Noise, rdm
+from ddm_jax.models.readout import Readout
+from ddm_jax.objectives import rdm
+from ddm_jax.objectives.signature import Noise
 
 TOLERANCE = {"": {"rtol": 1e-4, "atol": 1e-4}, "__f64": {"rtol": 1e-6, "atol": 1e-9}}
 SPECIALS = ("bos", "pad", "eos")

@@ -15,8 +15,9 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
-from ddm_jax.objectives import OBJECTIVES, Noise, radd, sedd
+from ddm_jax.models.readout import Readout
+from ddm_jax.objectives import OBJECTIVES, radd, sedd
+from ddm_jax.objectives.signature import Noise
 from tests.enumerable import all_sequences, random_joint, wrong_denoiser
 
 VOCAB, LENGTH = 3, 3

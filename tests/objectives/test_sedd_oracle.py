@@ -8,7 +8,7 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import sedd
 from tests.models.published import published_dit, state_dict_from_params
 

@@ -19,9 +19,10 @@ from ddm_jax.config import (
     ProcessConfig,
     TrainConfig,
 )
-from ddm_jax.experiment import make_parts, settle
+from ddm_jax.experiment import make_parts
 from ddm_jax.parallel.layout_hooks import spread_of
 from ddm_jax.parallel.layouts import Layout, make_layout
+from ddm_jax.settle import settle
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names

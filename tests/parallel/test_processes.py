@@ -21,7 +21,7 @@ import pytest
 from ddm_jax.data.build.atomic_folder import alone
 from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
-from ddm_jax.training.metric_writers import read_metrics
+from ddm_jax.runs.files import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60

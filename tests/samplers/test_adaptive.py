@@ -17,9 +17,10 @@ from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.errors import UserError
 from ddm_jax.models import network as network_module
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SampleSpec, draw
+from ddm_jax.models.readout import Readout
+from ddm_jax.samplers import draw
 from ddm_jax.samplers.adaptive import confidence, entropy, margin
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import random_joint, table_network
 from tests.laws import chi_square
 from tests.programs import outputs

@@ -16,8 +16,9 @@ from scipy.stats import chi2, ncx2
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.models.readout import Readout
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences, exact_denoiser, random_joint
 from tests.laws import absorbing_law, chi_square
 

@@ -17,8 +17,9 @@ from ddm_jax.diffusion.hybrid import Hybrid
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.models.readout import Readout
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences, random_joint
 from tests.plug_in import hybrid_matrix, leave_one_out, uniform_matrix
 

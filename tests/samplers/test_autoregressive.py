@@ -12,7 +12,8 @@ from ddm_jax.diffusion.attention_masks import shifted
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import random_joint
 from tests.laws import chi_square
 from tests.visible import exact_table, visible_network

@@ -14,7 +14,8 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.errors import UserError
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences, conditionals, random_joint
 from tests.laws import chi_square
 from tests.visible import exact_table, visible_network

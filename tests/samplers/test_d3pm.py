@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from ddm_jax.diffusion import matrices
+from ddm_jax.diffusion import d3pm_gaussian, d3pm_nearest
 from ddm_jax.diffusion.discrete_schedules import d3pm_linear, d3pm_mutual_information
 from ddm_jax.diffusion.randomness import example_keys, step_key
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.models.readout import Readout
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 from tests import chains
 from tests.enumerable import all_sequences
 
@@ -118,8 +119,8 @@ def test_a_token_that_is_far_from_the_last_one_can_be_drawn(name, s):
     angle = 2 * np.pi * np.arange(vocab) / vocab
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     process = {
-        "gaussian": lambda: matrices.gaussian(d3pm_linear(steps), vocab, steps),
-        "nearest": lambda: matrices.neighbour_process(
+        "gaussian": lambda: d3pm_gaussian.gaussian(d3pm_linear(steps), vocab, steps),
+        "nearest": lambda: d3pm_nearest.neighbour_process(
             d3pm_mutual_information(steps), circle, neighbours=2
         ),
     }[name]()

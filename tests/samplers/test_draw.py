@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import chi2
 
 from ddm_jax.diffusion.randomness import example_keys, step_key
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SampleSpec
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import FEW, draw, fill, filtered
 from ddm_jax.samplers.draw import ROWS as READ_ROWS
+from ddm_jax.samplers.signature import SampleSpec
 from tests.programs import outputs
 
 

@@ -14,9 +14,10 @@ from scipy.stats import norm
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.models.readout import Readout
+from ddm_jax.samplers import SAMPLERS
 from ddm_jax.samplers.event_driven import reveal_steps
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import exact_denoiser, random_joint
 from tests.laws import absorbing_law, chi_square
 

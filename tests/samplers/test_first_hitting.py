@@ -15,9 +15,9 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout
-from ddm_jax.samplers import SampleSpec
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.first_hitting import first_hitting, hitting_times
+from ddm_jax.samplers.signature import SampleSpec
 from tests.chain_rule import law_of_order
 from tests.enumerable import exact_denoiser, random_joint, table_network
 from tests.laws import absorbing_law, chi_square

@@ -17,8 +17,8 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.errors import UserError
-from ddm_jax.samplers import SampleSpec
 from ddm_jax.samplers.ordered import ordered
+from ddm_jax.samplers.signature import SampleSpec
 from tests.chain_rule import law_of_order
 from tests.enumerable import random_joint, table_network
 from tests.laws import chi_square

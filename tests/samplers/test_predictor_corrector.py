@@ -18,7 +18,7 @@ from ddm_jax.diffusion.discrete_schedules import d3pm_cosine
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.predictor_corrector import mix, predictor_corrector
 from ddm_jax.samplers.remasking import remask
 from ddm_jax.samplers.signature import SampleSpec

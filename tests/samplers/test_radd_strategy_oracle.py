@@ -16,9 +16,9 @@ from ddm_jax.diffusion.categorical import race
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network, padded_vocab
-from ddm_jax.samplers import SampleSpec
 from ddm_jax.samplers.draw import filtered
 from ddm_jax.samplers.ordered import ordered
+from ddm_jax.samplers.signature import SampleSpec
 from tests.models.published import params_from_state_dict
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}

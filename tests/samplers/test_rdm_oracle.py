@@ -14,7 +14,7 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.route_denoise import denoise, rdm
 from ddm_jax.samplers.routing import State, falling, lowest, noise_count, noise_rate, route
 from ddm_jax.samplers.signature import SampleSpec

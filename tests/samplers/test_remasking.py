@@ -16,7 +16,7 @@ from ddm_jax.diffusion.d3pm import absorbing
 from ddm_jax.diffusion.discrete_schedules import d3pm_mutual_information
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.remasking import remask, remdm
 from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences, conditionals, exact_denoiser, random_joint

@@ -21,7 +21,7 @@ from ddm_jax.diffusion.discrete_schedules import d3pm_mutual_information
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.network import Readout
+from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.route_denoise import rdm
 from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences, exact_denoiser, random_joint

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 from ddm_jax.config import defaults, resolve
-from ddm_jax.experiment import fitting_samplers, make_parts, make_sampler, settle
+from ddm_jax.experiment import make_parts, make_sampler
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
+from ddm_jax.settle import fitting_samplers, settle
 
 VOCAB, LENGTH, COUNT = 11, 8, 2
 

@@ -7,7 +7,8 @@ import numpy as np
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.samplers import SAMPLERS, SampleSpec
+from ddm_jax.samplers import SAMPLERS
+from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences, conditionals, exact_denoiser, random_joint
 from tests.laws import chi_square
 

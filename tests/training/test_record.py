@@ -8,8 +8,8 @@ import pytest
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import settle
 from ddm_jax.runs.record import check_workdir
+from ddm_jax.settle import settle
 
 
 def written(folder, config):

@@ -17,8 +17,8 @@ import pytest
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
 from ddm_jax.experiment import build
+from ddm_jax.runs.files import read_metrics
 from ddm_jax.training import loop
-from ddm_jax.training.metric_writers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40

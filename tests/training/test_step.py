@@ -12,7 +12,8 @@ from ddm_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network
-from ddm_jax.objectives import OBJECTIVES, LossOutput, Objective
+from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.objectives.signature import LossOutput, Objective
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state

@@ -7,7 +7,8 @@ import types
 import pytest
 
 from ddm_jax.errors import UserError
-from ddm_jax.training.metric_writers import Writers, read_metrics
+from ddm_jax.runs.files import read_metrics
+from ddm_jax.training.metric_writers import Writers
 
 
 def test_records_past_the_restart_and_torn_lines_are_written_anew(tmp_path):

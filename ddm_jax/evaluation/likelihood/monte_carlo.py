@@ -12,7 +12,8 @@ from jax import Array
 
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratify, uniforms
 from ddm_jax.models.network import Network
-from ddm_jax.objectives import Batch, Loss, Noise
+from ddm_jax.objectives import Batch
+from ddm_jax.objectives.signature import Loss, Noise
 from ddm_jax.objectives.source import with_source
 
 

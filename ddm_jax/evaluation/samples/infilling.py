@@ -8,8 +8,9 @@ import numpy as np
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.evaluation.judges.judge import Judge, token_nats
 from ddm_jax.experiment import make_sampler
+from ddm_jax.generation.generate import make_program, make_spec
 from ddm_jax.parallel.layouts import Layout
-from ddm_jax.runs.run import Run, make_program, make_spec, with_sampler
+from ddm_jax.runs.run import Run, with_sampler
 
 SHARE = 0.25  # of the tokens of a block
 SPAN = 8  # tokens

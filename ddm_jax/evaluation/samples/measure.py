@@ -17,9 +17,9 @@ from ddm_jax.evaluation.likelihood.report import plain
 from ddm_jax.evaluation.samples.infilling import evaluate_infilling
 from ddm_jax.evaluation.samples.unconditional import BATCH_SIZE, evaluate_samples, sample_table
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs.files import write_new
 from ddm_jax.runs.record import git_revision, versions
 from ddm_jax.runs.run import open_run
-from ddm_jax.training.metric_writers import write_new
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge, judge_texts
 from ddm_jax.evaluation.samples.repetition import longest_repeat, repeated, unigram_entropy
-from ddm_jax.evaluation.text_scores import distinct, self_bleu
+from ddm_jax.evaluation.text_scores import distinct
+from ddm_jax.generation.candidates import self_bleu
 
 SELF_BLEU_TEXTS = 50  # all pairs of them are compared
 Quality = Mapping[str, float | int | str]

@@ -17,10 +17,11 @@ from ddm_jax.evaluation.likelihood.report import weights_hash
 from ddm_jax.evaluation.samples.mauve import mauve
 from ddm_jax.evaluation.samples.quality import quality, table
 from ddm_jax.experiment import make_sampler
+from ddm_jax.generation.generate import make_program, make_spec
 from ddm_jax.parallel.layouts import Layout
+from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
-from ddm_jax.runs.run import Run, make_program, make_spec, with_sampler
-from ddm_jax.training.metric_writers import read_metrics, write_atomically
+from ddm_jax.runs.run import Run, with_sampler
 
 BATCH_SIZE = 16
 _LINE = ("text", "tokens", "nfe", "seconds")  # of the file; the settings follow

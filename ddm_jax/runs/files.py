@@ -1,0 +1,37 @@
+"""Files of a run: metrics.jsonl, and writing that never leaves a half-written file."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The records of a metrics.jsonl; a last line torn by a kill is skipped."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def write_new(path: Path, text: str) -> Path:
+    """Writes a file that was not there, under the next free name if one was; returns its path."""
+    free = path
+    for number in itertools.count(2):
+        try:
+            free.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            free = path.with_stem(f"{path.stem}-{number}")
+    write_atomically(free, text)
+    return free
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a text file whole: a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
