@@ -23,7 +23,7 @@ from jax import Array
 from ddm_jax import cli
 from ddm_jax.models import network
 from ddm_jax.models.network import padded_vocab
-from ddm_jax.models.readout import Readout, pick
+from ddm_jax.models.readout import Readout, take_logit
 
 _POSITIONS = flags.DEFINE_integer("positions", 2048, "Positions, in 8 sequences.")
 _WIDTH = flags.DEFINE_integer("width", 256, "Width of the hidden states.")
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 def of_all(readout: Readout, targets: Array, weight: Array) -> Array:
     """From the logits of all positions."""
     logits = readout.logits()
-    return weight * (jax.nn.logsumexp(logits, axis=-1) - pick(logits, targets))
+    return weight * (jax.nn.logsumexp(logits, axis=-1) - take_logit(logits, targets))
 
 
 def of_read(readout: Readout, targets: Array, weight: Array) -> Array:

@@ -22,7 +22,7 @@ from ddm_jax import cli
 from ddm_jax.compare.cells import DEVICES_FLAG
 from ddm_jax.config import Config, defaults, resolve
 from ddm_jax.experiment import make_parts
-from ddm_jax.parallel.layout_hooks import spread_of
+from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import LAYOUTS, make_layout
 from ddm_jax.parallel.placement import MIB, device_bytes
 from ddm_jax.settle import settle
@@ -77,7 +77,7 @@ def compiled(name: str) -> tuple[Ours, int]:
     """(the step under a layout with the axes that it takes here, bytes of state on a device)."""
     config = sized(name)
     layout = make_layout(config.layout, jax.devices())
-    parts = make_parts(config, _VOCAB.value, spread_of(layout))
+    parts = make_parts(config, _VOCAB.value, hooks_of(layout))
     step = our_step(config, *parts, _LENGTH.value, layout)
     state = jax.eval_shape(step.start)
     return step, device_bytes(state, layout.state_shardings(state))

@@ -134,8 +134,8 @@ def _in_one_sentence(function: Callable) -> Callable:
 
             if isinstance(error, UserError):
                 print(f"error: {processes.label()}{error}", file=sys.stderr)
-                processes.leave(2)
-            processes.end_if_several(error)
+                processes.exit_process(2)
+            processes.end_all_processes(error)
             raise
 
     return wrapped

@@ -103,7 +103,7 @@ def _tokenizer(spec: str) -> tokenizers.Tokenizer:
         raise UserError(
             f"--tokenizer={spec} is made from a text: give the folder of a set prepared with it."
         )
-    return tokenizers.given(spec)
+    return tokenizers.pretrained_tokenizer(spec)
 
 
 def _bare(workdir: Path, out: Path) -> None:

@@ -17,11 +17,11 @@ from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import grid
 from ddm_jax.errors import UserError
-from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 from ddm_jax.models.network import Network, make_network, with_parameters
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.signature import Objective
-from ddm_jax.parallel.layout_hooks import spread_of
+from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.samplers import SAMPLERS
 from ddm_jax.settle import _chosen, make_schedule, settle
@@ -63,7 +63,7 @@ def build(config: Config) -> Experiment:
         )
     # raises now, rather than at the first validation, if there is nothing to validate on
     (data.pairs if isinstance(data, PreparedPairs) else data.blocks)("validation")
-    process, objective, network = make_parts(config, data.tokenizer.vocab_size, spread_of(layout))
+    process, objective, network = make_parts(config, data.tokenizer.vocab_size, hooks_of(layout))
     layout.param_shardings(jax.eval_shape(network.init, jax.random.key(0)))  # raises if one cannot
     return Experiment(
         config=config,
@@ -78,7 +78,7 @@ def build(config: Config) -> Experiment:
 
 
 def make_parts(
-    config: Config, vocab_size: int, spread: Spread = ALONE
+    config: Config, vocab_size: int, hooks: LayoutHooks = SINGLE_DEVICE
 ) -> tuple[Any, Objective, Network]:
     """The forward process, the objective and the network of a settled config (no arrays yet).
 
@@ -89,7 +89,7 @@ def make_parts(
     """
     process = make_process(config.process, config.schedule, vocab_size)
     objective = with_options(OBJECTIVES[config.objective.name], config)
-    network = make_network(config.model, vocab_size, spread)
+    network = make_network(config.model, vocab_size, hooks)
     if objective.init:
         options = _chosen(objective.init, config.objective)
         init = functools.partial(objective.init, process=process, **options)

@@ -15,7 +15,7 @@ from absl import flags
 from ddm_jax import cli
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.open import HELP, open_judge
-from ddm_jax.evaluation.likelihood.report import plain
+from ddm_jax.evaluation.likelihood.report import to_json
 from ddm_jax.evaluation.samples.quality import quality, table
 
 _JUDGE = flags.DEFINE_string("judge", "", HELP)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     rows = {name: quality(found[: _FIRST.value], judge=judge) for name, found in texts.items()}
     print(table(rows))
     if _JSON.value:
-        print(json.dumps(plain(rows)))
+        print(json.dumps(to_json(rows)))
 
 
 def read_texts(path: Path, lines: bool = False) -> list[str]:

@@ -44,7 +44,7 @@ def check(ranges: Ranges) -> Path:
     Raises:
       UserError: --workdir is missing, a flag is out of range, or this is one of several processes.
     """
-    processes.check_alone()
+    processes.require_single_process()
     if not WORKDIR.value:
         raise UserError(
             "--workdir is missing: give the folder of a run, e.g. --workdir=work/radd_tiny."

@@ -112,14 +112,14 @@ def test_the_largest_that_fits_is_found_wherever_it_starts(most, start):
         tried.append(n)
         return n <= most
 
-    assert compiling.largest(fits, start) == most
+    assert compiling.largest_fitting(fits, start) == most
     assert len(tried) <= 14
 
 
 def test_search_tries_multiples_of_what_the_layout_and_the_microbatches_need(monkeypatch):
     def compile_for(job):
         size = job.batch_size
-        return compiling.Answer(size <= 100, size * GIB, "", 0.0)
+        return compiling.CompileResult(size <= 100, size * GIB, "", 0.0)
 
     monkeypatch.setattr(compiling, "compile_for", compile_for)
     trials = {}
@@ -134,9 +134,9 @@ def test_out_of_memory_is_read():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (55.65G) exceeds available HBM (15.75G)."
     )
-    assert compiling.needed(message, held=2 * GIB) == pytest.approx(57.65 * GIB)
+    assert compiling.bytes_needed(message, held=2 * GIB) == pytest.approx(57.65 * GIB)
     other = "Ran out of memory in memory space hbm. Used 512.50M of 15.75G hbm."
-    assert compiling.needed(other, held=GIB) == pytest.approx(512.5 * 2**20)
+    assert compiling.bytes_needed(other, held=GIB) == pytest.approx(512.5 * 2**20)
 
 
 def test_out_of_memory_is_an_answer(monkeypatch):
@@ -148,7 +148,7 @@ def test_out_of_memory_is_an_answer(monkeypatch):
         def lower(self, *_):
             return Lowered()
 
-    monkeypatch.setattr(compiling, "make_program", lambda job: aot_job.Program(Jitted(), (), 0))
+    monkeypatch.setattr(compiling, "make_program", lambda job: aot_job.AotProgram(Jitted(), (), 0))
     answer = compiling.compile_for(job())
     assert not answer.fits
     assert compiling.verdict(answer, CHIPS["v5e"]) == (
@@ -159,7 +159,7 @@ def test_out_of_memory_is_an_answer(monkeypatch):
 @pytest.mark.parametrize("layout", ["pmap", "fsdp"])
 def test_the_program_is_the_train_step_of_the_layout(layout):
     # lowers Pallas kernels too, on any machine; jax.pmap lowers for its own devices alone
-    program = aot_job.make_program(job(layout, attention="splash"))
+    program = aot_job.make_aot_program(job(layout, attention="splash"))
     batch = program.args[1]
     assert batch["tokens"].shape == ((8, 8, 128) if layout == "pmap" else (64, 128))
     if layout == "fsdp":
@@ -183,7 +183,7 @@ def test_the_batch_of_pairs_has_both_sides():
 
 def test_the_sampler_is_lowered_too():
     sampling = dataclasses.replace(job("fsdp"), sampling=True)
-    program = aot_job.make_program(sampling)
+    program = aot_job.make_aot_program(sampling)
     assert program.args[2].shape == (64, 128)  # config.eval.batch_size
     assert "while" in program.jitted.lower(*program.args).as_text()
 

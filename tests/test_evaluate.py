@@ -18,7 +18,7 @@ from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.likelihood import estimators
 from ddm_jax.evaluation.likelihood import measure as evaluate_text
-from ddm_jax.evaluation.likelihood.kept import Kept
+from ddm_jax.evaluation.likelihood.kept import PartialResults
 from ddm_jax.evaluation.likelihood.measure import Request, measure
 from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound
 from ddm_jax.evaluation.likelihood.report import weights_hash
@@ -198,10 +198,10 @@ def test_interrupted_evaluation_goes_on_with_the_same_numbers(run, tmp_path, mon
 
 def test_kept_file_of_other_numbers_is_begun_anew(tmp_path):
     file = tmp_path / "a.jsonl"
-    Kept(file, {"seed": 1}, 2).append(np.ones((3, 2), np.float32), np.ones(3, int))
-    kept = Kept(file, {"seed": 1}, 2)
+    PartialResults(file, {"seed": 1}, 2).append(np.ones((3, 2), np.float32), np.ones(3, int))
+    kept = PartialResults(file, {"seed": 1}, 2)
     np.testing.assert_array_equal(kept.nats, np.ones((3, 2)))
-    assert len(Kept(file, {"seed": 2}, 2)) == 0
+    assert len(PartialResults(file, {"seed": 2}, 2)) == 0
 
 
 def test_what_decides_the_numbers_has_a_file_of_its_own(run):

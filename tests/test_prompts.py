@@ -11,8 +11,8 @@ from ddm_jax.generation.prompts import between, from_template, read_template
 from tests.data.corpora import english
 
 LENGTH = 12
-BYTES = tokenizers.given("bytes")
-TEXT8 = tokenizers.given("text8")
+BYTES = tokenizers.pretrained_tokenizer("bytes")
+TEXT8 = tokenizers.pretrained_tokenizer("text8")
 
 
 def shown(prompt):

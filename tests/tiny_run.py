@@ -21,7 +21,7 @@ def tiny_run(objective="radd_t_dce", letter="", push=100.0, **fields):
         section, field = name.split(".")
         config[section][field] = value
     config = settle(resolve(config))
-    tokenizer = tokenizers.given("bytes")
+    tokenizer = tokenizers.pretrained_tokenizer("bytes")
     process, _, network = make_parts(config, tokenizer.vocab_size)
     params = network.init(jax.random.key(0))
     # new weights give all tokens the same probability: a head of some size makes a choice of it

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from ddm_jax import cli
-from ddm_jax.aot.compiling import Answer, compile_for, search
+from ddm_jax.aot.compiling import CompileResult, compile_for, search
 from ddm_jax.aot.job import (
     Job,
     abstract_state,
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     check_batch(job)
     state = abstract_state(job)
     print(table(layout, state) if _TABLE.value else summary(layout, state), flush=True)
-    trials: dict[int, Answer] = {}
+    trials: dict[int, CompileResult] = {}
     if _SEARCH.value:
         job = search(job, trials)
     answer = trials.get(job.batch_size) or compile_for(job)

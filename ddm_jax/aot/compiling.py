@@ -10,14 +10,14 @@ import jax
 
 from ddm_jax.aot.job import (
     Job,
-    make_program,
+    make_aot_program,
 )
 from ddm_jax.costs.chips import GIB, Chip
 from ddm_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class Answer:
+class CompileResult:
     """What the compiler says. need: bytes of a device's memory; text: the program, if it fits."""
 
     fits: bool
@@ -26,7 +26,7 @@ class Answer:
     seconds: float
 
 
-def search(job: Job, trials: dict[int, Answer]) -> Job:
+def search(job: Job, trials: dict[int, CompileResult]) -> Job:
     """The job with the largest batch that fits, or with the smallest if none does.
 
     trials: takes the answer for each batch that was tried. The layout and the micro-batches of the
@@ -40,11 +40,11 @@ def search(job: Job, trials: dict[int, Answer]) -> Job:
         print(f"batch {n * unit}: {verdict(answer, job.chip)}", flush=True)
         return answer.fits
 
-    most = largest(fits, start=max(1, job.batch_size // unit))
+    most = largest_fitting(fits, start=max(1, job.batch_size // unit))
     return job.with_batch(max(most, 1) * unit)
 
 
-def largest(fits: Callable[[int], bool], start: int = 1) -> int:
+def largest_fitting(fits: Callable[[int], bool], start: int = 1) -> int:
     """The largest n >= 1 that fits, 0 if none does; what is smaller than one that fits, fits too.
 
     From start by doubling or halving, then by bisection.
@@ -61,13 +61,13 @@ def largest(fits: Callable[[int], bool], start: int = 1) -> int:
     return low
 
 
-def compile_for(job: Job) -> Answer:
+def compile_for(job: Job) -> CompileResult:
     """What the compiler says of a job; too little memory is an answer.
 
     Raises:
       UserError: the compiler refuses for another reason.
     """
-    program = make_program(job)
+    program = make_aot_program(job)
     begin = time.perf_counter()
     try:
         compiled = program.jitted.lower(*program.args).compile()
@@ -75,10 +75,12 @@ def compile_for(job: Job) -> Answer:
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:
             raise UserError(f"The compiler refuses: {text.splitlines()[0]}") from error
-        return Answer(False, needed(text, program.held), "", time.perf_counter() - begin)
+        return CompileResult(
+            False, bytes_needed(text, program.held), "", time.perf_counter() - begin
+        )
     peak = _peak(compiled.memory_analysis())
     fits = peak <= job.chip.hbm * GIB  # the compiler for GPUs does not say it
-    return Answer(fits, peak, compiled.as_text(), time.perf_counter() - begin)
+    return CompileResult(fits, peak, compiled.as_text(), time.perf_counter() - begin)
 
 
 def _peak(stats: Any) -> int:
@@ -87,7 +89,7 @@ def _peak(stats: Any) -> int:
     return stats.peak_memory_in_bytes or given + stats.temp_size_in_bytes
 
 
-def needed(message: str, held: int) -> float:
+def bytes_needed(message: str, held: int) -> float:
     """Bytes of memory that the compiler asks for when it runs out of them.
 
     held: of the arguments, which it does not count where it speaks of temporaries alone.
@@ -100,7 +102,7 @@ def needed(message: str, held: int) -> float:
     return float("nan")
 
 
-def verdict(answer: Answer, chip: Chip) -> str:
+def verdict(answer: CompileResult, chip: Chip) -> str:
     """One line: whether it fits."""
     sizes = f"{answer.need / GIB:.2f} of {chip.hbm:.2f} GiB a device"
     return f"fits: {sizes}" if answer.fits else f"does not fit: needs {sizes}"

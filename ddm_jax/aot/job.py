@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from ddm_jax.config import Config
 from ddm_jax.costs.chips import Chip
-from ddm_jax.data.tokenizers.tokenizer import given, is_trained
+from ddm_jax.data.tokenizers.tokenizer import is_trained, pretrained_tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_parts, make_sampler
-from ddm_jax.parallel.layout_hooks import spread_of
+from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.parallel.placement import device_bytes
 from ddm_jax.samplers.signature import SampleSpec
@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Program:
+class AotProgram:
     """What is compiled: a jitted function, its abstract arguments, and what a device holds."""
 
     jitted: Any
@@ -62,7 +62,9 @@ def vocabulary(spec: str) -> int:
     Raises:
       UserError: unknown kind, or no such model file.
     """
-    return int(spec.partition(":")[2]) if is_trained(spec) else given(spec).vocab_size
+    return (
+        int(spec.partition(":")[2]) if is_trained(spec) else pretrained_tokenizer(spec).vocab_size
+    )
 
 
 def arrange(config: Config, devices: Sequence[Any], topology: str) -> Layout:
@@ -92,7 +94,7 @@ def check_batch(job: Job) -> None:
     )
 
 
-def make_program(job: Job) -> Program:
+def make_aot_program(job: Job) -> AotProgram:
     """The train step under the layout, or the sampler that validation runs."""
     return _sample_program(job) if job.sampling else _train_program(job)
 
@@ -121,9 +123,9 @@ def abstract_batch(config: Config, size: int) -> dict[str, jax.ShapeDtypeStruct]
     return batch
 
 
-def _train_program(job: Job) -> Program:
+def _train_program(job: Job) -> AotProgram:
     config, layout = job.config, job.layout
-    process, objective, network = make_parts(config, job.vocab_size, spread_of(layout))
+    process, objective, network = make_parts(config, job.vocab_size, hooks_of(layout))
     optimizer = make_optimizer(config.optim, config.train.steps)
     step = make_train_step(config, network, objective, process, optimizer, layout)
     state = abstract_state(job)
@@ -137,10 +139,10 @@ def _train_program(job: Job) -> Program:
 
     batch = jax.tree.map(shape, abstract_batch(config, job.batch_size))
     args = (_placed(state, shardings), batch)
-    return Program(layout.program(step, state), args, device_bytes(state, shardings))
+    return AotProgram(layout.program(step, state), args, device_bytes(state, shardings))
 
 
-def _sample_program(job: Job) -> Program:
+def _sample_program(job: Job) -> AotProgram:
     config, layout = job.config, job.layout
     if config.model.kind != "lm":
         raise UserError(
@@ -148,7 +150,7 @@ def _sample_program(job: Job) -> Program:
         )
     if layout.row.mapped:
         raise UserError("--program=sample is not mapped by jax.pmap: use --layout=dp.")
-    process, _, network = make_parts(config, job.vocab_size, spread_of(layout))
+    process, _, network = make_parts(config, job.vocab_size, hooks_of(layout))
     sampler = make_sampler(config)
 
     def sample(params: Any, key: Any, prompt: Any, fixed: Any) -> Any:
@@ -165,7 +167,7 @@ def _sample_program(job: Job) -> Program:
         jax.ShapeDtypeStruct(rows, bool, sharding=layout.by_example),
     )
     jitted = jax.jit(sample, out_shardings=layout.by_example)
-    return Program(jitted, args, device_bytes(params, shardings))
+    return AotProgram(jitted, args, device_bytes(params, shardings))
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

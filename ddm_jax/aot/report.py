@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddm_jax.aot.compiling import Answer
+from ddm_jax.aot.compiling import CompileResult
 from ddm_jax.aot.job import (
     Job,
     abstract_batch,
@@ -22,7 +22,7 @@ from ddm_jax.costs.topology import places
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.experiment import make_parts
 from ddm_jax.models.head import chunk_rows
-from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.objectives.signature import Noise
 from ddm_jax.objectives.source import with_source
@@ -49,16 +49,18 @@ def step_flops(job: Job) -> tuple[int, int]:
     optimizer = make_optimizer(config.optim, config.train.steps)
     batch = abstract_batch(config, job.batch_size)
 
-    def made(model: ModelConfig, spread: Spread) -> tuple[Any, Any, Any]:
-        return make_parts(dataclasses.replace(config, model=model), job.vocab_size, spread)
+    def made(model: ModelConfig, hooks: LayoutHooks) -> tuple[Any, Any, Any]:
+        return make_parts(dataclasses.replace(config, model=model), job.vocab_size, hooks)
 
-    process, objective, network = made(config.model, Spread(examples=parts[0], positions=parts[1]))
+    process, objective, network = made(
+        config.model, LayoutHooks(examples=parts[0], positions=parts[1])
+    )
     step = make_train_step(config, network, objective, process, optimizer)
     turns = head_turns(job, positions // config.train.microbatches)
     done = flops.count(step, abstract_state(job), batch, turns=turns)
 
     plain = dataclasses.replace(config.model, attention="plain", remat="none")
-    process, objective, network = made(plain, ALONE)
+    process, objective, network = made(plain, SINGLE_DEVICE)
 
     def loss(params: Any, batch: Any) -> jax.Array:
         index = jnp.arange(job.batch_size)
@@ -77,7 +79,7 @@ def head_turns(job: Job, positions: int) -> int:
     return -(-positions // chunk_rows(positions, padded_vocab(job.vocab_size)))
 
 
-def assess(job: Job, answer: Answer) -> dict[str, Any]:
+def assess(job: Job, answer: CompileResult) -> dict[str, Any]:
     """All that is known of a compiled job, as JSON takes it; bytes and FLOPs are of a device."""
     config, layout = job.config, job.layout
     devices = layout.mesh.size

@@ -156,7 +156,7 @@ def _page(folders: Sequence[Path], workdir: Path, steps: Sequence[int], draws: b
 
 def _check_alone() -> None:
     """One process makes the page: of several, all run the cells."""
-    several = processes.told_of_several(os.environ)
+    several = processes.multiprocess_variable(os.environ)
     if several and not _CELLS_ONLY.value:
         raise UserError(
             f"{several} says that there are several processes, which cannot all make the page: "

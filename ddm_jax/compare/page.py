@@ -12,7 +12,7 @@ from typing import Any
 
 from ddm_jax.compare.html_parts import answer, e, figures, number, quiet, section, table
 from ddm_jax.compare.plots import all_plots
-from ddm_jax.compare.sentences import agree, best, cost, said
+from ddm_jax.compare.sentences import about_texts, agree, best, cost
 from ddm_jax.compare.style import SCRIPT, STYLE
 
 CAPTIONS = {
@@ -221,7 +221,7 @@ def _texts(report: Mapping[str, Any]) -> str:
     failed = "".join(
         f'<p class="problem"><b>{e(k)}</b>: {e(v)}</p>' for k, v in texts["failed"].items()
     )
-    return f'<div class="texts">{"".join(cards)}</div>{failed}' + quiet(said(report))
+    return f'<div class="texts">{"".join(cards)}</div>{failed}' + quiet(about_texts(report))
 
 
 def _card(title: str, facts: str, texts: Iterable[str]) -> str:

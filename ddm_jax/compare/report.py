@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from ddm_jax.compare.results import FAILED, FINISHED, Run
+from ddm_jax.compare.results import FAILED, FINISHED, RunResult
 from ddm_jax.compare.summary import LIMIT, agreement, costs, objectives, order_of_layouts
-from ddm_jax.evaluation.likelihood.report import plain
+from ddm_jax.evaluation.likelihood.report import to_json
 
 
 def make_report(
-    runs: Sequence[Run], layouts: Sequence[str], texts: dict[str, Any] | None, command: str
+    runs: Sequence[RunResult], layouts: Sequence[str], texts: dict[str, Any] | None, command: str
 ) -> dict[str, Any]:
     """The record, as JSON takes it: nan is None.
 
@@ -23,7 +23,7 @@ def make_report(
     command: that made it.
     """
     layouts = order_of_layouts(runs, layouts)
-    return plain(
+    return to_json(
         {
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
@@ -45,7 +45,7 @@ def make_report(
     )
 
 
-def notes(runs: Sequence[Run]) -> list[str]:
+def notes(runs: Sequence[RunResult]) -> list[str]:
     """What a reader must know before comparing these runs."""
     begun = [run.record for run in runs if run.record]
     said = []
@@ -85,7 +85,7 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: RunResult) -> dict[str, Any]:
     record = run.record or {}
     return {
         **{

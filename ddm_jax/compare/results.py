@@ -21,14 +21,14 @@ from ddm_jax.data.sets.pairs import open_folder
 from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.runs.files import read_metrics
-from ddm_jax.runs.record import FREE
+from ddm_jax.runs.record import MAY_CHANGE
 from ddm_jax.settle import settle
 
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """What a work directory holds.
 
     label: the objective, and what else sets it apart (`labelled`). state: FINISHED, FAILED or
@@ -83,7 +83,7 @@ def find(workdirs: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunResult:
     """All that a folder says, whether its run has begun, ended or failed.
 
     Raises:
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> Run:
     cell = read_cell(folder)
     path = folder / "config.json"
     if not path.exists():
-        return Run(
+        return RunResult(
             folder,
             *(cell[name] for name in ("objective", "layout", "seed", "objective")),
             state=FAILED if "reason" in cell else UNFINISHED,
@@ -114,7 +114,7 @@ def read_run(folder: Path) -> Run:
     finished = bool(checks) and checks[-1]["step"] >= steps
     reason = "" if finished else cell.get("reason", f"at step {step} of {steps}")
     state = FINISHED if finished else FAILED if "reason" in cell else UNFINISHED
-    return Run(
+    return RunResult(
         folder,
         config.objective.name,
         config.layout.name,
@@ -140,12 +140,12 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def config_of(run: Run) -> Config:
+def config_of(run: RunResult) -> Config:
     """The settled config of a run that has one."""
     return settle(resolve(ConfigDict(run.record["config"])))
 
 
-def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+def differences(runs: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
     """For each folder, the config fields in which runs of its objective differ from each other.
 
     Seed, layout, the number of steps and what no number depends on are left out.
@@ -163,12 +163,12 @@ def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _decisive(run: Run) -> dict[str, Any]:
+def _decisive(run: RunResult) -> dict[str, Any]:
     flat = {}
     for section, fields in run.record["config"].items():
         for name, value in fields.items() if isinstance(fields, dict) else ():
             flat[f"{section}.{name}"] = value
-    free = (*FREE, "train.steps")
+    free = (*MAY_CHANGE, "train.steps")
     return {
         name: value
         for name, value in flat.items()

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from ddm_jax.compare.results import FINISHED, Run, config_of
+from ddm_jax.compare.results import FINISHED, RunResult, config_of
 from ddm_jax.data.sets.text import open_prepared
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
@@ -32,7 +32,7 @@ class Stopped(Exception):
     """A signal came before all was drawn; what there is, is kept."""
 
 
-def writers(runs: Sequence[Run], layouts: Sequence[str]) -> list[Run]:
+def writers(runs: Sequence[RunResult], layouts: Sequence[str]) -> list[RunResult]:
     """For each label the finished run of the first layout, and of that the lowest seed."""
     found = {}
     for run in sorted(runs, key=lambda r: (layouts.index(r.layout), r.seed)):
@@ -42,7 +42,7 @@ def writers(runs: Sequence[Run], layouts: Sequence[str]) -> list[Run]:
     return [found[label] for label in labels if label in found]
 
 
-def choose_judge(asked: str, runs: Sequence[Run]) -> str | None:
+def choose_judge(asked: str, runs: Sequence[RunResult]) -> str | None:
     """The --judge of open_judge: `auto` is the first of these runs that is autoregressive."""
     if asked == "none":
         return None
@@ -52,7 +52,7 @@ def choose_judge(asked: str, runs: Sequence[Run]) -> str | None:
 
 
 def draw(
-    runs: Sequence[Run], num: int, steps: Sequence[int], judge: str | None, folder: Path
+    runs: Sequence[RunResult], num: int, steps: Sequence[int], judge: str | None, folder: Path
 ) -> dict[str, Any]:
     """Draws `num` texts of each run at each number of steps, and scores them.
 
@@ -109,7 +109,7 @@ class _Judge:
         return self._judge
 
 
-def _row(run: Run, num: int, steps: int, judge: _Judge, folder: Path) -> dict[str, Any]:
+def _row(run: RunResult, num: int, steps: int, judge: _Judge, folder: Path) -> dict[str, Any]:
     def make() -> dict[str, Any]:
         print(f"Drawing {num} texts of {run.label} in {steps} steps", file=sys.stderr)
         layout = dp(jax.local_devices()[:1])
@@ -133,7 +133,7 @@ def _row(run: Run, num: int, steps: int, judge: _Judge, folder: Path) -> dict[st
     return _kept(folder, [*about, judge.identity], make)
 
 
-def _real(run: Run, num: int, judge: _Judge, folder: Path) -> dict[str, Any]:
+def _real(run: RunResult, num: int, judge: _Judge, folder: Path) -> dict[str, Any]:
     """Scores of the first held-out blocks, whose tokens no model wrote."""
     data = run.record["data"]
 

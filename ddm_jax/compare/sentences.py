@@ -50,7 +50,7 @@ def agree(report: Mapping[str, Any]) -> str:
     )
 
 
-def said(report: Mapping[str, Any]) -> str:
+def about_texts(report: Mapping[str, Any]) -> str:
     """What to know when reading the texts."""
     texts = report["texts"]
     words = (

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.compare.results import FINISHED, Run, differences
+from ddm_jax.compare.results import FINISHED, RunResult, differences
 from ddm_jax.objectives.signature import PSEUDO
 from ddm_jax.parallel.layouts import LAYOUTS
 
 LIMIT = 1e-4  # of the relative difference of losses between layouts: what rounding may do
 
 
-def labelled(runs: Sequence[Run]) -> list[Run]:
+def labelled(runs: Sequence[RunResult]) -> list[RunResult]:
     """The runs, told apart: by objective, by the fields in which they differ, by folder at last."""
     apart = differences(runs)
     named = []
@@ -43,14 +43,14 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def order_of_layouts(runs: Sequence[Run], first: Sequence[str] = ()) -> list[str]:
+def order_of_layouts(runs: Sequence[RunResult], first: Sequence[str] = ()) -> list[str]:
     """The layouts that there are, the reference first: as given, else dp, else as in LAYOUTS."""
     wanted = dict.fromkeys([*first, "dp", *LAYOUTS])
     there = {run.layout for run in runs}
     return [name for name in wanted if name in there]
 
 
-def objectives(runs: Sequence[Run], layouts: Sequence[str]) -> list[dict[str, Any]]:
+def objectives(runs: Sequence[RunResult], layouts: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each label with a finished run, the best first and pseudo-likelihoods last.
 
     Each seed counts once, under the first of the layouts that has finished it. `nll` is at equal
@@ -99,7 +99,7 @@ def objectives(runs: Sequence[Run], layouts: Sequence[str]) -> list[dict[str, An
     return sorted(rows, key=place)
 
 
-def costs(runs: Sequence[Run], layouts: Sequence[str]) -> list[dict[str, Any]]:
+def costs(runs: Sequence[RunResult], layouts: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each label and layout with a step that was timed: means over seeds.
 
     step_s: s. tokens_per_s. ratio: step time over that of the reference layout. compile_s: s.
@@ -131,7 +131,7 @@ def costs(runs: Sequence[Run], layouts: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def agreement(runs: Sequence[Run], layouts: Sequence[str]) -> list[dict[str, Any]]:
+def agreement(runs: Sequence[RunResult], layouts: Sequence[str]) -> list[dict[str, Any]]:
     """How far the losses under a layout are from those under the reference, at most, relatively.
 
     A row for each label, seed and other layout that have logs in common: `loss` over these, `nll`
@@ -181,7 +181,7 @@ def value(curve: np.ndarray, x: float) -> float | None:
     return None if x < xs[0] else float(np.interp(x, xs, ys))
 
 
-def _curve(run: Run, at: int, of: int, which: str = "validation") -> np.ndarray:
+def _curve(run: RunResult, at: int, of: int, which: str = "validation") -> np.ndarray:
     points = getattr(run, which)
     return np.array([(p[at], p[of]) for p in points], np.float64).reshape(-1, 2)
 
@@ -190,7 +190,7 @@ def _known(values: Sequence[float | None]) -> dict[str, Any] | None:
     return None if None in values else spread(values)
 
 
-def _ratio(step_s: float, reference: Sequence[Run]) -> float | None:
+def _ratio(step_s: float, reference: Sequence[RunResult]) -> float | None:
     return step_s / statistics.fmean(r.step_s for r in reference) if reference else None
 
 

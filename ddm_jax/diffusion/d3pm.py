@@ -24,7 +24,7 @@ from ddm_jax.diffusion.uniform import Uniform
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class StepSchedule:
     """alpha_bar, float64[T + 1], asked for as a continuous Schedule is: times round to the grid."""
 
     alpha_bar: np.ndarray
@@ -153,10 +153,10 @@ def absorbing(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PM
     alpha_bar: float64[steps + 1].
     """
     del steps  # the length of alpha_bar says it
-    return D3PMAbsorbing(Steps(np.append(alpha_bar[:-1], 0.0)), mask_id=vocab_size)
+    return D3PMAbsorbing(StepSchedule(np.append(alpha_bar[:-1], 0.0)), mask_id=vocab_size)
 
 
 def uniform(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PMUniform:
     """Redrawing in T steps; alpha_bar: float64[steps + 1]."""
     del steps  # the length of alpha_bar says it
-    return D3PMUniform(Steps(alpha_bar), vocab_size)
+    return D3PMUniform(StepSchedule(alpha_bar), vocab_size)

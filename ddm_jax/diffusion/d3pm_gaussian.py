@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.diffusion.d3pm import Steps
+from ddm_jax.diffusion.d3pm import StepSchedule
 from ddm_jax.diffusion.matrices import MatrixProcess, _beta, _check_fits, _excess, _matmul
 
 
@@ -18,7 +18,7 @@ class D3PMGaussian(MatrixProcess):
     products: float[T + 1, V, V], Q_1 .. Q_t. A chunk of positions must share its time.
     """
 
-    schedule: Steps
+    schedule: StepSchedule
     products: np.ndarray
     excess: np.ndarray
     by_sequence: ClassVar[bool] = True
@@ -71,4 +71,4 @@ def gaussian(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PMG
     for t, beta in enumerate(_beta(alpha_bar), start=1):
         product = product @ gaussian_step(beta, vocab_size)
         products[t] = product
-    return D3PMGaussian(Steps(alpha_bar), products, _excess(product))
+    return D3PMGaussian(StepSchedule(alpha_bar), products, _excess(product))

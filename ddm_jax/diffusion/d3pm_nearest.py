@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.diffusion.d3pm import Steps, difference
+from ddm_jax.diffusion.d3pm import StepSchedule, difference
 from ddm_jax.diffusion.matrices import MatrixProcess, _check_fits, _excess, _matmul
 from ddm_jax.errors import UserError
 
@@ -24,7 +24,7 @@ class D3PMNearest(MatrixProcess):
     times. vectors: U, float[V, V]. rates: float64[V], from 0 up. clock: c_t, float64[T + 1].
     """
 
-    schedule: Steps
+    schedule: StepSchedule
     vectors: np.ndarray
     rates: np.ndarray
     clock: np.ndarray
@@ -140,7 +140,7 @@ def neighbour_process(alpha_bar: np.ndarray, table: np.ndarray, neighbours: int)
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     last = (vectors * np.exp(-clock[-1] * rates)) @ vectors.T
     return D3PMNearest(
-        Steps(alpha_bar), vectors.astype(dtype), rates, clock, _excess(np.maximum(last, 0))
+        StepSchedule(alpha_bar), vectors.astype(dtype), rates, clock, _excess(np.maximum(last, 0))
     )
 
 

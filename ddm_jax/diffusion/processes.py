@@ -11,7 +11,7 @@ from ddm_jax.diffusion.uniform import Uniform
 
 
 @dataclass(frozen=True)
-class Row:
+class ProcessEntry:
     """make(schedule, vocab_size, **options) -> process, with corrupt, condition, prior, reverse.
 
     schedule: the default one. discrete: whether `make` takes alpha_bar, float64[steps + 1]
@@ -25,11 +25,11 @@ class Row:
 
 
 PROCESSES = {
-    "absorbing": Row(Absorbing),  # the mask id is the size of the vocabulary
-    "uniform": Row(Uniform),
-    "hybrid": Row(Hybrid),
-    "d3pm_absorbing": Row(d3pm.absorbing, "d3pm_mutual_information", discrete=True),
-    "d3pm_uniform": Row(d3pm.uniform, "d3pm_cosine", discrete=True),
-    "d3pm_gaussian": Row(d3pm_gaussian.gaussian, "d3pm_linear", discrete=True),
-    "d3pm_nearest": Row(d3pm_nearest.nearest, "d3pm_mutual_information", discrete=True),
+    "absorbing": ProcessEntry(Absorbing),  # the mask id is the size of the vocabulary
+    "uniform": ProcessEntry(Uniform),
+    "hybrid": ProcessEntry(Hybrid),
+    "d3pm_absorbing": ProcessEntry(d3pm.absorbing, "d3pm_mutual_information", discrete=True),
+    "d3pm_uniform": ProcessEntry(d3pm.uniform, "d3pm_cosine", discrete=True),
+    "d3pm_gaussian": ProcessEntry(d3pm_gaussian.gaussian, "d3pm_linear", discrete=True),
+    "d3pm_nearest": ProcessEntry(d3pm_nearest.nearest, "d3pm_mutual_information", discrete=True),
 }

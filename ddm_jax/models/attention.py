@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.models.attention_cpu import frugal, plain
-from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.attention_cpu import plain_attention, recompute
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 from ddm_jax.models.splash import fits, splash
 
 # every query sees all keys, "causal", or bool[T, S] or bool[B, T, S] whose [q, k] says whether q
@@ -21,7 +21,7 @@ Attend = Array | str | None
 
 
 def attention(
-    name: str, q: Array, k: Array, v: Array, attend: Attend, spread: Spread = ALONE
+    name: str, q: Array, k: Array, v: Array, attend: Attend, hooks: LayoutHooks = SINGLE_DEVICE
 ) -> Array:
     """Attention as the program `name` of ATTENTION computes it: [B, T, H, D].
 
@@ -29,7 +29,7 @@ def attention(
     and with "causal" whole sequences; all else it leaves to "auto".
     """
     if name == "splash":
-        return _splash(q, k, v, attend, spread)
+        return _splash(q, k, v, attend, hooks)
     mask = None if attend is None or is_causal(attend) else as_mask(attend, k.shape[1])[:, None]
     return ATTENTION[name](q, k, v, mask, is_causal(attend))
 
@@ -48,14 +48,14 @@ def as_mask(attend: Attend, keys: int) -> Array:
     return attend if attend.ndim == 3 else attend[None]
 
 
-def among(attend: Attend, seen: Array | None) -> Attend:
+def mask_keys(attend: Attend, seen: Array | None) -> Attend:
     """The pattern without the keys that are not in seen bool[B, S]; itself where that is None."""
     if seen is None:
         return attend
     return as_mask(attend, seen.shape[1]) & seen[:, None]
 
 
-def behind(valid: Array, attend: Attend, keys: int) -> Array:
+def prepend_source(valid: Array, attend: Attend, keys: int) -> Array:
     """The pattern over `keys` keys, which all queries see behind those in valid bool[B, S]."""
     mask = as_mask(attend, keys)
     shape = len(valid), mask.shape[1]
@@ -63,20 +63,20 @@ def behind(valid: Array, attend: Attend, keys: int) -> Array:
     return jnp.concatenate([jnp.broadcast_to(x, (*shape, x.shape[2])) for x in parts], axis=2)
 
 
-def _splash(q: Array, k: Array, v: Array, attend: Attend, spread: Spread) -> Array:
+def _splash(q: Array, k: Array, v: Array, attend: Attend, hooks: LayoutHooks) -> Array:
     otherwise = functools.partial(attention, "auto", attend=attend)
     masked = not (attend is None or is_causal(attend))
-    split = is_causal(attend) and spread.positions > 1
-    own = q.shape[1] // spread.positions
-    if masked or split or q.shape[1] % spread.positions or not fits(own, k.shape[1]):
+    split = is_causal(attend) and hooks.positions > 1
+    own = q.shape[1] // hooks.positions
+    if masked or split or q.shape[1] % hooks.positions or not fits(own, k.shape[1]):
         return otherwise(q, k, v)
     kernel = functools.partial(splash, causal=is_causal(attend))
     return jax.lax.platform_dependent(
-        q, k, v, tpu=functools.partial(spread.locally, kernel), default=otherwise
+        q, k, v, tpu=functools.partial(hooks.per_device_heads, kernel), default=otherwise
     )
 
 
-def library(
+def jax_attention(
     q: Array,
     k: Array,
     v: Array,
@@ -92,22 +92,22 @@ def library(
     )
 
 
-def fastest(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
+def auto_attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
     """By the platform that the program is compiled for."""
     return jax.lax.platform_dependent(
         q,
         k,
         v,
         mask,
-        cpu=functools.partial(frugal, causal=causal),
-        default=functools.partial(library, causal=causal),
+        cpu=functools.partial(recompute, causal=causal),
+        default=functools.partial(jax_attention, causal=causal),
     )
 
 
 ATTENTION = {
-    "auto": fastest,
-    "plain": plain,
-    "frugal": frugal,
-    "xla": functools.partial(library, implementation="xla"),
-    "cudnn": functools.partial(library, implementation="cudnn"),
+    "auto": auto_attention,
+    "plain": plain_attention,
+    "frugal": recompute,
+    "xla": functools.partial(jax_attention, implementation="xla"),
+    "cudnn": functools.partial(jax_attention, implementation="cudnn"),
 }

@@ -8,37 +8,37 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def plain(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
+def plain_attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
     """The formula, heads before positions, divided by the normaliser last.
 
     The softmax is in float32, or wider where the network is.
     """
     q, k, v = _heads_first(q, k, v)
-    return jnp.swapaxes(_mixed(q, k, v, _shown(q, k, mask, causal))[0], 1, 2)
+    return jnp.swapaxes(_weighted_values(q, k, v, _visible(q, k, mask, causal))[0], 1, 2)
 
 
-def frugal(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
+def recompute(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
     """The same, whose backward pass computes the scores [T, S] again: for CPUs.
 
     They would be most of what a step keeps, and there it costs more to write to memory that is new
     to the process than to compute (docs/performance.md).
     """
     q, k, v = _heads_first(q, k, v)
-    return _frugal(q, k, v, _shown(q, k, mask, causal))
+    return _recompute(q, k, v, _visible(q, k, mask, causal))
 
 
 @jax.custom_vjp
-def _frugal(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    return _frugal_forward(q, k, v, mask)[0]
+def _recompute(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    return _recompute_forward(q, k, v, mask)[0]
 
 
-def _frugal_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Any]:
-    mixed, lse = _mixed(q, k, v, mask)
+def _recompute_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Any]:
+    mixed, lse = _weighted_values(q, k, v, mask)
     mixed = jnp.swapaxes(mixed, 1, 2)  # kept in this order alone, which the next matmul reads
     return mixed, (q, k, v, mask, mixed, lse)
 
 
-def _frugal_backward(saved: Any, g: Array) -> tuple[Array, Array, Array, None]:
+def _recompute_backward(saved: Any, g: Array) -> tuple[Array, Array, Array, None]:
     """With p the weights and o what they mix: ds = p (g v - g o), Dao et al. 2022, appendix B.2."""
     q, k, v, mask, mixed, lse = saved
     mixed, g = jnp.swapaxes(mixed, 1, 2), jnp.swapaxes(g, 1, 2)
@@ -58,7 +58,7 @@ def _frugal_backward(saved: Any, g: Array) -> tuple[Array, Array, Array, None]:
     return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype), None
 
 
-_frugal.defvjp(_frugal_forward, _frugal_backward)
+_recompute.defvjp(_recompute_forward, _recompute_backward)
 
 
 def _heads_first(q: Array, k: Array, v: Array) -> list[Array]:
@@ -66,7 +66,7 @@ def _heads_first(q: Array, k: Array, v: Array) -> list[Array]:
     return [jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)]
 
 
-def _shown(q: Array, k: Array, mask: Array | None, causal: bool) -> Array | None:
+def _visible(q: Array, k: Array, mask: Array | None, causal: bool) -> Array | None:
     return jnp.tri(q.shape[2], k.shape[2], dtype=bool)[None, None] if causal else mask
 
 
@@ -77,7 +77,7 @@ def _scores(q: Array, k: Array, mask: Array | None) -> Array:
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(dtype).min)
 
 
-def _mixed(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+def _weighted_values(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
     """(what the weights mix [B, H, T, D], logarithm of their normaliser [B, H, T, 1])."""
     scores = _scores(q, k, mask)
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))

@@ -10,19 +10,19 @@ from flax import nnx
 from jax import Array
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.attention import Attend, among, attention
+from ddm_jax.models.attention import Attend, attention, mask_keys
 from ddm_jax.models.layers import (
     Cache,
     Head,
     dropout,
-    folded,
+    fold_in_keys,
     layer_norm,
+    select_positions,
     stacked,
-    taken,
     through_layers,
-    written,
+    update_cache,
 )
-from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 from ddm_jax.models.linear import Embedding, Linear
 from ddm_jax.models.source_memory import LengthHead, Memory
 
@@ -32,11 +32,11 @@ INIT = nnx.initializers.normal(0.02)  # BERT's, as in the published runs
 class EncoderDecoder(nnx.Module):
     """A source into a memory, and with that a target into final hidden states."""
 
-    def __init__(self, config: ModelConfig, padded_vocab: int, spread: Spread, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, padded_vocab: int, hooks: LayoutHooks, rngs: nnx.Rngs):
         self.config = config
-        self.embed = Embedding(config, padded_vocab, spread, rngs, INIT)
-        self.encoder = Side(config, False, spread, rngs)
-        self.decoder = Side(config, True, spread, rngs)
+        self.embed = Embedding(config, padded_vocab, hooks, rngs, INIT)
+        self.encoder = Side(config, False, hooks, rngs)
+        self.decoder = Side(config, True, hooks, rngs)
         if config.time == "input":
             self.time = Linear(config, config.width, config.width, rngs, INIT)
         self.length = LengthHead(config, rngs)
@@ -70,18 +70,18 @@ class EncoderDecoder(nnx.Module):
         if self.config.time == "input":
             x = x + self.time(sinusoids(sigma, self.config.width))[:, None]
         x, cache = self.decoder(x, memory, seen, attend, positions, dropout_keys, cache, keep)
-        return taken(x, read), cache
+        return select_positions(x, read), cache
 
 
 class Side(nnx.Module):
     """The encoder or the decoder: learned positions, what fuses them with the tokens, layers."""
 
-    def __init__(self, config: ModelConfig, crosses: bool, spread: Spread, rngs: nnx.Rngs):
-        self.config, self.spread = config, spread
+    def __init__(self, config: ModelConfig, crosses: bool, hooks: LayoutHooks, rngs: nnx.Rngs):
+        self.config, self.hooks = config, hooks
         width = config.width
-        self.positions = Embedding(config, config.max_length, ALONE, rngs, INIT)
+        self.positions = Embedding(config, config.max_length, SINGLE_DEVICE, rngs, INIT)
         self.fusion = Linear(config, 2 * width, width, rngs, INIT)
-        self.blocks = stacked(config, lambda rngs: Block(config, crosses, spread, rngs), rngs)
+        self.blocks = stacked(config, lambda rngs: Block(config, crosses, hooks, rngs), rngs)
 
     def fused(self, tokens: Array, positions: Array | None) -> Array:
         """Embeddings of tokens [B, L, D] at positions int32[L], 0..L-1 if None -> [B, L, D]."""
@@ -102,7 +102,7 @@ class Side(nnx.Module):
     ) -> tuple[Array, Cache | None]:
         """x [B, L, D] through all layers, and the cache, if kept; arguments as in Network.apply."""
         config = self.config
-        attend = among(attend, seen)
+        attend = mask_keys(attend, seen)
         from_source = None if memory is None else memory.valid[:, None]
 
         def layer(
@@ -112,21 +112,21 @@ class Side(nnx.Module):
             given: tuple[Cache | None, Cache | None],
         ) -> tuple[Array, Cache | None]:
             x, cache = block(x, attend, from_source, positions, keys, *given)
-            return self.spread.constrain(x), cache if keep else None
+            return self.hooks.constrain(x), cache if keep else None
 
         # the layers are numbered 0 .. depth - 1
-        x = dropout(x, folded(dropout_keys, config.depth), 0, config.dropout)
+        x = dropout(x, fold_in_keys(dropout_keys, config.depth), 0, config.dropout)
         given = cache, None if memory is None else (memory.k, memory.v)
         return through_layers(
-            config, self.blocks, layer, self.spread.constrain(x), dropout_keys, given
+            config, self.blocks, layer, self.hooks.constrain(x), dropout_keys, given
         )
 
 
 class Block(nnx.Module):
     """Attention, attention to the source (the decoder's) and MLP, each added and normalised."""
 
-    def __init__(self, config: ModelConfig, crosses: bool, spread: Spread, rngs: nnx.Rngs):
-        self.config, self.spread = config, spread
+    def __init__(self, config: ModelConfig, crosses: bool, hooks: LayoutHooks, rngs: nnx.Rngs):
+        self.config, self.hooks = config, hooks
         width, heads = config.width, config.heads
         each = width // heads
         self.qkv = Linear(config, width, (3, heads, each), rngs, INIT)
@@ -157,11 +157,11 @@ class Block(nnx.Module):
         """
         name, rate = self.config.attention, self.config.dropout
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        cache = written(cache, (k, v), positions)
-        mixed = attention(name, q, *cache, attend, self.spread)
+        cache = update_cache(cache, (k, v), positions)
+        mixed = attention(name, q, *cache, attend, self.hooks)
         x = self.norm1(x + dropout(self.out(mixed), keys, 0, rate))
         if source is not None:
-            mixed = attention(name, self.cross_q(x), *source, from_source, self.spread)
+            mixed = attention(name, self.cross_q(x), *source, from_source, self.hooks)
             x = self.cross_norm(x + dropout(self.cross_out(mixed), keys, 1, rate))
         h = self.mlp_out(nnx.relu(self.mlp_in(x)))
         return self.norm2(x + dropout(h, keys, 2, rate)), cache

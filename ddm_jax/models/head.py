@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from ddm_jax.models.layout_hooks import Spread
+from ddm_jax.models.layout_hooks import LayoutHooks
 
 CHUNKS = 16  # of a device's positions, at least; half a chunk is computed for nothing
 ROWS = 128  # of a chunk, at least: fewer leave matmuls waiting for the kernel
@@ -31,7 +31,7 @@ def weighted_losses(
     reduce: Reduce,
     vocab_size: int,
     gradient_dtype: DTypeLike,
-    spread: Spread,
+    hooks: LayoutHooks,
     rows: Rows,
     head: Kernel,
 ) -> Array:
@@ -50,24 +50,24 @@ def weighted_losses(
     del gradient_dtype
 
     def local(rows: Rows, own: None, head: Kernel) -> tuple[Array, None]:
-        return _in_chunks(reduce, vocab_size, spread, rows, head, False)[0], None
+        return _in_chunks(reduce, vocab_size, hooks, rows, head, False)[0], None
 
-    return spread.rowwise(local, rows, None, head)[0]
+    return hooks.per_device_rows(local, rows, None, head)[0]
 
 
 def _forward(
     reduce: Reduce,
     vocab_size: int,
     gradient_dtype: DTypeLike,
-    spread: Spread,
+    hooks: LayoutHooks,
     rows: Rows,
     head: Kernel,
 ) -> tuple[Array, Any]:
     def local(rows: Rows, own: None, head: Kernel) -> tuple[Any, Kernel]:
-        values, of_hidden, of_head = _in_chunks(reduce, vocab_size, spread, rows, head, True)
+        values, of_hidden, of_head = _in_chunks(reduce, vocab_size, hooks, rows, head, True)
         return (values, of_hidden), jax.tree.map(lambda x: x[None], of_head)
 
-    (values, of_hidden), of_head = spread.rowwise(local, rows, None, head)
+    (values, of_hidden), of_head = hooks.per_device_rows(local, rows, None, head)
     return values, (rows, head, of_hidden, of_head)
 
 
@@ -75,7 +75,7 @@ def _backward(
     reduce: Reduce,
     vocab_size: int,
     gradient_dtype: DTypeLike,
-    spread: Spread,
+    hooks: LayoutHooks,
     saved: Any,
     g: Array,
 ) -> tuple[Any, Kernel]:
@@ -93,17 +93,19 @@ def _backward(
 
         def again() -> Kernel:
             weighted = hidden, jnp.where(has_loss, weight * g, 0), given
-            return _in_chunks(reduce, vocab_size, spread, weighted, head, True)[2]
+            return _in_chunks(reduce, vocab_size, hooks, weighted, head, True)[2]
 
         # the mean of a batch, which training takes, asks for the same of every loss
-        differ = spread.largest((low < high).astype(jnp.int32))
+        differ = hooks.max_over_devices((low < high).astype(jnp.int32))
         of_head = jax.lax.cond(differ > 0, again, scaled)
         of_hidden = of_hidden.astype(g.dtype) * g[..., None]
         wide = jnp.promote_types(gradient_dtype, hidden.dtype)
         return of_hidden.astype(hidden.dtype), jax.tree.map(lambda x: x[None].astype(wide), of_head)
 
-    of_hidden, of_head = spread.rowwise(local, (rows, of_hidden, g), of_head, head)
-    of_head = (x.astype(like.dtype) for x, like in zip(spread.summed(*of_head), head, strict=True))
+    of_hidden, of_head = hooks.per_device_rows(local, (rows, of_hidden, g), of_head, head)
+    of_head = (
+        x.astype(like.dtype) for x, like in zip(hooks.sum_over_devices(*of_head), head, strict=True)
+    )
     return (of_hidden, None, None), tuple(of_head)
 
 
@@ -111,7 +113,7 @@ weighted_losses.defvjp(_forward, _backward)
 
 
 def _in_chunks(
-    reduce: Reduce, vocab_size: int, spread: Spread, rows: Rows, head: Kernel, gradients: bool
+    reduce: Reduce, vocab_size: int, hooks: LayoutHooks, rows: Rows, head: Kernel, gradients: bool
 ) -> tuple[Array, Array | None, Kernel | None]:
     """(losses [B, L], with `gradients` those of the hidden states [B, L, D] and of the head)."""
     hidden, weight, given = rows
@@ -163,7 +165,7 @@ def _in_chunks(
     out = jnp.zeros(len(at), wide), None, None
     if gradients:
         out = out[0], jnp.zeros_like(hidden), tuple(jnp.zeros(x.shape, wide) for x in head)
-    turns = spread.largest(-(-count // size))
+    turns = hooks.max_over_devices(-(-count // size))
     values, of_hidden, of_head = jax.lax.fori_loop(0, turns, turn, out)
     values, of_hidden = jax.tree.map(
         lambda x: x[rank].reshape(*shape, *x.shape[1:]), (values, of_hidden)

@@ -21,7 +21,7 @@ REMAT_POLICIES = {
 
 # The backward pass keeps the argument alone. What a matmul reads, normalised and modulated or GELU,
 # costs less to compute again from it than to write and read; the matmul itself is not done again.
-again = functools.partial(jax.checkpoint, prevent_cse=False)
+recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 SIGMA_FREQUENCIES = 128  # cosines and as many sines; SEDD's frequency_embedding_size is 256
@@ -94,7 +94,7 @@ def through_layers(
     """
 
     def layer(x: Array, block: Any, index: Array, given: Any) -> tuple[Array, Any]:
-        return run(x, block, folded(dropout_keys, index), given)
+        return run(x, block, fold_in_keys(dropout_keys, index), given)
 
     if config.remat != "none":
         layer = nnx.remat(layer, policy=REMAT_POLICIES[config.remat])
@@ -102,7 +102,7 @@ def through_layers(
     return scan(x, blocks, jnp.arange(config.depth), given)
 
 
-def folded(keys: Array | None, number: int | Array) -> Array | None:
+def fold_in_keys(keys: Array | None, number: int | Array) -> Array | None:
     """Keys of the same examples for another use; None stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
@@ -113,12 +113,14 @@ def dropout(x: Array, keys: Array | None, site: int, rate: float) -> Array:
         return x
     # 16 random bits an entry are enough to hold the rate to 1e-5 and halve the cost.
     threshold = round(rate * 2**16)
-    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(folded(keys, site))
+    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(
+        fold_in_keys(keys, site)
+    )
     keep = 1 - threshold / 2**16
     return jnp.where(bits >= threshold, x / keep, 0).astype(x.dtype)
 
 
-def written(cache: Cache | None, new: Cache, positions: Array) -> Cache:
+def update_cache(cache: Cache | None, new: Cache, positions: Array) -> Cache:
     """A layer's cache with the new keys and values from positions[0] on; these where it is None."""
     if cache is None:
         return new
@@ -128,7 +130,7 @@ def written(cache: Cache | None, new: Cache, positions: Array) -> Cache:
     )
 
 
-def taken(x: Array, read: Array | None) -> Array:
+def select_positions(x: Array, read: Array | None) -> Array:
     """The tokens in read int32[B, K] of x [B, L, ...]; all where it is None."""
     if read is None:
         return x

@@ -40,7 +40,7 @@ def added(*parts: Array) -> tuple[Array, ...]:
 
 
 @dataclass(frozen=True)
-class Spread:
+class LayoutHooks:
     """A layout, as far as a network has to know it; the default is a device of its own.
 
     constrain: says where an activation [B, L, D] lies.
@@ -59,13 +59,13 @@ class Spread:
 
     constrain: Callable[[Array], Array] = anywhere
     lookup: Callable[[Array, Array, DTypeLike], Array] = rows_of
-    locally: Callable[..., Array] = at_once
-    rowwise: Callable[..., Any] = all_rows
-    largest: Callable[[Array], Array] = alone
-    summed: Callable[[Array, Array], tuple[Array, ...]] = added
+    per_device_heads: Callable[..., Array] = at_once
+    per_device_rows: Callable[..., Any] = all_rows
+    max_over_devices: Callable[[Array], Array] = alone
+    sum_over_devices: Callable[[Array, Array], tuple[Array, ...]] = added
     examples: int = 1
     positions: int = 1
     vocabulary: int = 1
 
 
-ALONE = Spread()
+SINGLE_DEVICE = LayoutHooks()

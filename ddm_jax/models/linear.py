@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.layout_hooks import Spread
+from ddm_jax.models.layout_hooks import LayoutHooks
 
 MATMUL = "matmul"
 
@@ -61,17 +61,17 @@ class Embedding(nnx.Module):
         self,
         config: ModelConfig,
         number: int,
-        spread: Spread,
+        hooks: LayoutHooks,
         rngs: nnx.Rngs,
         init: nnx.Initializer,
     ):
-        self.spread = spread
+        self.hooks = hooks
         self.dtype = jnp.dtype(config.compute_dtype)
         self.embedding = nnx.Param(init(rngs.params(), (number, config.width)))
 
     def __call__(self, ids: Array) -> Array:
         """The rows of these ids."""
-        return self.spread.lookup(self.embedding[...], ids, self.dtype)
+        return self.hooks.lookup(self.embedding[...], ids, self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -18,8 +18,8 @@ from jax import Array
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.attention import Attend
 from ddm_jax.models.encoder_decoder import EncoderDecoder
-from ddm_jax.models.layers import Cache, folded
-from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.layers import Cache, fold_in_keys
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 from ddm_jax.models.readout import Readout
 from ddm_jax.models.source_memory import Memory
 from ddm_jax.models.transformer import Transformer
@@ -69,7 +69,9 @@ def padded_vocab(vocab_size: int) -> int:
     return -(-(vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def make_network(config: ModelConfig, vocab_size: int, spread: Spread = ALONE) -> Network:
+def make_network(
+    config: ModelConfig, vocab_size: int, hooks: LayoutHooks = SINGLE_DEVICE
+) -> Network:
     """Builds the network of a config.
 
     Args:
@@ -82,7 +84,7 @@ def make_network(config: ModelConfig, vocab_size: int, spread: Spread = ALONE) -
     """
 
     def build(key: Array) -> nnx.Module:
-        return KINDS[config.kind](config, padded_vocab(vocab_size), spread, nnx.Rngs(params=key))
+        return KINDS[config.kind](config, padded_vocab(vocab_size), hooks, nnx.Rngs(params=key))
 
     graphdef, _ = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
 
@@ -122,13 +124,13 @@ def make_network(config: ModelConfig, vocab_size: int, spread: Spread = ALONE) -
         head = params["head"]
         kernel = params["embed"]["embedding"].T if config.tied_head else head["kernel"]
         dtype = config.gradient_dtype
-        return Readout(hidden, kernel, head["bias"], vocab_size, cache, spread, dtype)
+        return Readout(hidden, kernel, head["bias"], vocab_size, cache, hooks, dtype)
 
     def encode(
         params: Params, source: Array, valid: Array, *, dropout_keys: Array | None = None
     ) -> Memory:
         # a stream of its own: the target's folds in smaller numbers
-        keys = folded(dropout_keys, config.depth + 1)
+        keys = fold_in_keys(dropout_keys, config.depth + 1)
         return nnx.merge(graphdef, params).encode(source, valid, keys)
 
     apply = read_from_the_left(apply, vocab_size) if config.shift else apply

@@ -12,7 +12,7 @@ from jax import Array
 
 from ddm_jax.models.head import LOGIT_BYTES, weighted_losses
 from ddm_jax.models.layers import Cache
-from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +30,7 @@ class Readout:
     bias: Array
     vocab_size: int = field(metadata={"static": True})
     cache: Cache | None = None
-    spread: Spread = field(default=ALONE, metadata={"static": True})
+    hooks: LayoutHooks = field(default=SINGLE_DEVICE, metadata={"static": True})
     gradient_dtype: str = field(default="float32", metadata={"static": True})
 
     def span(self, start: int | Array, length: int) -> "Readout":
@@ -59,14 +59,14 @@ class Readout:
 
         def read(logits: Array, ids: Array) -> tuple[Array, Array]:
             # to take by index, the compiler would gather the parts of the vocabulary
-            of = pick if self.spread.vocabulary == 1 else compared
+            of = take_logit if self.hooks.vocabulary == 1 else pick_by_mask
             return of(logits, ids), jax.nn.logsumexp(logits, axis=-1)
 
         return self.read(read, targets)
 
     def cross_entropy(self, targets: Array, weight: Array) -> Array:
         """weight * -log p(target), nats: float32[B, L], 0 where weight is 0; as in `losses`."""
-        return self.losses(nats, weight, targets)
+        return self.losses(token_nats, weight, targets)
 
     def losses(self, reduce: Callable[..., Array], weight: Array, *given: Array) -> Array:
         """weight * reduce(logits, *given) of each position: float32[B, L], 0 where weight is 0.
@@ -87,7 +87,7 @@ class Readout:
             reduce,
             self.vocab_size,
             self.gradient_dtype,
-            self.spread,
+            self.hooks,
             (self.hidden, weight, given),
             (self.kernel, self.bias),
         )
@@ -110,14 +110,14 @@ class Readout:
 
         def of_rows(*rows: Array) -> Any:
             """Of [B, K, ...] arrays; one axis for both is faster, if devices do not split both."""
-            if self.spread.positions > 1:
+            if self.hooks.positions > 1:
                 return jax.vmap(of_positions)(*rows)
             shape = rows[0].shape[:2]
             out = of_positions(*(x.reshape(-1, *x.shape[2:]) for x in rows))
             return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
 
         size, length = self.hidden.shape[:2]
-        parts = self.spread.examples * self.spread.positions
+        parts = self.hooks.examples * self.hooks.positions
         logit_bytes = size * length * self.bias.shape[0] * 4 / parts
         chunks = min(math.ceil(logit_bytes / LOGIT_BYTES), length)
         if chunks == 1:
@@ -141,7 +141,7 @@ class Readout:
         One at a time on each device, and again in the backward pass: for losses that need more
         than the logits at once. given: [B, ...]; results are stacked, [B, ...].
         """
-        devices = self.spread.examples
+        devices = self.hooks.examples
 
         @jax.checkpoint
         @jax.vmap
@@ -164,17 +164,17 @@ class Readout:
         return jnp.where(is_token, logits, -jnp.inf)
 
 
-def pick(values: Array, ids: Array) -> Array:
+def take_logit(values: Array, ids: Array) -> Array:
     """values[..., ids], one of each row: float[..., V], int32[...] -> float[...]."""
     return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 
 
-def nats(logits: Array, targets: Array) -> Array:
+def token_nats(logits: Array, targets: Array) -> Array:
     """-log p(target): float[..., V], int32[...] -> float[...]."""
-    return jax.nn.logsumexp(logits, axis=-1) - compared(logits, targets)
+    return jax.nn.logsumexp(logits, axis=-1) - pick_by_mask(logits, targets)
 
 
-def compared(values: Array, ids: Array) -> Array:
+def pick_by_mask(values: Array, ids: Array) -> Array:
     """The same by a comparison with every id, whose gradient is no scatter."""
     is_id = jnp.arange(values.shape[-1]) == ids[..., None]
     return jnp.where(is_id, values, 0).sum(axis=-1)

@@ -16,24 +16,24 @@ from flax import nnx
 from jax import Array
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.attention import Attend, among, attention, behind
+from ddm_jax.models.attention import Attend, attention, mask_keys, prepend_source
 from ddm_jax.models.layers import (
     EMBED_INIT,
     INIT,
     Cache,
     Head,
     SigmaEmbedding,
-    again,
     dropout,
     has_adaln,
     layer_norm,
+    recomputed,
     rotary,
+    select_positions,
     stacked,
-    taken,
     through_layers,
-    written,
+    update_cache,
 )
-from ddm_jax.models.layout_hooks import ALONE, Spread
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 from ddm_jax.models.linear import Embedding, Linear
 from ddm_jax.models.source_memory import LengthHead, Memory
 
@@ -41,16 +41,16 @@ from ddm_jax.models.source_memory import LengthHead, Memory
 class Transformer(nnx.Module):
     """Token ids in, final hidden states out; the head is read outside (models/network.py)."""
 
-    def __init__(self, config: ModelConfig, padded_vocab: int, spread: Spread, rngs: nnx.Rngs):
-        self.config, self.spread = config, spread
-        self.embed = Embedding(config, padded_vocab, spread, rngs, EMBED_INIT)
+    def __init__(self, config: ModelConfig, padded_vocab: int, hooks: LayoutHooks, rngs: nnx.Rngs):
+        self.config, self.hooks = config, hooks
+        self.embed = Embedding(config, padded_vocab, hooks, rngs, EMBED_INIT)
         if config.positions == "learned":
-            self.positions = Embedding(config, config.max_length, ALONE, rngs, EMBED_INIT)
+            self.positions = Embedding(config, config.max_length, SINGLE_DEVICE, rngs, EMBED_INIT)
         if has_adaln(config):
             self.time = SigmaEmbedding(config, rngs)
             self.final_adaln = _modulation(config, 2, rngs)
 
-        self.blocks = stacked(config, lambda rngs: Block(config, spread, rngs), rngs)
+        self.blocks = stacked(config, lambda rngs: Block(config, hooks, rngs), rngs)
         self.final_norm = layer_norm(config, rngs)
         self.head = Head(config, padded_vocab)
         if config.kind == "prefix":
@@ -79,18 +79,18 @@ class Transformer(nnx.Module):
         config = self.config
         cond = self.time(sigma) if has_adaln(config) else None
         x = self.embed(tokens)
-        x = self.spread.constrain(x if segment is None else x + segment.astype(x.dtype))
+        x = self.hooks.constrain(x if segment is None else x + segment.astype(x.dtype))
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
         if config.positions == "learned":
-            x = self.spread.constrain(x + self.positions(positions))
-        attend, source = among(attend, seen), None
+            x = self.hooks.constrain(x + self.positions(positions))
+        attend, source = mask_keys(attend, seen), None
         if memory is not None:
             number = tokens.shape[1] if cache is None else cache[0].shape[2]
-            attend, source = behind(memory.valid, attend, number), (memory.k, memory.v)
+            attend, source = prepend_source(memory.valid, attend, number), (memory.k, memory.v)
 
         def layer(x: Array, block: Block, keys: Array | None, given: Any) -> tuple[Array, Any]:
             x, cache = block(x, cond, attend, positions, keys, *given)
-            return self.spread.constrain(x), cache if keep else None
+            return self.hooks.constrain(x), cache if keep else None
 
         if read is None:
             given = cache, source
@@ -149,8 +149,8 @@ class Transformer(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each on a normalised input, added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, spread: Spread, rngs: nnx.Rngs):
-        self.config, self.spread = config, spread
+    def __init__(self, config: ModelConfig, hooks: LayoutHooks, rngs: nnx.Rngs):
+        self.config, self.hooks = config, hooks
         width, heads = config.width, config.heads
         each, biased = width // heads, config.attention_bias
         self.norm1 = layer_norm(config, rngs)
@@ -182,11 +182,11 @@ class Block(nnx.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             (0, 0, 1, 0, 0, 1) if cond is None else _chunks(self.adaln(cond), 6)
         )
-        qkv = again(lambda x: self.qkv(self.norm1(x) * (1 + scale1) + shift1))(x)
+        qkv = recomputed(lambda x: self.qkv(self.norm1(x) * (1 + scale1) + shift1))(x)
         h, cache = self.attention(qkv, attend, positions, cache, source, read)
-        x = taken(x, read) + gate1 * dropout(h, keys, 0, rate)
-        h = again(lambda x: self.mlp_in(self.norm2(x) * (1 + scale2) + shift2))(x)
-        h = again(lambda h: self.mlp_out(nnx.gelu(h, approximate=True)))(h)
+        x = select_positions(x, read) + gate1 * dropout(h, keys, 0, rate)
+        h = recomputed(lambda x: self.mlp_in(self.norm2(x) * (1 + scale2) + shift2))(x)
+        h = recomputed(lambda h: self.mlp_out(nnx.gelu(h, approximate=True)))(h)
         return x + gate2 * dropout(h, keys, 1, rate), cache
 
     def attention(
@@ -206,12 +206,12 @@ class Block(nnx.Module):
         q, k, v = jnp.moveaxis(qkv, 2, 0)
         if self.config.positions == "rotary":
             q, k = rotary(q, positions), rotary(k, positions)
-        cache = k, v = written(cache, (k, v), positions)
+        cache = k, v = update_cache(cache, (k, v), positions)
         if source is not None:
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(source, cache, strict=True))
         if read is not None:
-            q, attend = taken(q, read), _rows(attend, read)
-        mixed = attention(self.config.attention, q, k, v, attend, self.spread)
+            q, attend = select_positions(q, read), _rows(attend, read)
+        mixed = attention(self.config.attention, q, k, v, attend, self.hooks)
         return self.out(mixed), cache
 
 
@@ -219,7 +219,7 @@ def _rows(attend: Attend, read: Array) -> Attend:
     """The pattern of the queries in read int32[B, K]."""
     if attend is None:
         return None
-    return taken(attend, read) if attend.ndim == 3 else attend.at[read].get(mode="clip")
+    return select_positions(attend, read) if attend.ndim == 3 else attend.at[read].get(mode="clip")
 
 
 def _modulation(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> Linear:

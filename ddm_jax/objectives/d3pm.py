@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing
-from ddm_jax.models.readout import Readout, pick
+from ddm_jax.models.readout import Readout, take_logit
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
 
@@ -113,7 +113,7 @@ def step_kl(process: Any, logits: Array, x0: Array, xt: Array, t: Array) -> tupl
     s = t - 1 / process.schedule.count
     of_p = process.marginal(jax.nn.softmax(logits), s)
     kl = divergence(process.column(xt, s, t), process.row(x0, s), of_p)
-    return kl, jax.nn.logsumexp(logits, axis=-1) - pick(logits, x0)
+    return kl, jax.nn.logsumexp(logits, axis=-1) - take_logit(logits, x0)
 
 
 def divergence(to_xt: Array, of_x0: Array, of_p: Array) -> Array:

@@ -23,7 +23,7 @@ from ddm_jax.diffusion.vector_absorbing import (
     equal_powers,
     with_learnt_powers,
 )
-from ddm_jax.models.readout import pick
+from ddm_jax.models.readout import take_logit
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share, uniform_time
 
 
@@ -89,7 +89,7 @@ def diffusion_at(
     def mismatch(logits: Array, x0: Array) -> Array:
         log_p, w_x0 = jax.nn.log_softmax(logits), w[x0]
         mean_w = jnp.dot(jnp.exp(log_p), w, precision="highest")
-        return -w_x0 * (pick(log_p, x0) + 1) + mean_w
+        return -w_x0 * (take_logit(log_p, x0) + 1) + mean_w
 
     per_position = apply(params, xt, vector.condition(t)).read(mismatch, batch["tokens"])
     total = jnp.where(masked, per_position, 0).sum(axis=1)

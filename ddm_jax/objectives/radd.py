@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly, mask_independently
-from ddm_jax.models.readout import nats
+from ddm_jax.models.readout import token_nats
 from ddm_jax.objectives.masked import masked_cross_entropy
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
@@ -42,7 +42,7 @@ def t_dse_at(
     masked = (xt == process.mask_id) & batch["valid"]
 
     def entropy(logits: Array, x0: Array, r: Array) -> Array:
-        log_score = jnp.log(r) - nats(logits, x0)
+        log_score = jnp.log(r) - token_nats(logits, x0)
         return r - r * log_score + r * (jnp.log(r) - 1)
 
     r = jnp.broadcast_to(1 / jnp.expm1(process.schedule.sigma_bar(t))[:, None], xt.shape)

@@ -18,7 +18,7 @@ from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing, D3PMUniform
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.models.readout import compared
+from ddm_jax.models.readout import pick_by_mask
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share
 
@@ -79,7 +79,7 @@ def rdm_at(
 
     def smoothed(logits: Array, x0: Array, weight: Array) -> Array:
         lse = jax.nn.logsumexp(logits, axis=-1)
-        ce, smooth = lse - compared(logits, x0), lse - logits.mean(axis=-1)
+        ce, smooth = lse - pick_by_mask(logits, x0), lse - logits.mean(axis=-1)
         return (1 - label_smoothing) * weight * ce + label_smoothing * smooth
 
     weight = WEIGHTINGS[weighting](jnp.round(steps * t), steps)

@@ -26,7 +26,7 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.readout import compared
+from ddm_jax.models.readout import pick_by_mask
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
@@ -72,7 +72,7 @@ def absorb_at(
     def entropy(logits: Array, x0: Array, shift: Array) -> Array:
         # log(sum_y s_y / r) and log(s_x0 / r)
         log_sum = jax.nn.logsumexp(logits, axis=-1) + shift
-        return jnp.expm1(log_sum) - (compared(logits, x0) + shift)
+        return jnp.expm1(log_sum) - (pick_by_mask(logits, x0) + shift)
 
     weight = jnp.where(masked, schedule.weight(t)[:, None], 0)
     shift = jnp.broadcast_to(shift[:, None], xt.shape)
@@ -109,7 +109,7 @@ def uniform_at(
         others = (y != xt[:, None]) & (y != x0[:, None])
         log_r = jnp.where(moved, 0, -gap)  # at every y but x0 and x_t
         of_others = _phi(jnp.where(others, logits - log_r[:, None], 0)).sum(axis=-1)
-        of_x0 = _phi(jnp.where(moved, compared(logits, x0) - gap, 0))
+        of_x0 = _phi(jnp.where(moved, pick_by_mask(logits, x0) - gap, 0))
         return jnp.exp(log_r) * of_others + jnp.exp(gap) * of_x0
 
     readout = apply(params, xt, process.condition(t))

@@ -12,7 +12,7 @@ import jax
 from jax import Array
 
 from ddm_jax.models.network import Network
-from ddm_jax.models.readout import pick
+from ddm_jax.models.readout import take_logit
 from ddm_jax.models.source_memory import Memory
 from ddm_jax.objectives.signature import Batch
 
@@ -32,4 +32,4 @@ def with_source(
 def length_loss(memory: Memory, batch: Batch) -> Array:
     """-log p(length | source), nats a sequence: float32[b]; the EOS does not count."""
     length = batch["seen"].sum(axis=1) - 1
-    return -pick(jax.nn.log_softmax(memory.length_logits), length)
+    return -take_logit(jax.nn.log_softmax(memory.length_logits), length)

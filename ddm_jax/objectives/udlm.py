@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.readout import Readout, compared
+from ddm_jax.models.readout import Readout, pick_by_mask
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
@@ -70,9 +70,9 @@ def divergence(
         ratio = (clean / each)[:, None].astype(logits.dtype)
         is_x0 = y == x0[:, None]
         d = jnp.log1p(ratio * jax.nn.softmax(logits, axis=-1)) - is_x0 * jnp.log1p(ratio)
-        at_mask = -compared(d, xt)  # 0 where x_t is the mask
+        at_mask = -pick_by_mask(d, xt)  # 0 where x_t is the mask
         psi = _excess(d + at_mask[:, None])
-        return each * psi.sum(axis=-1) + clean * compared(psi, x0) + masked * _excess(at_mask)
+        return each * psi.sum(axis=-1) + clean * pick_by_mask(psi, x0) + masked * _excess(at_mask)
 
     shares = (jnp.broadcast_to(share, x0.shape) for share in (clean, each, masked))
     return readout.losses(read, weight, x0, xt, *shares)

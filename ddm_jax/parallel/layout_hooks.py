@@ -1,4 +1,4 @@
-"""What a network does on the devices of a layout: its Spread (models/spread.py)."""
+"""What a network does on the devices of a layout: its LayoutHooks (models/spread.py)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,38 +12,40 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from ddm_jax.models.layout_hooks import Spread, added
+from ddm_jax.models.layout_hooks import LayoutHooks, added
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.parallel.partition_specs import axes_of, names, only, total
 
 
-def spread_of(layout: Layout) -> Spread:
+def hooks_of(layout: Layout) -> LayoutHooks:
     """What a network is told of a layout."""
     within = _Within(layout)
     if layout.row.mapped:
-        return Spread(locally=within.locally, rowwise=within.rowwise)
-    return Spread(
+        return LayoutHooks(
+            per_device_heads=within.per_device_heads, per_device_rows=within.per_device_rows
+        )
+    return LayoutHooks(
         within.constrain,
         within.lookup,
-        within.locally,
-        within.rowwise,
-        within.largest,
-        within.summed,
+        within.per_device_heads,
+        within.per_device_rows,
+        within.max_over_devices,
+        within.sum_over_devices,
         examples=layout.size(*layout.row.batch),
         positions=layout.size(layout.row.positions),
         vocabulary=layout.mesh.shape.get("model", 1),
     )
 
 
-def spread_of_replica(layout: Layout) -> Spread:
-    """The same within `Layout.summed_apart`."""
+def replica_hooks(layout: Layout) -> LayoutHooks:
+    """The same within `Layout.sum_per_replica`."""
     examples = layout.size(*layout.row.batch) // layout.size(*layout.replicas)
-    return dataclasses.replace(spread_of(layout), examples=examples)
+    return dataclasses.replace(hooks_of(layout), examples=examples)
 
 
 @dataclass(frozen=True)
 class _Within:
-    """The functions of a Spread, which says what they are; equal for equal layouts."""
+    """The functions of a LayoutHooks, which says what they are; equal for equal layouts."""
 
     layout: Layout
 
@@ -78,7 +80,7 @@ class _Within:
             check_vma=False,
         )(embedding, ids)
 
-    def locally(self, function: Callable[..., Array], *arrays: Array) -> Array:
+    def per_device_heads(self, function: Callable[..., Array], *arrays: Array) -> Array:
         mesh, free = self._free()
         if not free:
             return function(*arrays)
@@ -91,7 +93,7 @@ class _Within:
             function, mesh=mesh, in_specs=specs, out_specs=own, axis_names=free, check_vma=False
         )(*arrays)
 
-    def rowwise(self, function: Callable[..., Any], rows: Any, own: Any, whole: Any) -> Any:
+    def per_device_rows(self, function: Callable[..., Any], rows: Any, own: Any, whole: Any) -> Any:
         mesh, free = self._free()
         place = only(self._rows, free)
         axes = axes_of(place)
@@ -107,7 +109,7 @@ class _Within:
             check_vma=False,
         )(rows, own, whole)
 
-    def summed(self, *head: Array) -> tuple[Array, ...]:
+    def sum_over_devices(self, *head: Array) -> tuple[Array, ...]:
         mesh, free = self._free()
         axes = axes_of(only(self._rows, free))
         # the compiler scatters no sums itself, but does not let ours be split by the vocabulary
@@ -129,7 +131,7 @@ class _Within:
             check_vma=False,
         )(*head)
 
-    def largest(self, x: Array) -> Array:
+    def max_over_devices(self, x: Array) -> Array:
         axes = jax.sharding.get_abstract_mesh().manual_axes
         return jax.lax.pmax(x, axes) if axes and "model" in self.layout.mesh.shape else x
 
@@ -146,7 +148,7 @@ class _Within:
     def _free(self) -> tuple[Any, set[str]]:
         """The mesh where this is traced, and those of its axes that are not split already.
 
-        jax.pmap, and `Layout.summed_apart` along the replicas, have split what is within them.
+        jax.pmap, and `Layout.sum_per_replica` along the replicas, have split what is within them.
         """
         here = jax.sharding.get_abstract_mesh()
         split = set(here.manual_axes)

@@ -28,7 +28,7 @@ from ddm_jax.parallel.partition_specs import only, total
 # first axis of `blocks`, are never split, since a scan runs over them. "model" follows Megatron-LM
 # (Shoeybi et al. 2019, arXiv:1909.08053, section 3): heads and the inner width of the MLP, so that
 # a block has two sums over devices; and the vocabulary.
-PLACES: tuple[tuple[str, P], ...] = (
+PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(qkv|cross_kv)/kernel$", P(None, "fsdp", None, "model", None)),
     (r"(qkv|cross_kv)/bias$", P(None, None, "model", None)),
     (r"cross_q/kernel$", P(None, "fsdp", "model", None)),
@@ -42,11 +42,11 @@ PLACES: tuple[tuple[str, P], ...] = (
     (r"head/kernel$", P("fsdp", "model")),
     (r"head/bias$", P("model")),
 )
-_SPLITTING = {axis for _, spec in PLACES for axis in spec if axis}
+_SPLITTING = {axis for _, spec in PARTITION_RULES for axis in spec if axis}
 
 
 @dataclass(frozen=True)
-class Row:
+class LayoutEntry:
     """A layout of the table.
 
     axes: of the mesh, the outermost first, each with the largest size that it takes by default;
@@ -63,21 +63,21 @@ class Row:
     mapped: bool = False
 
 
-LAYOUTS: dict[str, Row] = {
+LAYOUTS: dict[str, LayoutEntry] = {
     # every device holds all, and gradients are averaged over the axis that jax.pmap names
-    "pmap": Row({"data": None}, batch=("data",), mapped=True),
+    "pmap": LayoutEntry({"data": None}, batch=("data",), mapped=True),
     # the same, partitioned by the compiler
-    "dp": Row({"data": None}, batch=("data",)),
+    "dp": LayoutEntry({"data": None}, batch=("data",)),
     # ZeRO stage 1 (Rajbhandari et al. 2019, arXiv:1910.02054)
-    "zero1": Row({"fsdp": None}, batch=("fsdp",), optimizer_only=True),
+    "zero1": LayoutEntry({"fsdp": None}, batch=("fsdp",), optimizer_only=True),
     # ZeRO stage 3: parameters are gathered where they are used
-    "fsdp": Row({"fsdp": None}, batch=("fsdp",)),
-    "tp": Row({"data": None, "model": 8}, batch=("data",)),
-    "fsdp_tp": Row({"fsdp": None, "model": 2}, batch=("fsdp",)),
+    "fsdp": LayoutEntry({"fsdp": None}, batch=("fsdp",)),
+    "tp": LayoutEntry({"data": None, "model": 8}, batch=("data",)),
+    "fsdp_tp": LayoutEntry({"fsdp": None, "model": 2}, batch=("fsdp",)),
     # replicas of FSDP groups; across slices where there are several
-    "hsdp": Row({"data": 2, "fsdp": None}, batch=("data", "fsdp")),
+    "hsdp": LayoutEntry({"data": 2, "fsdp": None}, batch=("data", "fsdp")),
     # long context: each device has some positions of an example
-    "sp": Row({"data": None, "seq": 2}, batch=("data",), positions="seq"),
+    "sp": LayoutEntry({"data": None, "seq": 2}, batch=("data",), positions="seq"),
 }
 
 
@@ -89,7 +89,7 @@ class Layout:
     mesh: Mesh
 
     @property
-    def row(self) -> Row:
+    def row(self) -> LayoutEntry:
         """What the table says of it."""
         return LAYOUTS[self.name]
 
@@ -184,7 +184,7 @@ class Layout:
                 f"{shards}."
             )
 
-    def summed(self, gradients: Any, dtype: DTypeLike) -> Any:
+    def sum_gradients(self, gradients: Any, dtype: DTypeLike) -> Any:
         """The gradients of a device's examples -> those of all, within a step's program.
 
         Under jax.jit they are global arrays, summed where the compiler sees fit, in the type that
@@ -195,8 +195,8 @@ class Layout:
             return jax.lax.with_sharding_constraint(gradients, self.places(gradients))
         return jax.tree.map(lambda x: total(x, P(), (self.axis,), dtype), gradients)
 
-    def sums_apart(self, microbatches: int) -> bool:
-        """Whether a step takes `summed_apart`; otherwise the compiler sums where it sees fit.
+    def sums_per_replica(self, microbatches: int) -> bool:
+        """Whether a step takes `sum_per_replica`; otherwise the compiler sums where it sees fit.
 
         That is in every turn of a loop: over micro-batches, or over chunks of logits. But where
         there are axes beside the replicas it gathers more activations apart, to differentiate the
@@ -206,7 +206,7 @@ class Layout:
             return False
         return microbatches > 1 or self.size(*self.replicas) == self.mesh.size
 
-    def summed_apart(
+    def sum_per_replica(
         self, gradients: Callable[..., tuple[Any, Any]], dtype: DTypeLike
     ) -> Callable[..., tuple[Any, Any]]:
         """gradients(params, examples) -> (gradients, metrics), sums over examples: the same, where
@@ -282,7 +282,7 @@ class Layout:
 
     def spec(self, name: str) -> P:
         """What PLACES says of the parameter of this path."""
-        spec = next((spec for pattern, spec in PLACES if re.search(pattern, name)), P())
+        spec = next((spec for pattern, spec in PARTITION_RULES if re.search(pattern, name)), P())
         return P(*(axis if axis in self.mesh.shape else None for axis in spec))
 
 
@@ -319,7 +319,7 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarr
     )
 
 
-def _axis_sizes(config: LayoutConfig, row: Row, devices: int) -> dict[str, int]:
+def _axis_sizes(config: LayoutConfig, row: LayoutEntry, devices: int) -> dict[str, int]:
     given = _parse_axes(config, row)
     sizes = dict(given)
     left = devices // math.prod(given.values())
@@ -336,7 +336,7 @@ def _axis_sizes(config: LayoutConfig, row: Row, devices: int) -> dict[str, int]:
     return {name: sizes[name] for name in row.axes}
 
 
-def _parse_axes(config: LayoutConfig, row: Row) -> dict[str, int]:
+def _parse_axes(config: LayoutConfig, row: LayoutEntry) -> dict[str, int]:
     given = {}
     for part in filter(None, config.axes.split(",")):
         name, _, size = part.partition("=")

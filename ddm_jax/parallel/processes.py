@@ -55,7 +55,7 @@ def initialize() -> None:
     arguments = _detected(os.environ)
     if arguments is None:
         return
-    # its handler would take SIGTERM away from training.interrupt, which agrees by `largest`
+    # its handler would take SIGTERM from runs.interrupt, which uses `max_over_processes`
     jax.config.update("jax_enable_preemption_service", False)
     _say_a_sentence_on_abort()
     try:
@@ -69,20 +69,20 @@ def initialize() -> None:
     _label = f"process {jax.process_index()} of {jax.process_count()}: "
 
 
-def check_alone() -> None:
+def require_single_process() -> None:
     """For a command that runs in one process.
 
     Raises:
       UserError: the environment tells of several.
     """
-    if several := told_of_several(os.environ):
+    if several := multiprocess_variable(os.environ):
         raise UserError(
             f"{several} says that there are several processes, and this command runs in one: start "
             f"it once, without {several}, where the folder of the run can be read."
         )
 
 
-def told_of_several(environment: Mapping[str, str]) -> str:
+def multiprocess_variable(environment: Mapping[str, str]) -> str:
     """The variable that tells of several processes, or nothing; a TPU VM may have no such one."""
     if environment.get(BY_HAND[1], "1") != "1":
         return BY_HAND[1]
@@ -102,7 +102,7 @@ def label() -> str:
     return _label
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until every process is here, a day at most; name: another one at every meeting.
 
     This needs no device: the first collective of CPU devices waits for 30 s only.
@@ -115,7 +115,7 @@ def meet(name: str) -> None:
     ocp.multihost.sync_global_processes(name, processes=everyone, timeout=_DAY)
 
 
-def start_largest(value: int) -> Array:
+def start_max_over_processes(value: int) -> Array:
     """int32[]: the largest of the values that the processes give; does not wait for it.
 
     Every process must call this at the same point of its program.
@@ -123,9 +123,9 @@ def start_largest(value: int) -> Array:
     return _program()(_own(int(value)))
 
 
-def largest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The same, and waits."""
-    return int(start_largest(value)) if jax.process_count() > 1 else int(value)
+    return int(start_max_over_processes(value)) if jax.process_count() > 1 else int(value)
 
 
 def all_see(folder: Path) -> bool:
@@ -135,22 +135,22 @@ def all_see(folder: Path) -> bool:
     """
     if jax.process_count() == 1:
         return True
-    token = largest(secrets.randbelow(2**31) if is_first() else 0)
+    token = max_over_processes(secrets.randbelow(2**31) if is_first() else 0)
     mark = folder / f".seen-by-all-{token}"
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    meet(f"{mark.name} is there")
+    barrier(f"{mark.name} is there")
     until = time.monotonic() + 60
     while not (seen := mark.exists()) and time.monotonic() < until:
         time.sleep(1)
-    seen = not largest(not seen)
+    seen = not max_over_processes(not seen)
     if is_first():
         mark.unlink()
     return seen
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends this process after an error that has been printed, with the others if they end too.
 
     They do where the error is everybody's, such as a wrong config. Otherwise they notice soon.
@@ -167,7 +167,7 @@ def leave(code: int) -> NoReturn:
     end_now()
 
 
-def end_if_several(error: BaseException) -> None:
+def end_all_processes(error: BaseException) -> None:
     """Ends this process at once if it is one of several, since no other can go on without it.
 
     Nothing is waited for: a checkpoint that is being written cannot be finished by one process

@@ -87,7 +87,7 @@ class Checkpoints:
                 read = self._reader.restore(self._folder / str(step), args=args)
             except Exception as caught:  # whatever a torn file makes Orbax raise
                 error = caught
-            if processes.largest(error is not None):  # all go on from the same one
+            if processes.max_over_processes(error is not None):  # all go on from the same one
                 damaged[step] = error or ValueError("another process cannot read it")
                 continue
             for broken, error in damaged.items():
@@ -122,7 +122,7 @@ class Checkpoints:
                 _first_line(error),
                 target,
             )
-        processes.meet(f"checkpoint {step} is set aside")
+        processes.barrier(f"checkpoint {step} is set aside")
         self._manager.reload()
 
 

@@ -29,7 +29,7 @@ class Interrupt:
         """
         if jax.process_count() == 1:
             return self.received
-        before, self._asked = self._asked, processes.start_largest(self.received)
+        before, self._asked = self._asked, processes.start_max_over_processes(self.received)
         return before is not None and bool(before)
 
     def _on(self, which: int, frame: FrameType | None) -> None:

@@ -26,9 +26,9 @@ from ddm_jax.settle import settle
 CONVERTED, TOKENIZER = "converted", "tokenizer"
 PACKAGES = ("ddm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # what may change when a run goes on: nothing that its numbers depend on
-FREE = ("train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every")
-FREE += ("train.max_bad_steps", "train.wandb_project", "eval", "sampler", "layout")
-FREE += ("data.workers", "data.root", "train.checkpoints", "train.profile")
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every")
+MAY_CHANGE += ("train.max_bad_steps", "train.wandb_project", "eval", "sampler", "layout")
+MAY_CHANGE += ("data.workers", "data.root", "train.checkpoints", "train.profile")
 
 
 def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPairs) -> None:
@@ -133,7 +133,7 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
             f"with --config.train.init_from={workdir}."
         )
     # a constant learning rate does not depend on the number of steps
-    free = (*FREE, "train.steps") if config.optim.decay == "constant" else FREE
+    free = (*MAY_CHANGE, "train.steps") if config.optim.decay == "constant" else MAY_CHANGE
     now, then = (_flatten(dataclasses.asdict(c)) for c in (config, then))
     for name in sorted(now):
         is_free = any(name == f or name.startswith(f + ".") for f in free)

@@ -55,7 +55,7 @@ def train(experiment: Experiment, workdir: Path, stall_timeout: float = 600.0) -
       UserError: the folder holds another run, its checkpoints cannot be read or are not those that
         other processes see, or the loss was not finite for train.max_bad_steps steps in a row.
     """
-    processes.meet("to train")
+    processes.barrier("to train")
     with processes.Watch(stall_timeout) as watch:
         return _train(experiment, workdir, watch)
 
@@ -96,7 +96,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
         if config.train.init_from:
             state = started_from(state, config, experiment.data.tokenizer, layout)
     start = step = int(state.step)
-    if processes.largest(processes.largest(step) != step):
+    if processes.max_over_processes(processes.max_over_processes(step) != step):
         raise UserError(
             f"The processes do not read the same checkpoints in {folder} (here the newest is that "
             f"of step {step}): look for one that is damaged, and remove it."
@@ -175,7 +175,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
     try:
         with Interrupt() as interrupt:
             missing = processes.is_first() and not _has_validation(workdir, step)
-            if step and is_due(step) and processes.largest(missing):
+            if step and is_due(step) and processes.max_over_processes(missing):
                 check(step)  # the run was stopped between its checkpoint and its validation
             interrupted, done = False, step >= config.train.steps
             if not done:
@@ -212,7 +212,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
                 with watch.slow():
                     validation = validate(state.ema, step)
     except BaseException as error:
-        processes.end_if_several(error)
+        processes.end_all_processes(error)
         raise
     finally:
         with watch.slow():

@@ -16,13 +16,13 @@ from jax import Array
 
 from ddm_jax.config import Config
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
-from ddm_jax.models.layout_hooks import Spread
+from ddm_jax.models.layout_hooks import LayoutHooks
 from ddm_jax.models.network import Network
 from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import Batch
 from ddm_jax.objectives.signature import Noise, Objective
 from ddm_jax.objectives.source import length_loss, with_source
-from ddm_jax.parallel.layout_hooks import spread_of_replica
+from ddm_jax.parallel.layout_hooks import replica_hooks
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.training.optimizer import ema_update, learning_rate
 from ddm_jax.training.state import TrainState
@@ -67,9 +67,9 @@ def make_train_step(
         """Sums over the devices that the step is mapped to."""
         return jax.lax.psum(x, axis) if axis else x
 
-    apart = layout is not None and layout.sums_apart(parts)
+    apart = layout is not None and layout.sums_per_replica(parts)
     if apart:
-        network = _reading(network, spread_of_replica(layout))
+        network = _reading(network, replica_hooks(layout))
 
     def gradients(
         params: Any, examples: tuple[Batch, Noise, Array], tokens: Array, size: int
@@ -111,11 +111,11 @@ def make_train_step(
         examples = (batch, noise, dropout)
         summed = functools.partial(gradients, tokens=tokens, size=size)
         if apart:
-            grads, metrics = layout.summed_apart(summed, dtype)(state.params, examples)
+            grads, metrics = layout.sum_per_replica(summed, dtype)(state.params, examples)
         else:
             grads, metrics = summed(state.params, examples)
             if layout:
-                grads, metrics = layout.summed(grads, dtype), total(metrics)
+                grads, metrics = layout.sum_gradients(grads, dtype), total(metrics)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
@@ -153,10 +153,10 @@ def make_train_step(
     return step
 
 
-def _reading(network: Network, spread: Spread) -> Network:
+def _reading(network: Network, hooks: LayoutHooks) -> Network:
     """The network, whose heads are read as on devices that are spread like this."""
 
     def apply(*args: Any, **kwargs: Any) -> Readout:
-        return dataclasses.replace(network.apply(*args, **kwargs), spread=spread)
+        return dataclasses.replace(network.apply(*args, **kwargs), hooks=hooks)
 
     return dataclasses.replace(network, apply=apply)

@@ -70,7 +70,7 @@ def test_splash_computes_the_scores_once_more():
 def test_flops_agree_with_xla_on_one_layer():
     # of more layers or chunks of the head XLA counts a single one, and adds what is not a matmul
     one = job(depth=1)
-    program = aot_job.make_program(one)
+    program = aot_job.make_aot_program(one)
     turns = aot_report.head_turns(one, BATCH * LENGTH)
     assert flops.count(program.jitted, *program.args, turns=turns) == 3 * sum(parts(depth=1))
     counted = flops.count(program.jitted, *program.args)

@@ -180,7 +180,7 @@ def test_tokenizer_is_trained_on_both_sides_of_the_train_split(
 
     def spy(spec: str, documents: object) -> tokenizers.Tokenizer:
         seen.extend(documents())
-        return tokenizers.given("bytes")
+        return tokenizers.pretrained_tokenizer("bytes")
 
     monkeypatch.setattr(tokenizers, "make", spy)
     prepared = prepare_pairs(pair_spec(pair_source), tmp_path / "set")

@@ -143,7 +143,7 @@ def test_tokenizer_is_trained_on_the_train_split_alone(
 
     def spy(spec: str, documents: object) -> Tokenizer:
         seen.extend(documents())
-        return tokenizers.given("bytes")
+        return tokenizers.pretrained_tokenizer("bytes")
 
     monkeypatch.setattr(tokenizers, "make", spy)
     prepared = prepare(small(corpus, pack="pad", length=600), tmp_path / "set")

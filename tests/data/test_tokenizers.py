@@ -144,13 +144,13 @@ def test_model_without_eos_is_refused(tmp_path: Path):
     )  # fmt: skip
     (tmp_path / "m.model").write_bytes(model.getvalue())
     with pytest.raises(UserError, match="no end-of-sentence piece"):
-        tokenizers.given(f"sentencepiece:{tmp_path}/m.model")
+        tokenizers.pretrained_tokenizer(f"sentencepiece:{tmp_path}/m.model")
 
 
 def test_file_that_is_no_model_is_refused(tmp_path: Path):
     (tmp_path / "m.model").write_bytes(gzip.compress(b"nothing"))
     with pytest.raises(UserError, match="not a SentencePiece model"):
-        tokenizers.given(f"sentencepiece:{tmp_path}/m.model")
+        tokenizers.pretrained_tokenizer(f"sentencepiece:{tmp_path}/m.model")
 
 
 @pytest.mark.parametrize("spec", ["", "gpt3", "gpt2:x", "sentencepiece"])

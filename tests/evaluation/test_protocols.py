@@ -21,8 +21,8 @@ from ddm_jax.evaluation.likelihood.detokenisers import DETOKENISERS
 from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS, Document, Protocol, cut, own_rules
 
 EOS = 99
-BYTES = tokenizers.given("bytes")
-GPT2 = tokenizers.given("gpt2")
+BYTES = tokenizers.pretrained_tokenizer("bytes")
+GPT2 = tokenizers.pretrained_tokenizer("gpt2")
 DATA = Path(os.environ.get("DDM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 
@@ -133,7 +133,7 @@ def test_text8_is_cut_by_characters_and_counts_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sets, "text8", dataclasses.replace(sets["text8"], spans=spans))
     (tmp_path / "text8").mkdir()
     (tmp_path / "text8" / "text8").write_text("abcdefgh ijklmnop")
-    text8 = tokenizers.given("text8")
+    text8 = tokenizers.pretrained_tokenizer("text8")
     corpus = open_corpus("text8", "text8", None, config(4), text8, str(tmp_path))
     assert [text8.decode(row) for row in corpus.blocks.tokens] == ["gh i", "jklm"]
     assert corpus.blocks.sizes.tolist() == [[4, 4], [4, 4]]

@@ -23,7 +23,7 @@ from ddm_jax.objectives.source import length_loss
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.settle import settle
 
-TOKENIZER = tokenizers.given("bytes")
+TOKENIZER = tokenizers.pretrained_tokenizer("bytes")
 VOCAB = TOKENIZER.vocab_size
 LONGEST = 32
 

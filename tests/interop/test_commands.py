@@ -42,7 +42,7 @@ def run(module, *args):
 def test_autoregressive_weights_come_in_learn_to_denoise_and_go_out(tmp_path):
     """GPT-2's, read from the left by RADD's objective; a rate of 0 leaves them as they came."""
     load_file = pytest.importorskip("safetensors.numpy").load_file
-    vocab = tokenizers.given("bytes").vocab_size
+    vocab = tokenizers.pretrained_tokenizer("bytes").vocab_size
     given = new_run("gpt2", vocab)
     arrays = published("gpt2", jax.tree.map(np.asarray, given.params), given.config, vocab)
     hub = write_hub_folder(tmp_path / "hub", "gpt2", arrays, STATED["gpt2"])

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.models.attention import ATTENTION, fastest, library
-from ddm_jax.models.attention_cpu import frugal, plain
+from ddm_jax.models.attention import ATTENTION, auto_attention, jax_attention
+from ddm_jax.models.attention_cpu import plain_attention, recompute
 
 B, T, S, H, D = 2, 5, 7, 3, 4
 
@@ -27,16 +27,16 @@ def patterns():
 
 
 @pytest.mark.parametrize("pattern", ["all", "shared", "own", "causal"])
-@pytest.mark.parametrize("ours", [plain, frugal])
+@pytest.mark.parametrize("ours", [plain_attention, recompute])
 def test_our_attention_is_that_of_the_library(pattern, ours):
     causal = pattern == "causal"
     q, k, v = inputs(queries=S if causal else T)
     mask = None if causal else patterns()[pattern]
     close = functools.partial(np.testing.assert_allclose, atol=3e-5)
-    close(*(f(q, k, v, mask, causal) for f in (ours, library)))
+    close(*(f(q, k, v, mask, causal) for f in (ours, jax_attention)))
     gradients = (
         jax.grad(lambda args, f=f: jnp.sin(f(*args, mask, causal)).sum())((q, k, v))
-        for f in (ours, library)
+        for f in (ours, jax_attention)
     )
     jax.tree.map(close, *gradients)
 
@@ -44,18 +44,18 @@ def test_our_attention_is_that_of_the_library(pattern, ours):
 def test_frugal_attention_keeps_no_scores():
     q, k, v = inputs()
     kept = {}
-    for f in (plain, frugal):
+    for f in (plain_attention, recompute):
         _, pull = jax.vjp(lambda *x, f=f: f(*x, None, False), q, k, v)
         kept[f] = max(x.size for x in jax.tree.leaves(pull))
-    assert kept[plain] >= B * H * T * S > kept[frugal] == k.size
+    assert kept[plain_attention] >= B * H * T * S > kept[recompute] == k.size
 
 
 def test_large_scores_and_bfloat16_do_no_harm():
     q, k, v = inputs("bfloat16")
-    exact = plain(*(x.astype(jnp.float32) for x in (q, k, v)), None, False)
-    assert plain(q, k, v, None, False).dtype == jnp.bfloat16
-    np.testing.assert_allclose(plain(q, k, v, None, False), exact, atol=0.1)
-    assert np.isfinite(plain(1e3 * q, k, v, None, False).astype(jnp.float32)).all()
+    exact = plain_attention(*(x.astype(jnp.float32) for x in (q, k, v)), None, False)
+    assert plain_attention(q, k, v, None, False).dtype == jnp.bfloat16
+    np.testing.assert_allclose(plain_attention(q, k, v, None, False), exact, atol=0.1)
+    assert np.isfinite(plain_attention(1e3 * q, k, v, None, False).astype(jnp.float32)).all()
 
 
 def test_float64_is_kept(float64):
@@ -63,14 +63,20 @@ def test_float64_is_kept(float64):
     scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(D)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     want = np.einsum("bhts,bshd->bthd", p / p.sum(-1, keepdims=True), v)
-    np.testing.assert_allclose(plain(q, k, v, None, False), want, rtol=1e-12)
+    np.testing.assert_allclose(plain_attention(q, k, v, None, False), want, rtol=1e-12)
 
 
 def test_every_name_is_compiled_on_the_cpu_but_cudnn():
     q, k, v = inputs()
-    want = library(q, k, v, None, False)
+    want = jax_attention(q, k, v, None, False)
     for name in ("auto", "plain", "xla"):
         np.testing.assert_allclose(ATTENTION[name](q, k, v, None, False), want, atol=2e-6)
-    text = jax.jit(functools.partial(fastest, mask=None, causal=False)).lower(q, k, v).as_text()
-    alone = jax.jit(functools.partial(plain, mask=None, causal=False)).lower(q, k, v).as_text()
+    text = (
+        jax.jit(functools.partial(auto_attention, mask=None, causal=False)).lower(q, k, v).as_text()
+    )
+    alone = (
+        jax.jit(functools.partial(plain_attention, mask=None, causal=False))
+        .lower(q, k, v)
+        .as_text()
+    )
     assert text.count("dot_general") == alone.count("dot_general") == 2

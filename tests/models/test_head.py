@@ -10,8 +10,8 @@ import pytest
 from ddm_jax.config import LayoutConfig, ModelConfig
 from ddm_jax.models import head as head_module
 from ddm_jax.models.network import make_network
-from ddm_jax.models.readout import Readout, pick
-from ddm_jax.parallel.layout_hooks import spread_of
+from ddm_jax.models.readout import Readout, take_logit
+from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import make_layout
 from tests.models.small import random_params
 from tests.programs import outputs
@@ -37,13 +37,13 @@ def given(share: float | None) -> tuple[np.ndarray, ...]:
 
 def plainly(readout: Readout, targets: np.ndarray, weight: np.ndarray) -> jax.Array:
     log_p = jax.nn.log_softmax(readout.logits())
-    return jnp.where(weight == 0, 0, -weight * pick(log_p, targets))
+    return jnp.where(weight == 0, 0, -weight * take_logit(log_p, targets))
 
 
 def made(layout=None, **options):
     sizes = {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2, "time": "none"}
     config = ModelConfig(**sizes, **options)
-    network = make_network(config, VOCAB, *([spread_of(layout)] if layout else []))
+    network = make_network(config, VOCAB, *([hooks_of(layout)] if layout else []))
     return network, random_params(network)
 
 

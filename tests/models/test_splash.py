@@ -10,10 +10,10 @@ import pytest
 from ddm_jax.config import LayoutConfig
 from ddm_jax.models import splash as module
 from ddm_jax.models.attention import attention
-from ddm_jax.models.attention_cpu import plain
-from ddm_jax.models.layout_hooks import ALONE
+from ddm_jax.models.attention_cpu import plain_attention
+from ddm_jax.models.layout_hooks import SINGLE_DEVICE
 from ddm_jax.models.splash import fits, splash
-from ddm_jax.parallel.layout_hooks import spread_of
+from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import make_layout
 
 
@@ -35,7 +35,7 @@ def test_splash_and_its_gradients_agree_with_plain_attention(causal, small_block
         return jax.jit(lambda *x: (lambda y, back: (y, *back(g)))(*jax.vjp(function, *x)))(*qkv)
 
     ours = both(functools.partial(splash, causal=causal, interpret=True))
-    truth = both(functools.partial(plain, mask=None, causal=causal))
+    truth = both(functools.partial(plain_attention, mask=None, causal=causal))
     for a, b in zip(ours, truth, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -49,13 +49,13 @@ def test_blocks_divide_a_length_and_are_as_large_as_they_may():
     assert not fits(256, 200)
 
 
-def kernels(attend, queries=256, keys=256, spread=ALONE):
+def kernels(attend, queries=256, keys=256, hooks=SINGLE_DEVICE):
     """How many kernels a program for TPUs has, forward and backward."""
     shapes = [(8, queries, 2, 64), (8, keys, 2, 64), (8, keys, 2, 64)]
     args = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
 
     def loss(*qkv):
-        return attention("splash", *qkv, attend, spread).sum()
+        return attention("splash", *qkv, attend, hooks).sum()
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*args)
     return traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
@@ -79,7 +79,7 @@ def test_masks_and_odd_lengths_are_left_to_the_library():
 def test_layouts_split_the_kernel(name, attend, number):
     # a device of "sp" has positions of its own, whose numbers the kernel does not know
     layout = make_layout(LayoutConfig(name), jax.devices()[:4])
-    assert kernels(attend, spread=spread_of(layout)) == number
+    assert kernels(attend, hooks=hooks_of(layout)) == number
 
 
 @pytest.mark.parametrize("attend", [None, "causal"])

@@ -20,7 +20,7 @@ from ddm_jax.config import (
     TrainConfig,
 )
 from ddm_jax.experiment import make_parts
-from ddm_jax.parallel.layout_hooks import spread_of
+from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.settle import settle
 from ddm_jax.training.optimizer import make_optimizer
@@ -70,20 +70,20 @@ def make(
             train=TrainConfig(steps=100, batch_size=batch_size, microbatches=parts, log_every=1),
         )
     )
-    spread = make_layout(LayoutConfig(layout, axes), jax.devices()[:devices])
-    process, objective, network = make_parts(config, VOCAB, spread_of(spread))
+    hooks = make_layout(LayoutConfig(layout, axes), jax.devices()[:devices])
+    process, objective, network = make_parts(config, VOCAB, hooks_of(hooks))
     objective = dataclasses.replace(
         objective,
         loss=functools.partial(_spied, objective.loss),
         metrics=(*objective.metrics, "checksum"),
     )
     optimizer = make_optimizer(config.optim, config.train.steps)
-    step = make_train_step(config, network, objective, process, optimizer, spread)
+    step = make_train_step(config, network, objective, process, optimizer, hooks)
     names = metric_names(network, objective)
     init = functools.partial(init_state, network, optimizer, metrics=names)
     abstract = jax.eval_shape(init, jax.random.key(0))
-    program = spread.program(step, abstract)
-    return Parts(spread, step, init, program, abstract, batch_size, pairs)
+    program = hooks.program(step, abstract)
+    return Parts(hooks, step, init, program, abstract, batch_size, pairs)
 
 
 def start(parts: Parts) -> Any:

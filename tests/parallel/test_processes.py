@@ -326,10 +326,10 @@ def test_what_tells_of_several_processes(monkeypatch, given, several):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     if not several:
-        processes.check_alone()
+        processes.require_single_process()
         return
     with pytest.raises(UserError, match=f"^{several} says"):
-        processes.check_alone()
+        processes.require_single_process()
 
 
 def test_second_process_waits_until_the_first_has_prepared(tmp_path, capsys):

@@ -105,7 +105,7 @@ def make(spec: str, documents: Callable[[], Iterable[str]]) -> Tokenizer:
     if kind == "sentencepiece" and name.isdigit():
         text = sentencepieces.sample(documents())
         return _sentencepiece(spec, sentencepieces.train(text, int(name)))
-    return given(spec)
+    return pretrained_tokenizer(spec)
 
 
 def is_trained(spec: str) -> bool:
@@ -126,10 +126,10 @@ def names(spec: str, tokenizer: Tokenizer) -> bool:
     """
     if is_trained(spec):
         return spec == tokenizer.name
-    return given(spec).fingerprint == tokenizer.fingerprint
+    return pretrained_tokenizer(spec).fingerprint == tokenizer.fingerprint
 
 
-def given(spec: str) -> Tokenizer:
+def pretrained_tokenizer(spec: str) -> Tokenizer:
     """A tokenizer that needs no training.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from ddm_jax.runs.files import read_metrics, write_atomically
 
 
-class Kept:
+class PartialResults:
     """Sequences 0, 1, .. with their nats and tokens, appended batch by batch.
 
     The first line of the file is all that decides the numbers; it must be the same, or the file is

@@ -20,9 +20,9 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.likelihood import estimators
 from ddm_jax.evaluation.likelihood.corpora import DATA_ROOT, Corpus, open_corpus, own_split
 from ddm_jax.evaluation.likelihood.estimators import Estimator
-from ddm_jax.evaluation.likelihood.kept import Kept
+from ddm_jax.evaluation.likelihood.kept import PartialResults
 from ddm_jax.evaluation.likelihood.monte_carlo import make_groups, mean
-from ddm_jax.evaluation.likelihood.report import decides, plain, result, settings
+from ddm_jax.evaluation.likelihood.report import identity, result, settings, to_json
 from ddm_jax.parallel.layouts import Layout, dp
 from ddm_jax.runs.files import write_new
 from ddm_jax.runs.interrupt import Interrupt
@@ -74,12 +74,12 @@ def measure(
         f"{len(corpus.blocks.tokens)} blocks of {corpus.name} ({corpus.split}), "
         f"{estimator.draws} draws each"
     )
-    decided = decides(run, request.weights, corpus, estimator, request.seed)
+    decided = identity(run, request.weights, corpus, estimator, request.seed)
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     key = hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:8]
     stem = f"{run.step:08d}-{estimator.name}-{_word(corpus)}-{key}"
-    kept = Kept(folder / f"{stem}.batches.jsonl", decided, estimator.groups)
+    kept = PartialResults(folder / f"{stem}.batches.jsonl", decided, estimator.groups)
     begin = time.perf_counter()
     before = len(kept)
     _run(run, estimator, corpus, layout, size, request.seed, kept)
@@ -90,7 +90,7 @@ def measure(
         )
         return None
     found = mean(kept.nats, kept.tokens)
-    report = plain(
+    report = to_json(
         {
             "workdir": str(workdir),
             **result(found, corpus, estimator),
@@ -132,7 +132,7 @@ def _run(
     layout: Layout,
     size: int,
     seed: int,
-    kept: Kept,
+    kept: PartialResults,
 ) -> None:
     """Adds what is missing to `kept`, batch by batch, until all is there or Ctrl-C."""
     grouped = jax.jit(

@@ -25,7 +25,7 @@ def weights_hash(params: Any) -> str:
     return digest.hexdigest()
 
 
-def decides(
+def identity(
     run: Run, weights: str, corpus: Corpus, estimator: Estimator, seed: int
 ) -> dict[str, Any]:
     """All that decides the numbers, and nothing else."""
@@ -68,7 +68,7 @@ def result(found: Mean, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
 
 
 def settings(run: Run, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
-    """How the numbers were made, beside what `decides` says."""
+    """How the numbers were made, beside what `identity` says."""
     protocol = corpus.protocol
     grid = "stratified within each group" if estimator.draws > 1 else "one for each sequence"
     return {
@@ -95,12 +95,12 @@ def settings(run: Run, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
     }
 
 
-def plain(report: Any) -> Any:
+def to_json(report: Any) -> Any:
     """For JSON, which has no nan: None where a number cannot be told, also in what it holds."""
     if isinstance(report, Mapping):
-        return {name: plain(x) for name, x in report.items()}
+        return {name: to_json(x) for name, x in report.items()}
     if isinstance(report, list | tuple):
-        return [plain(x) for x in report]
+        return [to_json(x) for x in report]
     return None if isinstance(report, float) and not math.isfinite(report) else report
 
 

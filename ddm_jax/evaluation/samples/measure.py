@@ -13,7 +13,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.minilm import open_minilm
 from ddm_jax.evaluation.judges.open import open_judge
 from ddm_jax.evaluation.likelihood.corpora import Corpus, own_split
-from ddm_jax.evaluation.likelihood.report import plain
+from ddm_jax.evaluation.likelihood.report import to_json
 from ddm_jax.evaluation.samples.infilling import evaluate_infilling
 from ddm_jax.evaluation.samples.unconditional import BATCH_SIZE, evaluate_samples, sample_table
 from ddm_jax.parallel.layouts import dp
@@ -93,7 +93,7 @@ def measure(workdir: Path, request: Request) -> dict[str, Any] | None:
         "versions": versions(),
         "git_revision": git_revision(),
     }
-    report = plain(report)
+    report = to_json(report)
     stem = f"{run.step:08d}-samples-{run.config.sampler.name}-{run.config.sampler.steps}"
     out = write_new(folder / f"{stem}.json", json.dumps(report, indent=2) + "\n")
     return report | {"out": str(out)}
