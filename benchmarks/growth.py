@@ -3,7 +3,7 @@
     python -m benchmarks.growth [--tokens=4096] [--picture=FILE.png] [--json]
 
 RADD's t-DCE with AdamW, one field of the base at a time, the same number of tokens in every batch.
-FLOPs are those of the matmuls (parallel/flops.py), with the head at half of the positions, the
+FLOPs are those of the matmuls (costs/flops.py), with the head at half of the positions, the
 share that is masked; memory is what the compiler asks for beside the state. Seconds are the median
 of --repeats steps, and compare where the machine does nothing else.
 """

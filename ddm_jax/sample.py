@@ -1,7 +1,7 @@
 """Samples from a trained run: python -m ddm_jax.sample --workdir=work/radd_tiny --num=4.
 
 It reads the newest checkpoint, whether the run has ended or not, and changes nothing but to add a
-file of samples. What is fixed in every sequence: see prompts.py.
+file of samples. What is fixed in every sequence: see generation/prompts.py.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Targets of sources from a trained run: python -m ddm_jax.translate --workdir=W --text='...'.
 
 One line of the input is one source, one line of the output its target. What decides how they are
-drawn: decoding.py.
+drawn: generation/decoding.py.
 """
 
 import json

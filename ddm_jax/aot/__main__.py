@@ -4,7 +4,7 @@
 
 No data is read and no device is needed, only the compiler: `pip install "jax[tpu]"` (or "cuda13").
 Memory is the compiler's own answer. Time is not: it is the roofline of public figures
-(parallel/roofline.py). Where there is no GPU, its compiler cannot try which kernels are fastest and
+(costs/roofline.py). Where there is no GPU, its compiler cannot try which kernels are fastest and
 has no cuDNN: for GPUs all of it is an estimate.
 """
 

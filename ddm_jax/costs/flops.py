@@ -10,7 +10,7 @@ count comes to the usual formula (Kaplan et al. 2020, arXiv:2001.08361, section 
     remat      "dots": attention's 4 L T D once more; "full": all of the layers' once more
     the head   once more where `Readout.read` reads its logits in chunks (models/network.py)
 
-tests/parallel/test_roofline.py holds the count to this.
+tests/costs/test_roofline.py holds the count to this.
 """
 
 import math

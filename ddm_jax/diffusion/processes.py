@@ -15,7 +15,7 @@ class ProcessEntry:
     """make(schedule, vocab_size, **options) -> process, with corrupt, condition, prior, reverse.
 
     schedule: the default one. discrete: whether `make` takes alpha_bar, float64[steps + 1]
-    (diffusion/discrete.py), or a continuous Schedule. The arguments of `make` that have defaults
+    (diffusion/discrete_schedules.py), or a continuous Schedule. The arguments of `make` that have defaults
     are its options, fields of config.process.
     """
 

@@ -1,4 +1,4 @@
-"""What a network does on the devices of a layout: its LayoutHooks (models/spread.py)."""
+"""What a network does on the devices of a layout: its LayoutHooks (models/layout_hooks.py)."""
 
 import dataclasses
 from collections.abc import Callable

@@ -50,7 +50,7 @@ TIMINGS = {"step_s", "tokens_per_s"}
 UNHURRIED = """
 import time
 from ddm_jax import cli, main
-from ddm_jax.training.progress import Progress
+from ddm_jax.runs.progress import Progress
 tick = Progress.tick
 Progress.tick = lambda self, step: (time.sleep(0.05), tick(self, step))
 cli.run(main.main)

@@ -90,7 +90,7 @@ import jax, numpy as np
 from pathlib import Path
 from ddm_jax.config import TrainConfig
 from ddm_jax.parallel.layouts import dp
-from ddm_jax.training.checkpoint import Checkpoints, folder_of, restore_weights
+from ddm_jax.runs.checkpoint import Checkpoints, folder_of, restore_weights
 from tests.parallel.runs import make, start
 
 folder = folder_of(Path("/nowhere"), TrainConfig(checkpoints="gs://bucket/runs/one"))

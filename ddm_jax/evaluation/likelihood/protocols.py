@@ -75,7 +75,7 @@ class Protocol:
 
 
 def own_rules(length: int, pack: str) -> Protocol:
-    """How a run cuts its own text (data/packing.py)."""
+    """How a run cuts its own text (data/build/packing.py)."""
     return Protocol({}, "", "", length, pad=pack == "pad")
 
 
