@@ -196,7 +196,7 @@ def test_reading_does_not_start_a_jax_backend(wrapped: PreparedSet):
     code = f"""
 import pathlib
 from jax._src import xla_bridge
-from ddm_jax.data.loader import _keep_off_accelerators, train_iterator
+from ddm_jax.data.loading.loader import _keep_off_accelerators, train_iterator
 from ddm_jax.data.sets.text import open_prepared
 prepared = open_prepared(pathlib.Path({str(wrapped.folder)!r}))
 next(train_iterator(prepared, batch_size=2, seed=0))
