@@ -1,13 +1,14 @@
 # make demo   installs the core, trains a small model on real text, shows what it writes
 # make test   installs what the tests need and runs them
+# make test-fast   the same without the tests marked slow, for every save
 # make compare   3 objectives x 3 layouts x 2 seeds on 8 virtual devices, and the page of them
-# make lint   ruff, as CI runs it
+# make lint   ruff and mypy, as CI runs them
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test compare lint clean
+.PHONY: demo test test-fast compare lint clean
 
 demo: $(VENV)/core
 	$(BIN)/python -m ddm_jax.main --config=configs/radd_tiny.py --config.model.time=constant \
@@ -20,9 +21,13 @@ compare: $(VENV)/core
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2
 
+test-fast: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -34,7 +39,7 @@ $(VENV)/core: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/dev: pyproject.toml requirements.txt | $(BIN)/python
+$(VENV)/dev: pyproject.toml setup.py requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 

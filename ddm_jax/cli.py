@@ -2,7 +2,6 @@
 
 import builtins
 import functools
-import itertools
 import re
 import sys
 import traceback
@@ -14,9 +13,13 @@ from ml_collections import config_dict, config_flags
 
 from ddm_jax.config import TYPE_WORDS, Config, field_type, resolve
 from ddm_jax.errors import UserError
+from ddm_jax.recipes import extend_configs, find_recipe
 
 EXAMPLE = "configs/radd_tiny.py"
-CONFIG_HELP = f"a recipe, e.g. {EXAMPLE}; override fields with --config.train.steps=200"
+CONFIG_HELP = (
+    f"a recipe, e.g. {EXAMPLE} or the name of one that ships with ddm_jax, such as radd_tiny; "
+    "override fields with --config.train.steps=200"
+)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -56,8 +59,8 @@ def read_config(config: config_dict.ConfigDict | None) -> Config:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses flags and says in a sentence what is wrong with them, or with the recipe."""
     try:
-        _check_config_flags(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
-        rest = flags.FLAGS(list(argv))
+        args = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+        rest = flags.FLAGS([argv[0], *_resolve_config_flags(args)])
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
         mistake = _mistake(error)
         if mistake is None:
@@ -68,22 +71,37 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _check_config_flags(args: Sequence[str]) -> None:
-    """Checks the recipe's file and the names of overridden fields, before any recipe runs."""
+def _resolve_config_flags(args: Sequence[str]) -> list[str]:
+    """Checks the names of the recipe and of overridden fields, before any recipe runs.
+
+    Returns:
+      The arguments, where --config=PATH names the file of the recipe.
+
+    Raises:
+      UserError: there is no such recipe or field, or a field comes before the recipe.
+    """
+    resolved = []
     recipe = ""
-    for arg, following in itertools.pairwise([*args, ""]):
+    remaining = iter(args)
+    for arg in remaining:
         if whole := re.fullmatch(r"--?config(?:=(.*))?", arg):
-            recipe = following if whole[1] is None else whole[1]
-            file = Path(recipe.partition(":")[0])
-            if file.suffix != ".py" or not file.is_file():
+            recipe = next(remaining, "") if whole[1] is None else whole[1]
+            name, *variant = recipe.partition(":")
+            file = find_recipe(name)
+            if file is None:
                 raise UserError(
-                    f"--config={recipe} is not a recipe: give a .py file that exists, e.g. "
-                    f"--config={EXAMPLE} (relative paths start from {Path.cwd()})."
+                    f"--config={recipe} is not a recipe: give a .py file that exists (relative "
+                    f"paths start from {Path.cwd()}), or the name of a recipe that ships with "
+                    f"ddm_jax, e.g. --config={Path(EXAMPLE).stem}."
                 )
+            extend_configs(file.parent)
+            arg = "".join([f"--config={file}", *variant])
         elif override := re.match(r"--?(?:no)?config\.([^=]*)", arg):
             field_type(override[1])
             if not recipe:
                 raise UserError(f"{arg} comes before --config: give the recipe first.")
+        resolved.append(arg)
+    return resolved
 
 
 def _mistake(error: Exception) -> str | None:

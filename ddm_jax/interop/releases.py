@@ -4,7 +4,6 @@ Hub names and protocols are those that the releases' repositories give; RADD's n
 checked where this was written.
 """
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import yaml
 from ddm_jax.config import Config, resolve
 from ddm_jax.errors import UserError
 from ddm_jax.interop.names import DIT, GPT2, WANTED, Scheme
+from ddm_jax.recipes import load_recipe
 from ddm_jax.settle import settle
 
 
@@ -24,7 +24,7 @@ class Release:
     """What weights of a kind are.
 
     scheme: names and shapes. prefix: of the names in a hub folder, and in a Lightning checkpoint,
-    which the code of those that have one reads. hub: names there. recipe: the module of ours.
+    which the code of those that have one reads. hub: names there. recipe: the name of ours.
     sizes: key of their config -> field of ours. protocol: of the published numbers, in words;
     evaluate: as flags of ddm_jax.evaluate. fields: where the release is not the recipe. mask:
     whether the vocabulary has a row for the mask of an absorbing process. added_tokens: beyond the
@@ -64,7 +64,7 @@ RELEASES: Mapping[str, Release] = {
         DIT,
         "",
         ("louaaron/sedd-small", "louaaron/sedd-medium"),
-        "configs.sedd_small",
+        "sedd_small",
         _RUN_SIZES | {"model.scale_by_sigma": "objective.scale_by_sigma"},
         "SEDD's (arXiv:2310.16834): zero-shot perplexities on blocks of 1,024 GPT-2 tokens of "
         "LAMBADA, WikiText2, PTB, WikiText103 and LM1B, from the bound by Monte Carlo",
@@ -78,7 +78,7 @@ RELEASES: Mapping[str, Release] = {
             "JingyangOu/radd-lambda-dce",
             "JingyangOu/radd-lambda-dce-medium",
         ),
-        "configs.radd_small",
+        "radd_small",
         _RUN_SIZES,
         "RADD's (arXiv:2406.03736), which is SEDD's: zero-shot perplexities on blocks of 1,024 "
         "GPT-2 tokens, from a bound by Monte Carlo",
@@ -88,7 +88,7 @@ RELEASES: Mapping[str, Release] = {
         DIT,
         "backbone.",
         ("kuleshov-group/mdlm-owt",),
-        "configs.mdlm_small",
+        "mdlm_small",
         _HUB_SIZES | _RUN_SIZES,
         "MDLM's (arXiv:2406.07524): perplexity on the last 100,000 documents of "
         "OpenWebText, wrapped to 1,024 GPT-2 tokens, and zero-shot on seven sets",
@@ -98,7 +98,7 @@ RELEASES: Mapping[str, Release] = {
         DIT,
         "backbone.",
         tuple(f"kuleshov-group/bd3lm-owt-block_size{n}" for n in (4, 8, 16)),
-        "configs.bd3lm_small",
+        "bd3lm_small",
         _HUB_SIZES | _RUN_SIZES | {"block_size": "objective.block_size"},
         "MDLM's sets with a bound by blocks (arXiv:2503.09573)",
         "--protocol=mdlm --dataset=wikitext103",
@@ -108,7 +108,7 @@ RELEASES: Mapping[str, Release] = {
         DIT,
         "backbone.",
         ("s-sahoo/duo", "s-sahoo/duo-distilled"),
-        "configs.udlm_small",
+        "udlm_small",
         _HUB_SIZES | _RUN_SIZES,
         "MDLM's sets (Sahoo et al. 2025, The Diffusion Duality)",
         "--protocol=mdlm --dataset=wikitext103",
@@ -120,7 +120,7 @@ RELEASES: Mapping[str, Release] = {
         GPT2,
         "",
         ("openai-community/gpt2", "openai-community/gpt2-medium", "openai-community/gpt2-large"),
-        "configs.ar_small",
+        "ar_small",
         {
             "n_embd": "model.width",
             "n_layer": "model.depth",
@@ -146,18 +146,11 @@ def settled(release: Release, checkpoint: Path) -> Config:
     """The recipe of a release with the sizes that the checkpoint's own config states.
 
     Raises:
-      UserError: the recipes are not there, or the checkpoint is of a network that ours is not.
+      UserError: the checkpoint is of a network that ours is not.
     """
     stated = stated_config(checkpoint)
     uniform = stated.get("graph.type") == "uniform"
-    try:
-        recipe = importlib.import_module(release.recipe)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"The recipe {release.recipe.replace('.', '/')}.py is not here: start from the folder "
-            "of the repository, or give --config=RECIPE."
-        ) from error
-    config = recipe.get_config("process=uniform" if uniform else "")
+    config = load_recipe(release.recipe)("process=uniform" if uniform else "")
     if release.scheme is GPT2:
         for name, wanted in WANTED.items():
             if (value := stated.get(name, wanted)) != wanted:

@@ -1,0 +1,83 @@
+"""A wheel holds all that a run needs: modules, recipes, console scripts, and its version."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SOURCES = ("pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE")
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command, cwd, **environment):
+    dropped = ("XLA_FLAGS", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    done = subprocess.run(
+        command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the installed wheel, which was built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        (folder / "source").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source")
+    for name in ("ddm_jax", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=ignored)
+    build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder / "source")
+    run(sys.executable, *build, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    install = ("-m", "pip", "install", "--no-deps", "--no-index", "--target", folder / "site")
+    run(sys.executable, *install, wheel, cwd=folder)
+    return folder / "site"
+
+
+def test_version_is_that_of_the_project(site, tmp_path):
+    code = "import ddm_jax; print(ddm_jax.__file__, ddm_jax.__version__)"
+    file, version = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split()
+    assert Path(file).is_relative_to(site)
+    assert version == PROJECT["version"]
+
+
+def test_all_scripts_and_recipes_are_there(site):
+    assert set(PROJECT["scripts"]) <= {path.name for path in (site / "bin").iterdir()}
+    shipped = {path.name for path in (site / "ddm_jax" / "configs").glob("*.py")}
+    assert shipped == {path.name for path in (ROOT / "configs").glob("*.py")}
+
+
+def test_script_trains_a_shipped_recipe_in_an_empty_folder(site, tmp_path):
+    """Of a recipe that builds on another one, and beside a folder `configs` of the user."""
+    (tmp_path / "configs").mkdir()
+    lines = "".join(json.dumps({"text": f"{i} bottles of beer " * 4}) + "\n" for i in range(100))
+    (tmp_path / "text.jsonl").write_text(lines)
+    fields = {
+        "data.source": "jsonl:text.jsonl",
+        "data.tokenizer": "bytes",
+        "data.length": 32,
+        "data.validation_fraction": 0.2,
+        "data.root": "prepared",
+        "model.width": 32,
+        "model.depth": 1,
+        "train.steps": 2,
+        "eval.sequences": 16,
+        "sampler.steps": 4,
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    train = (site / "bin" / "ddm-train", "--config=ar_tiny", "--workdir=run", "--json", *flags)
+    output = run(*train, cwd=tmp_path, PYTHONPATH=str(site))
+    result = json.loads(output.splitlines()[-1])
+    assert result["step"] == 2
+    assert result["finished"]
