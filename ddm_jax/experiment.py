@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from ddm_jax.data.open import open_or_prepare
 from ddm_jax.data.sets.pairs import PreparedPairs
 from ddm_jax.data.sets.text import PreparedSet
 from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
+from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import grid
 from ddm_jax.errors import UserError
@@ -33,7 +33,7 @@ class Experiment:
 
     config: Config
     data: PreparedSet | PreparedPairs
-    process: Any
+    process: Process
     objective: Objective
     estimator: Objective
     sampler: Callable
@@ -79,7 +79,7 @@ def build(config: Config) -> Experiment:
 
 def make_parts(
     config: Config, vocab_size: int, hooks: LayoutHooks = SINGLE_DEVICE
-) -> tuple[Any, Objective, Network]:
+) -> tuple[Process, Objective, Network]:
     """The forward process, the objective and the network of a settled config (no arrays yet).
 
     spread: what the layout that it runs under asks of the network.
@@ -109,7 +109,7 @@ def make_sampler(config: Config) -> Callable:
     return functools.partial(sample, **_chosen(sample, config.sampler, config.objective))
 
 
-def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: int) -> Any:
+def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: int) -> Process:
     """The forward process of settled config sections.
 
     Raises:

@@ -19,12 +19,13 @@ from ddm_jax.costs.chips import GIB
 from ddm_jax.costs.collectives import Collective, collectives, moved_bytes
 from ddm_jax.costs.roofline import Roofline, roofline, traffic
 from ddm_jax.costs.topology import places
+from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.experiment import make_parts
 from ddm_jax.models.head import chunk_rows
 from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
-from ddm_jax.models.network import padded_vocab
-from ddm_jax.objectives.signature import Noise
+from ddm_jax.models.network import Network, padded_vocab
+from ddm_jax.objectives.signature import Noise, Objective
 from ddm_jax.objectives.source import with_source
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.step import make_train_step
@@ -49,7 +50,7 @@ def step_flops(job: Job) -> tuple[int, int]:
     optimizer = make_optimizer(config.optim, config.train.steps)
     batch = abstract_batch(config, job.batch_size)
 
-    def made(model: ModelConfig, hooks: LayoutHooks) -> tuple[Any, Any, Any]:
+    def made(model: ModelConfig, hooks: LayoutHooks) -> tuple[Process, Objective, Network]:
         return make_parts(dataclasses.replace(config, model=model), job.vocab_size, hooks)
 
     process, objective, network = made(

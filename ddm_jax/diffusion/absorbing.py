@@ -41,7 +41,7 @@ class Absorbing:
         """q(x_s = x_0 | x_t = m, x_0) = (alpha_s - alpha_t) / (1 - alpha_t)."""
         return self.schedule.drop(s, t) / self.schedule.one_minus_alpha(t)
 
-    def condition(self, t: jax.Array) -> jax.Array:
+    def condition(self, t: ArrayLike) -> jax.Array:
         """What the network is told of the time: sigma_bar(t), float[...]."""
         return self.schedule.sigma_bar(t)
 

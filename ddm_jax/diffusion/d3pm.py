@@ -11,66 +11,21 @@ over the grid is exact. What an L_vb needs of a process, per position, s < t tim
 The network is told the step T t.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_below, per_position
+from ddm_jax.diffusion.discrete_schedules import StepSchedule
 from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.diffusion.uniform import Uniform
 
 
-@dataclass(frozen=True, eq=False)
-class StepSchedule:
-    """alpha_bar, float64[T + 1], asked for as a continuous Schedule is: times round to the grid."""
-
-    alpha_bar: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """T."""
-        return len(self.alpha_bar) - 1
-
-    def index(self, t: ArrayLike) -> jax.Array:
-        """The step of a time: float[...] in [0, 1] -> int32[...] in 0..T."""
-        return jnp.round(jnp.asarray(t) * self.count).astype(jnp.int32)
-
-    def alpha(self, t: ArrayLike) -> jax.Array:
-        """alpha_bar at the step of t."""
-        return jnp.asarray(self.alpha_bar)[self.index(t)]
-
-    def one_minus_alpha(self, t: ArrayLike) -> jax.Array:
-        """1 - alpha_bar, rounded once."""
-        return jnp.asarray(1 - self.alpha_bar)[self.index(t)]
-
-    def drop(self, s: ArrayLike, t: ArrayLike) -> jax.Array:
-        """alpha_bar(s) - alpha_bar(t)."""
-        return difference(self.alpha_bar, self.index(s), self.index(t))
-
-    def same(self, s: ArrayLike, t: ArrayLike) -> jax.Array:
-        """Whether two times are one step, between which nothing happens: bool[...]."""
-        return self.index(s) == self.index(t)
+class D3PMAbsorbing(Absorbing):
+    """Masking; `schedule` is a StepSchedule whose last step masks all that is left."""
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: its step, float[...]."""
-        return self.index(t).astype(float)
-
-
-def difference(table: np.ndarray, i: jax.Array, j: jax.Array) -> jax.Array:
-    """table[i] - table[j] of a float64 table, as accurate in float32 as its result can be."""
-    high = table.astype(np.float32).astype(np.float64)
-    low = table - high
-    high, low = jnp.asarray(high), jnp.asarray(low)
-    return (high[i] - high[j]) + (low[i] - low[j])
-
-
-class D3PMAbsorbing(Absorbing):
-    """Masking; `schedule` is a Steps whose last step masks all that is left."""
-
-    def condition(self, t: jax.Array) -> jax.Array:
         """What the network is told of the time: the step T t, float[...]."""
         return self.schedule.condition(t)
 
@@ -83,11 +38,11 @@ class D3PMAbsorbing(Absorbing):
 
 
 class D3PMUniform(Uniform):
-    """Redrawing; `schedule` is a Steps."""
+    """Redrawing; `schedule` is a StepSchedule."""
 
     by_sequence = False
 
-    def condition(self, t: jax.Array) -> jax.Array:
+    def condition(self, t: ArrayLike) -> jax.Array:
         """What the network is told of the time: the step T t, float[...]."""
         return self.schedule.condition(t)
 

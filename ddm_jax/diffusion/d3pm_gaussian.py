@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.diffusion.d3pm import StepSchedule
+from ddm_jax.diffusion.discrete_schedules import StepSchedule
 from ddm_jax.diffusion.matrices import MatrixProcess, _beta, _check_fits, _excess, _matmul
 
 

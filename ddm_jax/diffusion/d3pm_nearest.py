@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.diffusion.d3pm import StepSchedule, difference
+from ddm_jax.diffusion.discrete_schedules import StepSchedule, difference
 from ddm_jax.diffusion.matrices import MatrixProcess, _check_fits, _excess, _matmul
 from ddm_jax.errors import UserError
 

@@ -67,7 +67,7 @@ class Hybrid:
         xt = self._noised(keys, x0, masked / (1 + redrawn), redrawn / (clean + redrawn))
         return xt if movable is None else jnp.where(movable, xt, x0)
 
-    def condition(self, t: jax.Array) -> jax.Array:
+    def condition(self, t: ArrayLike) -> jax.Array:
         """What the network is told of the time: sigma_bar(t), float[...]."""
         return self.schedule.sigma_bar(t)
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.errors import UserError
@@ -27,7 +28,7 @@ class MatrixProcess:
 
     together: ClassVar[int]
 
-    def condition(self, t: jax.Array) -> jax.Array:
+    def condition(self, t: ArrayLike) -> jax.Array:
         """What the network is told of the time: the step T t, float[...]."""
         return self.schedule.condition(t)
 

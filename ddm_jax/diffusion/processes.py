@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ddm_jax.diffusion import d3pm, d3pm_gaussian, d3pm_nearest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.hybrid import Hybrid
+from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.uniform import Uniform
 
 
@@ -15,11 +15,11 @@ class ProcessEntry:
     """make(schedule, vocab_size, **options) -> process, with corrupt, condition, prior, reverse.
 
     schedule: the default one. discrete: whether `make` takes alpha_bar, float64[steps + 1]
-    (diffusion/discrete_schedules.py), or a continuous Schedule. The arguments of `make` that have defaults
+    (discrete_schedules.py), or a continuous Schedule. The arguments of `make` that have defaults
     are its options, fields of config.process.
     """
 
-    make: Callable[..., Any]
+    make: Callable[..., Process]
     schedule: str = "log_linear"
     discrete: bool = False
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ddm_jax.diffusion.absorbing import per_position
 from ddm_jax.diffusion.categorical import categorical
@@ -34,7 +35,7 @@ class Uniform:
         redrawn = redrawn if movable is None else redrawn & movable
         return jnp.where(redrawn, self.prior(what, x0.shape[1]), x0)
 
-    def condition(self, t: jax.Array) -> jax.Array:
+    def condition(self, t: ArrayLike) -> jax.Array:
         """What the network is told of the time: sigma_bar(t), float[...]."""
         return self.schedule.sigma_bar(t)
 

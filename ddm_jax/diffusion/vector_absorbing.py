@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_independently, per_position
 from ddm_jax.diffusion.categorical import categorical
@@ -45,7 +46,7 @@ class VectorAbsorbing:
         log_power = self.w[x0] * jnp.log(per_position(t))
         return jnp.log(EPS * jnp.exp(log_power) - jnp.expm1(log_power))
 
-    def condition(self, t: jax.Array) -> jax.Array:
+    def condition(self, t: ArrayLike) -> jax.Array:
         """What the network is told of the time, float[...]."""
         return self.base.condition(t)
 

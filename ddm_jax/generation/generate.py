@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ddm_jax.diffusion.process import Process
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
@@ -19,7 +20,7 @@ def make_spec(steps: int, temperature: float, top_k: int, top_p: float) -> Sampl
     )
 
 
-def make_program(sampler: Callable, apply: Callable, process: Any) -> Any:
+def make_program(sampler: Callable, apply: Callable, process: Process) -> Any:
     """The jitted sample(params, key, prompt, fixed, spec) -> (tokens int32[B, L], Stats)."""
 
     @jax.jit

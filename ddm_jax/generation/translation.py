@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ddm_jax.config import Config
 from ddm_jax.data.pair_encoding import buckets, decode, encode
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
+from ddm_jax.diffusion.process import Process
 from ddm_jax.errors import UserError
 from ddm_jax.generation.candidates import mbr
 from ddm_jax.models.network import Network
@@ -78,7 +79,7 @@ class _Item:
 
 def make_translator(
     network: Network,
-    process: Any,
+    process: Process,
     sampler: Callable,
     config: Config,
     tokenizer: Tokenizer,

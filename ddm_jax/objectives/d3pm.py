@@ -13,17 +13,19 @@ The term of t = 1 is the KL too, its posterior being certain of x0.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing
+from ddm_jax.diffusion.process import StepProcess
 from ddm_jax.models.readout import Readout, take_logit
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
 
+# under masking the KL of a step has a closed form, which needs none of StepProcess's laws
+D3PMProcess = D3PMAbsorbing | StepProcess
 FLOOR = 1e-30  # of probabilities that are divided by or whose log is taken
 
 
@@ -32,7 +34,7 @@ def d3pm(
     params: dict,
     batch: Batch,
     noise: Noise,
-    process: Any,
+    process: D3PMProcess,
     ce_weight: float = 0.0,
 ) -> LossOutput:
     """L_vb + ce_weight CE, t uniform on 1..T. The bound is L_vb alone, without any truncation."""
@@ -46,7 +48,7 @@ def d3pm_at(
     batch: Batch,
     xt: Array,
     t: Array,
-    process: Any,
+    process: D3PMProcess,
     ce_weight: float = 0.0,
 ) -> LossOutput:
     """The T-fold term of step T t and the KL of the prior; t float[b] on the grid, xt int32[b, L].
@@ -75,27 +77,36 @@ def d3pm_at(
     return LossOutput(loss, vb, {"ce": ce.sum(axis=1) / jnp.maximum(tokens, 1)})
 
 
-def d3pm_ce(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Any) -> LossOutput:
+def d3pm_ce(
+    apply: Callable, params: dict, batch: Batch, noise: Noise, process: D3PMProcess
+) -> LossOutput:
     """E_t sum_i -log p(x0_i | x_t), t uniform on 1..T, all valid tokens. Stands for no bound."""
     xt, t = _draw(batch, noise, process)
     return d3pm_ce_at(apply, params, batch, xt, t, process)
 
 
 def d3pm_ce_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Any
+    apply: Callable,
+    params: dict,
+    batch: Batch,
+    xt: Array,
+    t: Array,
+    process: D3PMProcess,
 ) -> LossOutput:
     """sum_i -log p(x0_i | x_t), xt int32[b, L] at times t float[b]."""
     readout = apply(params, xt, process.condition(t))
     return LossOutput(readout.cross_entropy(batch["tokens"], batch["valid"]).sum(axis=1), None)
 
 
-def _draw(batch: Batch, noise: Noise, process: Any) -> tuple[Array, Array]:
+def _draw(batch: Batch, noise: Noise, process: D3PMProcess) -> tuple[Array, Array]:
     """(xt int32[b, L], t float32[b] on the grid 1/T .. 1)."""
     t = on_grid(noise.u, process.schedule.count)
     return process.corrupt(noise.keys, batch["tokens"], t, batch["valid"]), t
 
 
-def _kl(readout: Readout, x0: Array, xt: Array, t: Array, process: Any) -> tuple[Array, Array]:
+def _kl(
+    readout: Readout, x0: Array, xt: Array, t: Array, process: StepProcess
+) -> tuple[Array, Array]:
     """(KL of one step, cross entropy of x0), each float[b, L]."""
     if not process.by_sequence:
         reduce = functools.partial(step_kl, process)
@@ -108,7 +119,9 @@ def _kl(readout: Readout, x0: Array, xt: Array, t: Array, process: Any) -> tuple
     return readout.by_sequence(of_sequence, x0, xt, t)
 
 
-def step_kl(process: Any, logits: Array, x0: Array, xt: Array, t: Array) -> tuple[Array, Array]:
+def step_kl(
+    process: StepProcess, logits: Array, x0: Array, xt: Array, t: Array
+) -> tuple[Array, Array]:
     """(KL(q(x_s | x_t, x0) || p(x_s | x_t)), -log p(x0)), s = t - 1/T: float[N, V] -> float[N]."""
     s = t - 1 / process.schedule.count
     of_p = process.marginal(jax.nn.softmax(logits), s)

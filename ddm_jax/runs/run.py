@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ddm_jax.config import TYPE_WORDS, Config, field_type, resolve
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
+from ddm_jax.diffusion.process import Process
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_parts
 from ddm_jax.models.network import Network
@@ -34,7 +35,7 @@ class Run:
 
     config: Config
     tokenizer: Tokenizer
-    process: Any
+    process: Process
     network: Network
     step: int
     params: Any

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import example_keys
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import filtered
@@ -24,7 +25,7 @@ def ancestral(
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Any,
+    process: Process,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """Samples in spec.steps equal steps of time, from t = 1 to 0.
@@ -54,7 +55,7 @@ def through_time(
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Any,
+    process: Process,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """The loop of every sampler that evaluates the network at each of spec.steps equal steps.

@@ -9,6 +9,7 @@ from typing import Any
 
 from jax import Array
 
+from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.vector_absorbing import with_learnt_powers
 from ddm_jax.samplers.ancestral import ancestral
 from ddm_jax.samplers.signature import SampleSpec, Stats
@@ -20,7 +21,7 @@ def vector_ancestral(
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Any,
+    process: Absorbing,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """Samples in spec.steps equal steps of time, with the w that GenMD4 has learnt.

@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 from ddm_jax.config import Config
+from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.models.layout_hooks import LayoutHooks
 from ddm_jax.models.network import Network
@@ -43,7 +44,7 @@ def make_train_step(
     config: Config,
     network: Network,
     objective: Objective,
-    process: Any,
+    process: Process,
     optimizer: optax.GradientTransformation,
     layout: Layout | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

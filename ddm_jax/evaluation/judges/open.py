@@ -48,7 +48,7 @@ def judge_of(run: Run, name: str) -> Judge:
 
     @jax.jit
     def nats(params: dict, tokens: Array) -> Array:
-        given = shifted(tokens, run.process.mask_id)
+        given = shifted(tokens, run.network.vocab_size)
         logit, lse = run.network.apply(params, given, attend="causal").target(tokens)
         return lse - logit
 

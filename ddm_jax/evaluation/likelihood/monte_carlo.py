@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratify, uniforms
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch
@@ -40,7 +41,7 @@ class Bound:
 
 
 def make_bound(
-    network: Network, loss: Loss, process: Any, draws: int
+    network: Network, loss: Loss, process: Process, draws: int
 ) -> Callable[[Any, Batch, Array], tuple[Array, Array]]:
     """Builds bound(params, batch, index) -> (nats[b], tokens[b]) for `estimate`; to be jitted.
 
@@ -57,7 +58,7 @@ def make_bound(
 
 
 def make_groups(
-    network: Network, loss: Loss, process: Any, draws: int, groups: int, stratified: bool = True
+    network: Network, loss: Loss, process: Process, draws: int, groups: int, stratified: bool = True
 ) -> Callable[[Any, Batch, Array, int], tuple[Array, Array]]:
     """Builds grouped(params, batch, index, seed) -> (nats float32[b, groups], tokens int32[b]).
 
