@@ -22,7 +22,7 @@ from ddm_jax.experiment import build
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.runs.files import write_atomically
 from ddm_jax.settle import settle
-from ddm_jax.training.loop import train
+from ddm_jax.training.loop import train_experiment
 
 ABSORBING = {"objective.name": "d3pm", "process.name": "d3pm_absorbing"}
 UNIFORM = {"objective.name": "d3pm", "process.name": "d3pm_uniform"}
@@ -105,7 +105,7 @@ def run_cell(folder: Path, corpus: str, row: str, seed: int) -> None:
     if (folder / place / "cell.json").exists():
         return
     experiment = build(config)
-    outcome = train(experiment, folder / place)
+    outcome = train_experiment(experiment, folder / place)
     if not outcome.finished:
         sys.exit(f"Stopped in {folder / place}: the same command goes on.")
     cell = {

@@ -24,7 +24,7 @@ from configs.radd_tiny import get_config
 from ddm_jax import cli
 from ddm_jax.config import Config, resolve
 from ddm_jax.experiment import Experiment, build
-from ddm_jax.training.loop import train
+from ddm_jax.training.loop import train_experiment
 from ddm_jax.training.metric_writers import Writers
 
 ROUNDS = 15
@@ -118,7 +118,7 @@ def loop_step(experiment: Experiment) -> Seconds:
 
     written = Writers.write
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(Writers, "write", write):
-        train(experiment, Path(folder))
+        train_experiment(experiment, Path(folder))
     first, last = min(seen), experiment.config.train.steps
     between = zip(seen[first], seen[last], strict=True)
     return Seconds(*((b - a) / (last - first) for a, b in between))

@@ -32,7 +32,7 @@ from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import write_atomically
 from ddm_jax.runs.run import open_run
 from ddm_jax.settle import settle
-from ddm_jax.training.loop import train
+from ddm_jax.training.loop import train_experiment
 
 OPTIONS = ("routing", "cutoff", "noise_scale")
 ANCESTRAL = {"name": "ancestral"}
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         for row in _ROWS.value:
             workdir = folder / f"{row}-{seed}"
             print(f"=== {workdir}", file=sys.stderr, flush=True)
-            if not train(build(settle(recipe(row, seed))), workdir).finished:
+            if not train_experiment(build(settle(recipe(row, seed))), workdir).finished:
                 sys.exit(f"Stopped in {workdir}: the same command goes on.")
             for decoding in () if _TRAIN_ONLY.value else ROWS[row]:
                 cells += run_cells(workdir, row, seed, decoding)

@@ -9,14 +9,9 @@ from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import build
 from ddm_jax.parallel import processes
-from ddm_jax.runs.record import check_workdir
-from ddm_jax.settle import describe, settle
-from ddm_jax.training.curve import draw_curve
-from ddm_jax.training.loop import Outcome, train
-
-STALL_TIMEOUT = 600
+from ddm_jax.training.curve import CURVE
+from ddm_jax.training.loop import STALL_TIMEOUT, Outcome, train
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -26,7 +21,7 @@ _STALL_TIMEOUT = flags.DEFINE_integer(
     "stall_timeout",
     None,
     "of several processes: seconds without a finished step after which all end "
-    f"(default: {STALL_TIMEOUT}, or the environment variable DDM_STALL_TIMEOUT)",
+    f"(default: {STALL_TIMEOUT:g}, or the environment variable DDM_STALL_TIMEOUT)",
 )
 _JSON = cli.define_json()
 
@@ -36,34 +31,26 @@ def main(argv: Sequence[str]) -> None:
     del argv
     stall_timeout = _stall_timeout()
     processes.initialize()
-    config = settle(cli.read_config(_CONFIG.value))
+    config = cli.read_config(_CONFIG.value)
     recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
-    workdir = Path(_WORKDIR.value or f"work/{recipe}").expanduser()
-    if "://" in _WORKDIR.value:
-        raise UserError(
-            f"--workdir={_WORKDIR.value} is not a folder of this machine: give one, and keep the "
-            f"checkpoints there with --config.train.checkpoints={_WORKDIR.value}."
-        )
-    check_workdir(workdir, config)  # before data is prepared, which may take minutes
-    experiment = build(config)
-    if processes.is_first():
-        print(describe(config))
-    outcome = train(experiment, workdir, stall_timeout)
+    outcome = train(config, _WORKDIR.value or f"work/{recipe}", stall_timeout)
     if not processes.is_first():
         return
-    unigram = experiment.data.unigram_entropy("validation")
-    curve = draw_curve(workdir, unigram)
-    print(report(outcome, workdir, unigram, curve))
+    print(report(outcome))
     if _JSON.value:
-        result = {"step": outcome.step, "finished": outcome.finished, "workdir": str(workdir)}
+        result = {
+            "step": outcome.step,
+            "finished": outcome.finished,
+            "workdir": str(outcome.workdir),
+        }
         if outcome.validation:
-            result |= outcome.validation.metrics() | {"unigram_nll": unigram}
+            result |= outcome.validation.metrics() | {"unigram_nll": outcome.unigram_nll}
             result["estimates"] = outcome.validation.bound.estimates
         print(json.dumps(result))
 
 
 def _stall_timeout() -> int:
-    text = os.environ.get("DDM_STALL_TIMEOUT", str(STALL_TIMEOUT))
+    text = os.environ.get("DDM_STALL_TIMEOUT", f"{STALL_TIMEOUT:g}")
     if _STALL_TIMEOUT.value is not None:
         text = str(_STALL_TIMEOUT.value)
     if not text.isdigit() or not int(text):
@@ -71,8 +58,8 @@ def _stall_timeout() -> int:
     return int(text)
 
 
-def report(outcome: Outcome, workdir: Path, unigram: float, curve: Path | None) -> str:
-    """What a person wants to know at the end of a run."""
+def report(outcome: Outcome) -> str:
+    """The end of a run, in words: samples, validation, and which files were written."""
     lines = []
     if outcome.validation:
         for i, (_, text) in enumerate(outcome.validation.samples):
@@ -82,7 +69,7 @@ def report(outcome: Outcome, workdir: Path, unigram: float, curve: Path | None) 
             f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token ({b.estimates}), "
             f"perplexity {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte,",
             f"  over {b.sequences} held-out sequences, {b.tokens} tokens, {b.draws} draws each, "
-            f"averaged weights. A unigram model has {unigram:.4f} nats per token.",
+            f"averaged weights. A unigram model has {outcome.unigram_nll:.4f} nats per token.",
         ]
         if scores:
             lines.append(
@@ -92,7 +79,9 @@ def report(outcome: Outcome, workdir: Path, unigram: float, curve: Path | None) 
     if not outcome.finished:
         lines.append(f"Stopped and saved at step {outcome.step}: the same command goes on.")
     written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", "tensorboard/"]
-    lines.append(f"Wrote {workdir}/: {', '.join(written)}" + (f", {curve.name}" if curve else ""))
+    if (outcome.workdir / CURVE).exists():
+        written.append(CURVE)
+    lines.append(f"Wrote {outcome.workdir}/: {', '.join(written)}")
     return "\n".join(lines)
 
 

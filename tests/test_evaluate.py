@@ -65,7 +65,7 @@ def files(tmp_path_factory):
 def run(files, tmp_path_factory):
     """(workdir, config, tokenizer) of 40 steps on forty short texts."""
     workdir = tmp_path_factory.mktemp("run")
-    loop.train(build(make_config(files)), workdir)
+    loop.train_experiment(build(make_config(files)), workdir)
     return workdir, *read_record(workdir)
 
 

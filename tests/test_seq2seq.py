@@ -76,7 +76,7 @@ def make_config(files, kind="encoder_decoder", **changes):
 @pytest.fixture(scope="module")
 def run(files, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, loop.train(build(make_config(files)), workdir)
+    return workdir, loop.train_experiment(build(make_config(files)), workdir)
 
 
 def numbers(workdir):
@@ -113,8 +113,8 @@ def test_stopped_training_goes_on_with_the_same_numbers(run, files, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Writers, "write", stop_after_five)
         with pytest.raises(Stop):
-            loop.train(build(make_config(files)), tmp_path)
-    assert loop.train(build(make_config(files)), tmp_path).finished
+            loop.train_experiment(build(make_config(files)), tmp_path)
+    assert loop.train_experiment(build(make_config(files)), tmp_path).finished
     assert numbers(tmp_path) == numbers(run[0])
 
 
@@ -217,6 +217,6 @@ def test_other_objectives_learn_pairs_too(files, tmp_path, kind, changes):
     """Two steps and a validation: samplers and bounds find all that they need in the memory."""
     changes = {"train__steps": 2, "eval__every": 2, "data__buckets": 1} | changes
     changes = {"process__steps": 5 if "process__name" in changes else None} | changes
-    outcome = loop.train(build(make_config(files, kind, **changes)), tmp_path)
+    outcome = loop.train_experiment(build(make_config(files, kind, **changes)), tmp_path)
     assert np.isfinite(outcome.validation.bound.nll)
     assert len(outcome.validation.samples) == 2

@@ -1,6 +1,7 @@
-"""A wish to stop, heard between two steps, by all processes at the same one."""
+"""Graceful shutdown, checked once per step; all processes stop at the same step."""
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -10,11 +11,16 @@ from ddm_jax.parallel import processes
 
 
 class Interrupt:
-    """Turns the first SIGTERM or Ctrl-C into `received`; the second Ctrl-C ends the program."""
+    """Turns the first SIGTERM or Ctrl-C into `received`; the second Ctrl-C ends the program.
+
+    Outside the main thread, where Python cannot handle signals, it changes nothing and never
+    receives one.
+    """
 
     def __enter__(self) -> "Interrupt":
         self.received, self._asked = False, None
-        self._before = {s: signal.signal(s, self._on) for s in (signal.SIGTERM, signal.SIGINT)}
+        caught = (signal.SIGTERM, signal.SIGINT) if _is_main_thread() else ()
+        self._before = {s: signal.signal(s, self._on) for s in caught}
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -36,3 +42,7 @@ class Interrupt:
         if self.received and which == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from ddm_jax.runs.files import read_metrics
 
+CURVE = "curve.png"
+
 
 def draw_curve(workdir: Path, unigram: float) -> Path | None:
     """Draws workdir/curve.png from metrics.jsonl; None when there is nothing to draw.
@@ -26,6 +28,6 @@ def draw_curve(workdir: Path, unigram: float) -> Path | None:
     axes.axhline(unigram, color="0.3", linestyle=":", label="unigram model")
     axes.set(xlabel="step", ylabel="nats per token")
     axes.legend()
-    path = workdir / "curve.png"
+    path = workdir / CURVE
     figure.savefig(path, dpi=120)
     return path

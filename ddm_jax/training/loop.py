@@ -10,18 +10,22 @@ from typing import Any
 
 import jax
 from jax import Array
+from ml_collections import ConfigDict
 
+from ddm_jax.config import Config, resolve
 from ddm_jax.costs.program import program_costs
 from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import Experiment
+from ddm_jax.experiment import Experiment, build
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.placement import summary, table
 from ddm_jax.runs.checkpoint import Checkpoints, folder_of
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.progress import Progress
-from ddm_jax.runs.record import write_record
+from ddm_jax.runs.record import check_workdir, write_record
+from ddm_jax.settle import describe, settle
+from ddm_jax.training.curve import draw_curve
 from ddm_jax.training.init_from import started_from
 from ddm_jax.training.memory import give_back_memory
 from ddm_jax.training.metric_writers import Writers
@@ -31,25 +35,86 @@ from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names
 from ddm_jax.training.validation import Validation, make_validation
 
+STALL_TIMEOUT = 600.0  # seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the last step, and the last validation (None if there was none)."""
+    """How a run ended.
 
+    Attributes:
+      workdir: the folder of the run.
+      step: the last step, of which there is a checkpoint.
+      finished: whether that is the last step of the config; False after SIGTERM or Ctrl-C.
+      validation: the last validation; None if there was none.
+      unigram_nll: cross entropy of a unigram model on the validation split, nats per token: what
+        any trained network must beat.
+    """
+
+    workdir: Path
     step: int
-    validation: Validation | None
     finished: bool
+    validation: Validation | None
+    unigram_nll: float
 
 
-def train(experiment: Experiment, workdir: Path, stall_timeout: float = 600.0) -> Outcome:
+def train(
+    config: Config | ConfigDict, workdir: str | Path, stall_timeout: float = STALL_TIMEOUT
+) -> Outcome:
+    """Trains a recipe in a work directory, or resumes the run in it; draws its curve.
+
+    This is what `python -m ddm_jax.main` calls; it needs no flags. SIGTERM and Ctrl-C save a
+    checkpoint and return; the same call then resumes. Outside the main thread, as in some
+    notebooks, signals are left as they are.
+
+    Args:
+      config: a recipe's config, from its `get_config()` or `ddm_jax.config.resolve`.
+      workdir: the folder of the run, on this machine; made if it is missing.
+      stall_timeout: seconds without a finished step after which a run of several processes ends
+        (parallel.processes.Watch). They must have called `parallel.processes.initialize`.
+
+    Returns:
+      How the run ended.
+
+    Raises:
+      UserError: the config does not fit together, its data cannot be prepared, `workdir` holds
+        another run, or as `train_experiment`.
+    """
+    if isinstance(config, ConfigDict):
+        config = resolve(config)
+    config = settle(config)
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir={workdir} is not a folder of this machine: give one, and keep the "
+            f"checkpoints there with --config.train.checkpoints={workdir}."
+        )
+    workdir = Path(workdir).expanduser()
+    check_workdir(workdir, config)  # before data is prepared, which may take minutes
+    experiment = build(config)
+    if processes.is_first():
+        print(describe(config))
+    outcome = train_experiment(experiment, workdir, stall_timeout)
+    if processes.is_first():
+        draw_curve(workdir, outcome.unigram_nll)
+    return outcome
+
+
+def train_experiment(
+    experiment: Experiment, workdir: Path, stall_timeout: float = STALL_TIMEOUT
+) -> Outcome:
     """Trains from the newest checkpoint in `workdir`, or from the start, up to train.steps.
 
-    SIGTERM and Ctrl-C save a checkpoint and return; the same call then goes on. Of several
-    processes all call this; one that hears the signal stops them all, at the same step. They share
+    SIGTERM and Ctrl-C save a checkpoint and return; the same call then resumes. With several
+    processes, all call this; a signal to one of them stops them all, at the same step. They share
     the checkpoints, and process 0 writes the rest.
 
-    stall_timeout: of several processes, seconds without a finished step after which they end
-    (parallel.processes.Watch).
+    Args:
+      experiment: of `ddm_jax.experiment.build`.
+      workdir: the folder of the run.
+      stall_timeout: as in `train`.
+
+    Returns:
+      How the run ended.
 
     Raises:
       UserError: the folder holds another run, its checkpoints cannot be read or are not those that
@@ -222,7 +287,13 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
         profile.close()
         loader.close()
         progress.close()
-    return Outcome(step, validation, finished=step >= config.train.steps)
+    return Outcome(
+        workdir,
+        step,
+        finished=step >= config.train.steps,
+        validation=validation,
+        unigram_nll=experiment.data.unigram_entropy("validation"),
+    )
 
 
 def _has_validation(workdir: Path, step: int) -> bool:

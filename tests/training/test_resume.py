@@ -198,7 +198,7 @@ def test_signal_between_two_steps_saves_the_next_one(corpus, tmp_path, monkeypat
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(loop.Writers, "write", write_and_stop)
-    outcome = loop.train(experiment, tmp_path)
+    outcome = loop.train_experiment(experiment, tmp_path)
     assert not outcome.finished
     assert outcome.step > 9
     assert (tmp_path / "checkpoints" / str(outcome.step)).is_dir()
@@ -214,13 +214,14 @@ def test_validation_that_a_stop_prevented_is_made_up_for(corpus, tmp_path, monke
     make_validation = loop.make_validation
     monkeypatch.setattr(loop, "make_validation", lambda *_: interrupted)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(experiment, tmp_path)
+        loop.train_experiment(experiment, tmp_path)
     assert (tmp_path / "checkpoints" / "25").is_dir()
     assert not [r for r in numbers(tmp_path) if "nll" in r]
     monkeypatch.setattr(loop, "make_validation", make_validation)
-    loop.train(experiment, tmp_path)
+    loop.train_experiment(experiment, tmp_path)
     assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
-    again = loop.train(experiment, tmp_path)  # finished: says how it ended, and writes nothing
+    # finished: says how it ended, and writes nothing
+    again = loop.train_experiment(experiment, tmp_path)
     assert again.finished
     assert again.validation
     assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
