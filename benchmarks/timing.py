@@ -1,5 +1,6 @@
 """How fast a run trains and samples, as seconds after compilation."""
 
+import dataclasses
 import statistics
 import time
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddm_jax.experiment import Experiment, make_sampler
-from ddm_jax.generation.generate import draw, make_program, make_spec
+from ddm_jax.experiment import Experiment
+from ddm_jax.generation.generate import compile_sampler, draw_batches
+from ddm_jax.generation.prompts import empty
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.runs.run import Run, with_sampler
 from ddm_jax.training.optimizer import make_optimizer
@@ -31,33 +33,25 @@ def sampling_speed(
       UserError: `steps` does not fit.
     """
     config = with_sampler(run.config, "auto", steps, None, [])
+    run = dataclasses.replace(run, config=config)
     length = config.data.length
-    spec = make_spec(config.sampler.steps, config.sampler.temperature, 0, 1.0)
-    key, spec = jax.device_put((jax.random.key(0), spec), layout.replicated)
-    sampler = make_program(make_sampler(config), run.network.apply, run.process)
+    prompt = empty(length)
 
-    def compiled(size: int) -> tuple[Any, dict[str, jax.Array]]:
-        empty = np.zeros((size, length), np.int32)
-        rows = layout.put_batch({"prompt": empty, "fixed": empty > 0})
-        return sampler.lower(run.params, key, **rows, spec=spec).compile(), rows
-
-    begin = time.perf_counter()
-    program, rows = compiled(batch_size)
-    compile_s = time.perf_counter() - begin
+    sampler = compile_sampler(run, layout, batch_size)
     batches = -(-tokens // (batch_size * length))
-    found = list(draw(program, run.params, key, rows, spec, (batches + 1) * batch_size))[1:]
-    seconds = sum(s for _, _, s in found)
+    found = list(draw_batches(sampler, prompt, (batches + 1) * batch_size, seed=0))[1:]
+    seconds = sum(batch.seconds for batch in found)
 
     devices = layout.mesh.size
-    alone, rows = compiled(devices)  # a sequence for each device
-    timed = list(draw(alone, run.params, key, rows, spec, (_LATENCIES + 1) * devices))[1:]
+    single = compile_sampler(run, layout, devices)  # a sequence for each device
+    timed = list(draw_batches(single, prompt, (_LATENCIES + 1) * devices, seed=0))[1:]
     return {
         "batches_per_s": batches / seconds,
         "tokens_per_s": batches * batch_size * length / seconds,
-        "nfe": float(np.mean([nfe for _, nfe, _ in found])),
+        "nfe": float(np.mean([batch.nfe for batch in found])),
         "batches": batches,
-        "latency_s": statistics.median(s for _, _, s in timed),
-        "compile_s": compile_s,
+        "latency_s": statistics.median(batch.seconds for batch in timed),
+        "compile_s": sampler.compile_s,
         "sampler": config.sampler.name,
         "steps": config.sampler.steps,
     }

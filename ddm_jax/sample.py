@@ -8,27 +8,23 @@ import dataclasses
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from ddm_jax import cli, run_flags
 from ddm_jax.config import Config
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from ddm_jax.experiment import make_sampler
-from ddm_jax.generation.generate import draw, make_program, make_spec
+from ddm_jax.generation.generate import compile_sampler, draw_batches
 from ddm_jax.generation.prompts import Prompt, between, from_template, read_template
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import write_new
 from ddm_jax.runs.interrupt import Interrupt
+from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
 
@@ -75,7 +71,11 @@ def main(argv: Sequence[str]) -> None:
         )
     name, steps, length = config.sampler.name, config.sampler.steps, config.data.length
     temperature = _TEMPERATURE.value
-    temperature = config.sampler.temperature if temperature is None else temperature
+    if temperature is None:
+        temperature = config.sampler.temperature
+    config = dataclasses.replace(
+        config, sampler=dataclasses.replace(config.sampler, temperature=temperature)
+    )
     prompt, texts = _read_prompt(tokenizer, length)
     batch_size = min(run_flags.BATCH_SIZE.value or 16, num)
     layout = dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
@@ -84,29 +84,27 @@ def main(argv: Sequence[str]) -> None:
     out = Path(_OUT.value).expanduser() if _OUT.value else out
     _check_out(out)
 
-    _say(
+    say(
         f"Step {run.step} of {workdir}: {num} sequences of {length} tokens, {name} sampler, "
         f"{steps} steps"
     )
-    spec = make_spec(steps, temperature, _TOP_K.value, _TOP_P.value)
-    key, spec = jax.device_put((jax.random.key(run_flags.SEED.value), spec), layout.replicated)
-    rows = {"prompt": prompt.tokens, "fixed": prompt.fixed}
-    rows = layout.put_batch({k: np.tile(x, (batch_size, 1)) for k, x in rows.items()})
-    program = make_program(make_sampler(config), run.network.apply, run.process)
-    begin = time.perf_counter()
-    program = program.lower(run.params, key, **rows, spec=spec).compile()
-    compile_s = time.perf_counter() - begin
-    _say(f"Compiled the sampler in {compile_s:.1f} s")
+    sampler = compile_sampler(
+        dataclasses.replace(run, config=config), layout, batch_size, _TOP_K.value, _TOP_P.value
+    )
+    say(f"Compiled the sampler in {sampler.compile_s:.1f} s")
 
     samples: list[dict[str, Any]] = []
     drawn, total_s = int((~prompt.fixed).sum()), 0.0
-    with Interrupt() as interrupt, _Progress(num, drawn) as progress:
-        for tokens, nfe, seconds in draw(program, run.params, key, rows, spec, num):
-            total_s += seconds
-            for row, evaluations in zip(tokens, nfe, strict=True):
+    with Interrupt() as interrupt, ProgressBar(num) as progress:
+        for batch in draw_batches(sampler, prompt, num, run_flags.SEED.value):
+            total_s += batch.seconds
+            for row, nfe in zip(batch.tokens, batch.nfe, strict=True):
                 sample = {"text": tokenizer.decode(row), "tokens": row.tolist()}
-                samples.append(sample | {"nfe": int(evaluations), "seconds": seconds / batch_size})
-            progress.show(samples, total_s)
+                samples.append(sample | {"nfe": int(nfe), "seconds": batch.seconds / batch_size})
+            rate = drawn * len(samples) / total_s
+            progress.update(
+                len(samples), f"{mean_nfe(samples):.1f} evaluations each, {rate:,.0f} tokens/s"
+            )
             if interrupt.received:
                 break
 
@@ -132,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
             "nfe": mean_nfe(samples),
             "seconds": total_s,
             "tokens_per_s": len(samples) * drawn / total_s,
-            "compile_s": compile_s,
+            "compile_s": sampler.compile_s,
         }
         print(json.dumps(result | settings))
 
@@ -153,41 +151,6 @@ def report(samples: Sequence[Mapping[str, Any]], written: Path) -> str:
 def mean_nfe(samples: Sequence[Mapping[str, Any]]) -> float:
     """Network evaluations of a sequence, on average."""
     return sum(sample["nfe"] for sample in samples) / len(samples)
-
-
-class _Progress:
-    """A bar in a terminal, a line for each batch elsewhere."""
-
-    def __init__(self, num: int, tokens: int):
-        """tokens: drawn for each of the num sequences."""
-        self._num, self._tokens = num, tokens
-        self._bar = tqdm(
-            total=num, disable=not sys.stderr.isatty(), unit="sequence", dynamic_ncols=True
-        )
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
-
-    def show(self, samples: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """Shows how far it is: all samples so far, and how long they took."""
-        done = len(samples)
-        numbers = (
-            f"{mean_nfe(samples):.1f} evaluations each, "
-            f"{self._tokens * done / seconds:,.0f} tokens/s"
-        )
-        if self._bar.disable:
-            left = tqdm.format_interval((self._num - done) * seconds / done)
-            _say(f"{done}/{self._num} sequences  {numbers}  {left} left")
-        else:
-            self._bar.set_postfix_str(numbers, refresh=False)
-            self._bar.update(done - self._bar.n)
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
 
 
 def _read_prompt(tokenizer: Tokenizer, length: int) -> tuple[Prompt, dict[str, str]]:

@@ -28,12 +28,14 @@ from ddm_jax.data.build.text import prepare
 from ddm_jax.data.sets.text import PrepareSpec
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_parts
+from ddm_jax.generation import generate
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs import checkpoint
 from ddm_jax.runs import run as trained
 from ddm_jax.runs.checkpoint import Checkpoints, restore_weights
 from ddm_jax.runs.files import write_new
+from ddm_jax.runs.progress import ProgressBar
 from ddm_jax.runs.record import write_record
 from ddm_jax.samplers.signature import Stats
 from ddm_jax.settle import fitting_samplers, settle
@@ -234,13 +236,13 @@ def test_program_is_traced_once_for_all_prompts_and_specs():
         )
         return tokens, Stats(jnp.full(len(tokens), spec.steps))
 
-    program = trained.make_program(sampler, apply=None, process=None)
+    program = generate.make_program(sampler, apply=None, process=None)
     for steps, temperature, top_k, top_p in (
         (1, 2.0, 0, 1.0),
         (7, 0, 5, 0.5),
         (2**31 - 1, 4, 3, 1),
     ):
-        spec = trained.make_spec(steps, temperature, top_k, top_p)
+        spec = generate.make_spec(steps, temperature, top_k, top_p)
         prompt, fixed = jnp.full((2, 3), top_k), jnp.arange(3) < jnp.full((2, 1), top_k)
         tokens, stats = program({}, jax.random.key(steps), prompt, fixed, spec)
         free = top_k + int(9 * temperature + top_p)
@@ -310,14 +312,14 @@ def test_checkpoint_that_a_run_deletes_meanwhile_does_no_harm(tmp_path, monkeypa
 
 
 def test_interrupted_samples_are_written(run, tmp_path, monkeypatch):
-    show = sample._Progress.show
+    update = ProgressBar.update
 
-    def show_and_stop(self, samples, seconds):
-        show(self, samples, seconds)
-        if len(samples) == 4:
+    def update_and_stop(self, done, numbers):
+        update(self, done, numbers)
+        if done == 4:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(sample._Progress, "show", show_and_stop)
+    monkeypatch.setattr(ProgressBar, "update", update_and_stop)
     args = [f"--workdir={run}", "--num=9", "--batch_size=2"]
     assert len(drawn(tmp_path / "out", *args)) == 4
 

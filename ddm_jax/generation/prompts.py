@@ -19,10 +19,20 @@ from ddm_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """tokens: int32[L], 0 where they are to be drawn. fixed: bool[L], the others."""
+    """Tokens that are given, and the positions to draw.
+
+    Attributes:
+      tokens: int32[L], 0 where a token is to be drawn; int32[N, L] for a prompt per sequence.
+      fixed: bool, of the same shape: the positions that keep their token.
+    """
 
     tokens: np.ndarray
     fixed: np.ndarray
+
+
+def empty(length: int) -> Prompt:
+    """The prompt that leaves all `length` positions to draw."""
+    return Prompt(np.zeros(length, np.int32), np.zeros(length, bool))
 
 
 def between(prefix: str, suffix: str, tokenizer: Tokenizer, length: int) -> Prompt:

@@ -1,16 +1,65 @@
-"""What a person sees while a run goes on: a bar in a terminal, a line per log elsewhere."""
+"""What a person sees while a command runs: a bar in a terminal, lines elsewhere.
+
+Only process 0 shows anything.
+"""
 
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
 from ddm_jax.parallel import processes
 
 
+def say(text: str) -> None:
+    """Prints a line to stderr without breaking a bar; process 0 only."""
+    if processes.is_first():
+        tqdm.write(text, file=sys.stderr)
+
+
+class ProgressBar:
+    """How many of `total` items are done: a bar in a terminal, a line per tenth elsewhere.
+
+    with ProgressBar(num) as progress:
+      progress.update(done, "12.0 evaluations each")
+    """
+
+    def __init__(self, total: int, done: int = 0, unit: str = "sequence", lines: bool = True):
+        """Starts the clock.
+
+        Args:
+          total: items.
+          done: items that were done before, to resume.
+          unit: the word for one item.
+          lines: whether to print lines where there is no terminal.
+        """
+        self._total, self._first, self._said, self._lines = total, done, done, lines
+        self._unit, self._begin = unit, time.perf_counter()
+        self._bar = _bar(total, done, unit)
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def update(self, done: int, numbers: str = "") -> None:
+        """Shows that `done` items are done now, and some numbers on them."""
+        if not self._bar.disable:
+            self._bar.set_postfix_str(numbers, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif self._lines and (done - self._said >= self._total / 10 or done >= self._total):
+            self._said = done
+            seconds = time.perf_counter() - self._begin
+            left = tqdm.format_interval((self._total - done) * seconds / (done - self._first))
+            parts = (f"{done}/{self._total} {self._unit}s", numbers, f"{left} left")
+            say("  ".join(filter(None, parts)))
+
+
 class Progress:
-    """Loss, tokens/s, step time and time left, of process 0.
+    """Loss, tokens/s, step time and time left of training.
 
     `restart` and `leave_out` keep pauses out of them.
     """
@@ -18,14 +67,7 @@ class Progress:
     def __init__(self, start: int, steps: int, tokens_per_step: int):
         self._steps = steps
         self._tokens_per_step = tokens_per_step
-        self._speaks = processes.is_first()
-        self._bar = tqdm(
-            total=steps,
-            initial=start,
-            disable=not (self._speaks and sys.stderr.isatty()),
-            unit="step",
-            dynamic_ncols=True,
-        )
+        self._bar = _bar(steps, start, "step")
         self.restart(start)
 
     def restart(self, step: int) -> None:
@@ -58,9 +100,18 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
-        if self._speaks:
-            tqdm.write(text, file=sys.stderr)
+        say(text)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
         self._bar.close()
+
+
+def _bar(total: int, done: int, unit: str) -> tqdm:
+    return tqdm(
+        total=total,
+        initial=done,
+        disable=not (processes.is_first() and sys.stderr.isatty()),
+        unit=unit,
+        dynamic_ncols=True,
+    )

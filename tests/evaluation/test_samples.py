@@ -16,7 +16,7 @@ from ddm_jax.evaluation.judges.open import judge_of
 from ddm_jax.evaluation.samples import unconditional as module
 from ddm_jax.evaluation.samples.infilling import evaluate_infilling, spans
 from ddm_jax.evaluation.samples.unconditional import draw_samples, evaluate_samples, sample_table
-from ddm_jax.generation.generate import draw
+from ddm_jax.generation.generate import draw_batches
 from ddm_jax.parallel.layouts import dp
 from tests.tiny_run import LENGTH, tiny_run
 
@@ -164,11 +164,11 @@ def test_infilling_judges_the_spans_alone(layout, judge):
 def test_speed_counts_what_was_drawn_after_the_first_batch(run, layout, monkeypatch):
     """A first batch of 100 s and further ones of 0.5 s, by a clock of ours."""
 
-    def timed(*args):
-        batches = enumerate(draw(*args))
-        return [(tokens, nfe, 0.5 if i else 100.0) for i, (tokens, nfe, _) in batches]
+    def timed(*args, **kwargs):
+        batches = enumerate(draw_batches(*args, **kwargs))
+        return [dataclasses.replace(x, seconds=0.5 if i else 100.0) for i, x in batches]
 
-    monkeypatch.setattr(speed, "draw", timed)
+    monkeypatch.setattr(speed, "draw_batches", timed)
     config = module.with_sampler(run.config, "ancestral", None, None, [])
     ancestral = dataclasses.replace(run, config=config)
     found = speed.sampling_speed(ancestral, layout, 3, tokens=5 * 4 * LENGTH - 1, batch_size=4)
