@@ -69,7 +69,7 @@ def measure(sizes: dict[str, int]) -> dict[str, float]:
     ours = our_step(config, *made, sizes["length"])
     chunk = chunk_rows(_TOKENS.value, padded_vocab(sizes["vocab"]))
     turns = -(-_TOKENS.value // 2 // chunk)
-    flops = count(ours.step, jax.eval_shape(ours.start), ours.batch, turns=turns)
+    flops = count(ours.step, jax.eval_shape(ours.start), ours.batch, while_trip_count=turns)
     run = ours.turn(1)
     return {
         "step_s": statistics.median(run() for _ in range(_REPEATS.value)),

@@ -18,7 +18,7 @@ from ddm_jax.config import Config, LayoutConfig, ModelConfig, TrainConfig
 from ddm_jax.costs.chips import CHIPS, GIB
 from ddm_jax.costs.collectives import Collective
 from ddm_jax.costs.roofline import Place, network_seconds
-from ddm_jax.costs.topology import devices_of, places
+from ddm_jax.costs.topology import devices_of, places_of
 from ddm_jax.errors import UserError
 from ddm_jax.parallel.layouts import make_layout
 from ddm_jax.settle import settle
@@ -71,7 +71,7 @@ def test_without_a_compiler_it_says_how_to_get_it(name, extra, monkeypatch):
 
 def test_gpus_are_placed_by_node():
     devices = [SimpleNamespace(platform="gpu", coords=[n, 0, i]) for n in (0, 1) for i in (0, 1)]
-    assert places(devices) == [Place(0, (0,)), Place(0, (1,)), Place(1, (0,)), Place(1, (1,))]
+    assert places_of(devices) == [Place(0, (0,)), Place(0, (1,)), Place(1, (0,)), Place(1, (1,))]
 
 
 def test_gpus_of_a_node_have_all_of_nvlink_and_nodes_400_gbit_each():
@@ -148,7 +148,9 @@ def test_out_of_memory_is_an_answer(monkeypatch):
         def lower(self, *_):
             return Lowered()
 
-    monkeypatch.setattr(compiling, "make_program", lambda job: aot_job.AotProgram(Jitted(), (), 0))
+    monkeypatch.setattr(
+        compiling, "make_aot_program", lambda job: aot_job.AotProgram(Jitted(), (), 0)
+    )
     answer = compiling.compile_for(job())
     assert not answer.fits
     assert compiling.verdict(answer, CHIPS["v5e"]) == (

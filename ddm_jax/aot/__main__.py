@@ -26,7 +26,7 @@ from ddm_jax.aot.job import (
 )
 from ddm_jax.aot.report import assess, report
 from ddm_jax.costs.chips import GIB
-from ddm_jax.costs.topology import compiler, devices_of
+from ddm_jax.costs.topology import compiler_version, devices_of
 from ddm_jax.errors import UserError
 from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.parallel.placement import summary, table
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         "devices": len(devices),
         "program": _PROGRAM.value,
         "jax": jax.__version__,
-        "compiler": compiler(_TOPOLOGY.value),
+        "compiler": compiler_version(_TOPOLOGY.value),
     }
     result |= assess(job, answer)
     if _SEARCH.value:

@@ -16,9 +16,9 @@ from ddm_jax.aot.job import (
 from ddm_jax.config import ModelConfig
 from ddm_jax.costs import flops, hlo
 from ddm_jax.costs.chips import GIB
-from ddm_jax.costs.collectives import Collective, collectives, moved_bytes
-from ddm_jax.costs.roofline import Roofline, roofline, traffic
-from ddm_jax.costs.topology import places
+from ddm_jax.costs.collectives import Collective, find_collectives, moved_bytes
+from ddm_jax.costs.roofline import Roofline, hbm_traffic, roofline
+from ddm_jax.costs.topology import places_of
 from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
 from ddm_jax.experiment import make_parts
@@ -58,7 +58,7 @@ def step_flops(job: Job) -> tuple[int, int]:
     )
     step = make_train_step(config, network, objective, process, optimizer)
     turns = head_turns(job, positions // config.train.microbatches)
-    done = flops.count(step, abstract_state(job), batch, turns=turns)
+    done = flops.count(step, abstract_state(job), batch, while_trip_count=turns)
 
     plain = dataclasses.replace(config.model, attention="plain", remat="none")
     process, objective, network = made(plain, SINGLE_DEVICE)
@@ -72,7 +72,7 @@ def step_flops(job: Job) -> tuple[int, int]:
         return objective.loss(apply, params, batch, noise, process).loss
 
     params, turns = abstract_state(job).params, head_turns(job, positions)
-    return 3 * flops.count(loss, params, batch, turns=turns), done
+    return 3 * flops.count(loss, params, batch, while_trip_count=turns), done
 
 
 def head_turns(job: Job, positions: int) -> int:
@@ -103,8 +103,8 @@ def assess(job: Job, answer: CompileResult) -> dict[str, Any]:
     if not job.sampling:
         split = layout.size(*layout.row.batch, layout.row.positions) * config.train.microbatches
         turns = head_turns(job, job.batch_size * config.data.length // split)
-    program = hlo.parse(answer.text, turns, shorter=not job.sampling)
-    found = collectives(program, devices)
+    program = hlo.parse(answer.text, turns, cheapest_branch=not job.sampling)
+    found = find_collectives(program, devices)
     known |= {
         "kernels": answer.text.count('custom_call_target="tpu_custom_call"'),
         "unknown_loops": program.unknown_loops,
@@ -112,13 +112,13 @@ def assess(job: Job, answer: CompileResult) -> dict[str, Any]:
         "network_bytes": sum(moved_bytes(found).values()),
         "collectives": moved_bytes(found),
         "largest_collectives": _largest_collectives(found),
-        "hbm_bytes": traffic(program),
+        "hbm_bytes": hbm_traffic(program),
     }
     if job.sampling:
         return known
     model, done = step_flops(job)
     line = roofline(
-        done / devices, known["hbm_bytes"], found, places(layout.mesh.devices.flat), job.chip
+        done / devices, known["hbm_bytes"], found, places_of(layout.mesh.devices.flat), job.chip
     )
     return (
         known

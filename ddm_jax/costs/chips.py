@@ -1,4 +1,4 @@
-"""Public figures of the machines that `aot` compiles for."""
+"""Public figures of the TPUs and GPUs that `ddm_jax.aot` compiles for."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,21 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """A TPU or a GPU; figures are of a chip, and of one direction of one link.
+    """A TPU or a GPU. Figures are per chip; those of links are per direction of one link.
 
-    hbm: GiB that a program may have on a device: what the compiler grants on a TPU (libtpu
-    0.0.42.1, from what it says when it has too little), 75 % of a GPU's, which is what jax takes
-    unless XLA_PYTHON_CLIENT_MEM_FRACTION says more; a device is a chip, or one of its `devices`
-    cores. flops: peak in bfloat16, FLOP/s. hbm_bandwidth, link, dcn: bytes/s; link is one of the
-    network between chips (ICI), of which a chip has two to each dimension of the torus, dcn what a
-    chip has of the data centre's. GPUs of a node are a ring whose two links are half of NVLink
-    each. ring: the sizes of a dimension of the torus that close to a ring are its multiples.
-    target: XLA's description of a GPU, as text; empty for a TPU.
+    Attributes:
+      flops: peak in bfloat16, in FLOP/s.
+      hbm_bandwidth: in bytes/s.
+      link: bytes/s of a link of the network between chips (ICI). A TPU has two links for each
+        dimension of the torus. The GPUs of a node count as a ring whose two links are half of
+        NVLink each.
+      dcn: bytes/s of a chip's share of the data-centre network.
+      ring: a dimension of the torus closes to a ring if its size is a multiple of this.
+      hbm: GiB that a program may use on a device. For a TPU, what the compiler grants (libtpu
+        0.0.42.1, read from its message when memory runs out); for a GPU, 75 % of its memory, which
+        is what jax takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+      devices: jax devices (cores) on a chip.
+      target: XLA's text description of a GPU; empty for a TPU.
     """
 
     flops: float
@@ -30,7 +35,13 @@ class Chip:
 
 
 def _hopper(name: str, memory: float, bandwidth: float) -> str:
-    """Of compute capability 9.0, with 132 multiprocessors; memory in GiB, bandwidth in bytes/s."""
+    """XLA's description of a GPU of compute capability 9.0 with 132 multiprocessors.
+
+    Args:
+      name: as CUDA reports it.
+      memory: GiB.
+      bandwidth: bytes/s.
+    """
     return f"""
         gpu_device_info {{
           cuda_compute_capability {{ major: 9 }}
@@ -54,10 +65,11 @@ def _gpu(name: str, memory: float, bandwidth: float) -> Chip:
     return Chip(989e12, bandwidth, 225e9, 50e9, 1, 0.75 * memory, target=target)
 
 
-# Peak, bandwidth of HBM, and the sum over links: docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,
-# tpu7x}; links, data-centre network, and which dimensions close to rings: Austin et al. 2025, How
-# to Scale Your Model, part 2 (jax-ml.github.io/scaling-book/tpus). The two differ: the first gives
-# v5e 400e9 in both directions of 4 links, 50e9 each, where the second has 45e9, which is used.
+# Peak, HBM bandwidth and the sum over links: docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,
+# tpu7x}. Links, data-centre network, and which dimensions close to rings: Austin et al. 2025, How
+# to Scale Your Model, part 2 (jax-ml.github.io/scaling-book/tpus). The two sources differ for v5e:
+# the first gives 400e9 over both directions of 4 links, which is 50e9 each; the second gives 45e9,
+# which is used here.
 CHIPS = {
     "v3": Chip(123e12, 900e9, 100e9, 6.25e9, 32, 15.48, devices=2),
     "v4": Chip(275e12, 1200e9, 45e9, 6.25e9, 4, 30.75),
@@ -65,8 +77,8 @@ CHIPS = {
     "v5p": Chip(459e12, 2765e9, 90e9, 6.25e9, 4, 95.74),
     "v6e": Chip(918e12, 1638e9, 90e9, 12.5e9, 16, 31.25),
     "tpu7x": Chip(2307e12, 7380e9, 90e9, 12.5e9, 4, 94.75, devices=2),
-    # SXM: NVIDIA's data sheets (dense bfloat16, NVLink 900 GB/s both ways) and CUDA programming
-    # guide (limits of 9.0); 400 Gbit/s a GPU between nodes, as in a DGX
+    # SXM: NVIDIA's data sheets (dense bfloat16, NVLink 900 GB/s in both directions) and the CUDA
+    # programming guide (limits of 9.0); 400 Gbit/s per GPU between nodes, as in a DGX
     "h100": _gpu("NVIDIA H100 80GB HBM3", 79.1, 3.35e12),
     "h200": _gpu("NVIDIA H200", 140.4, 4.8e12),
 }

@@ -1,16 +1,17 @@
-"""A compiled program as text -> its computations, and how often each of them runs.
+"""The text of a compiled program (HLO) -> its computations, and how often each of them runs.
 
-XLA prints a loop once, however long it runs: what a program does in a step is what each
-instruction does times the number of runs of the computation that it is in.
+XLA prints the body of a loop once, however often the loop runs. What a program does in one run is
+therefore what each instruction does, times the number of runs of its computation.
 """
 
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-BITS = {"pred": 8, "token": 0, "opaque": 0}  # of the others, the digits in the name
+# bits of an element, for the types whose name does not have them as digits
+BITS = {"pred": 8, "token": 0, "opaque": 0}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](\{[^{}]*\})?")
@@ -21,9 +22,13 @@ _CALLED = re.compile(
 _NAME = re.compile(r"%([\w.\-]+)")
 
 
+class HloError(ValueError):
+    """The text of a compiled program cannot be read."""
+
+
 @dataclass(frozen=True)
-class Array:
-    """Type and shape of an array; in_hbm is False where it is kept in a nearer memory."""
+class HloArray:
+    """Type and shape of an array; `in_hbm` is False if it is kept in nearer memory."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,7 +36,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Without padding."""
+        """Size without padding."""
         digits = re.search(r"\d+", self.dtype)
         bits = BITS.get(self.dtype, int(digits[0]) if digits else 0)
         return math.ceil(math.prod(self.shape) * bits / 8)
@@ -39,19 +44,29 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: name = result opcode(operands), attributes."""
+    """One line of HLO: name = result opcode(arguments), attributes.
+
+    Attributes:
+      name: unique within its computation.
+      result: the arrays that it returns.
+      opcode: such as "fusion" or "all-reduce".
+      operands: names of the instructions whose results it takes.
+      arguments: the text between the parentheses.
+      attributes: the text after the parentheses.
+      is_root: whether its computation returns its result.
+    """
 
     name: str
-    result: tuple[Array, ...]
+    result: tuple[HloArray, ...]
     opcode: str
     operands: tuple[str, ...]
-    inside: str  # what is in the parentheses
+    arguments: str
     attributes: str
-    root: bool
+    is_root: bool
 
     @functools.cached_property
     def called(self) -> dict[str, tuple[str, ...]]:
-        """Names of the computations that it runs, by role."""
+        """Names of the computations that it runs, by role (calls, body, condition, ...)."""
         found = {}
         for role, several, one in _CALLED.findall(self.attributes):
             names = [part.strip().lstrip("%") for part in (several or one).split(",")]
@@ -61,35 +76,53 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Computation:
-    """Its instructions, by name."""
+    """A computation with its instructions by name; `is_entry` marks where the program starts."""
 
     name: str
-    entry: bool
+    is_entry: bool
     instructions: Mapping[str, Instruction]
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
-        return next(i for i in self.instructions.values() if i.root)
+        """The instruction whose result the computation returns."""
+        for instruction in self.instructions.values():
+            if instruction.is_root:
+                return instruction
+        raise HloError(f"HLO computation {self.name} has no ROOT.")
 
 
 @dataclass(frozen=True)
-class Program:
-    """The computations by name, and how often a run of the program runs each.
+class HloProgram:
+    """A compiled program.
 
-    unknown_loops: the number of loops whose length could not be read.
+    Attributes:
+      computations: by name.
+      runs: how often one run of the program runs each computation.
+      unknown_loops: number of loops whose trip count could not be read.
     """
 
     computations: Mapping[str, Computation]
     runs: Mapping[str, int]
     unknown_loops: int
 
+    def instructions(self) -> Iterator[tuple[Computation, Instruction]]:
+        """Every instruction, with the computation that it is in."""
+        for computation in self.computations.values():
+            for instruction in computation.instructions.values():
+                yield computation, instruction
 
-def parse(text: str, turns: int = 1, shorter: bool = False) -> Program:
-    """Reads `jax.stages.Compiled.as_text()`.
 
-    turns: of a loop of unknown length. shorter: whether of a branch only the way of the fewest
-    instructions runs, not each once.
+def parse(text: str, while_trip_count: int = 1, cheapest_branch: bool = False) -> HloProgram:
+    """Parses `jax.stages.Compiled.as_text()`.
+
+    Args:
+      text: HLO after all compiler passes.
+      while_trip_count: trips of a loop whose trip count cannot be read.
+      cheapest_branch: of a conditional, only the branch of the fewest instructions runs; otherwise
+        each branch runs once.
+
+    Raises:
+      HloError: a line has an unknown form.
     """
     computations: dict[str, Computation] = {}
     lines: dict[str, Instruction] = {}
@@ -98,16 +131,16 @@ def parse(text: str, turns: int = 1, shorter: bool = False) -> Program:
             lines = {}
             computations[header[2]] = Computation(header[2], bool(header[1]), lines)
         elif match := _INSTRUCTION.match(line):
-            instruction = _instruction(match[2], match[3], bool(match[1]))
+            instruction = _parse_instruction(match[2], match[3], is_root=bool(match[1]))
             lines[instruction.name] = instruction
-    runs, unknown = _runs(computations, turns, shorter)
-    return Program(computations, runs, unknown)
+    runs, unknown = _count_runs(computations, while_trip_count, cheapest_branch)
+    return HloProgram(computations, runs, unknown)
 
 
-def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays in a printed shape, those of a tuple in their order."""
+def parse_arrays(text: str) -> tuple[HloArray, ...]:
+    """The arrays of a printed shape; those of a tuple in their order."""
     return tuple(
-        Array(
+        HloArray(
             dtype,
             tuple(int(n.lstrip("<=")) for n in dims.split(",") if n),
             not re.search(r"S\([1-9]", layout or ""),
@@ -116,37 +149,40 @@ def arrays(text: str) -> tuple[Array, ...]:
     )
 
 
-def _instruction(name: str, text: str, root: bool) -> Instruction:
-    # a tuple is in parentheses, and any other shape has no space
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+def _parse_instruction(name: str, text: str, is_root: bool) -> Instruction:
+    # the shape of a tuple is in parentheses; any other shape has no space
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
     shape, rest = text[:end], text[end:].strip()
-    opens = rest.index("(")
+    opens = rest.find("(")
+    if end < 0 or opens < 0:
+        raise HloError(f"HLO instruction in an unknown form: {text[:200]}")
     closes = _closing(rest, opens)
-    inside = rest[opens + 1 : closes]
+    arguments = rest[opens + 1 : closes]
     return Instruction(
         name,
-        arrays(shape),
-        rest[:opens],
-        tuple(_NAME.findall(inside)),
-        inside,
-        rest[closes + 1 :],
-        root,
+        result=parse_arrays(shape),
+        opcode=rest[:opens],
+        operands=tuple(_NAME.findall(arguments)),
+        arguments=arguments,
+        attributes=rest[closes + 1 :],
+        is_root=is_root,
     )
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis at `start` closes."""
+    """The index where the parenthesis at `start` closes."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
         if not depth:
             return match.start()
-    raise ValueError(f"HLO line without a closing parenthesis: {text[:200]}")
+    raise HloError(f"HLO line without a closing parenthesis: {text[:200]}")
 
 
-def _runs(
-    computations: Mapping[str, Computation], unknown_turns: int, shorter: bool
+def _count_runs(
+    computations: Mapping[str, Computation], while_trip_count: int, cheapest_branch: bool
 ) -> tuple[dict[str, int], int]:
+    """(runs of each computation, number of loops of unknown trip count)."""
     runs = dict.fromkeys(computations, 0)
     unknown = 0
 
@@ -155,25 +191,25 @@ def _runs(
         runs[computation.name] += times
         for instruction in computation.instructions.values():
             if instruction.opcode in ("async-update", "async-done"):
-                continue  # names again what its start has run
-            turns = 1
+                continue  # repeats the names of what its start has run
+            trips = 1
             if instruction.opcode == "while":
                 found = _trip_count(instruction, computation, computations)
                 unknown += found is None
-                turns = found or unknown_turns
+                trips = found or while_trip_count
             called = [
                 computations[name]
                 for names in instruction.called.values()
                 for name in names
                 if name in computations
             ]
-            if instruction.opcode == "conditional" and shorter:
-                called = [min(called, key=lambda way: len(way.instructions))]
+            if instruction.opcode == "conditional" and cheapest_branch:
+                called = [min(called, key=lambda branch: len(branch.instructions))]
             for one in called:
-                visit(one, times * turns)
+                visit(one, times * trips)
 
     for computation in computations.values():
-        if computation.entry:
+        if computation.is_entry:
             visit(computation, 1)
     return runs, unknown
 
@@ -181,7 +217,16 @@ def _runs(
 def _trip_count(
     loop: Instruction, around: Computation, computations: Mapping[str, Computation]
 ) -> int | None:
-    """Turns of a while: as noted by the compiler, or of a counter compared with a constant."""
+    """Trips of a while: as the compiler notes them, or from a counter compared with a constant.
+
+    Args:
+      loop: the while.
+      around: the computation that it is in.
+      computations: of the program.
+
+    Returns:
+      None if the trip count cannot be read.
+    """
     if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(noted[1])
     condition = computations[loop.called["condition"][0]]
@@ -193,20 +238,24 @@ def _trip_count(
     stop = _constant(condition, compare.operands[1])
     if stop is None or counter is None or counter.opcode != "get-tuple-element":
         return None
-    index = int(re.search(r"index=(\d+)", counter.attributes)[1])
+    index_text = re.search(r"index=(\d+)", counter.attributes)
     carried = around.instructions.get(loop.operands[0])
+    if index_text is None or carried is None:
+        return None
+    index = int(index_text[1])
     start = _constant(around, carried.operands[index]) if carried.opcode == "tuple" else None
     following = body.instructions[body.root.operands[index]]
     steps = [_constant(body, name) for name in following.operands]
     step = next((s for s in steps if s is not None), None) if following.opcode == "add" else None
-    # a counter of jax starts at 0 and goes by 1; the compiler may have peeled or unrolled
+    # jax's counters start at 0 and go up by 1; the compiler may have peeled or unrolled the loop
     return math.ceil((stop - (start or 0)) / (step or 1))
 
 
 def _constant(computation: Computation, name: str) -> int | None:
+    """The integer that an instruction holds, through copies; None if it is not a constant."""
     instruction = computation.instructions.get(name)
     while instruction and instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
         instruction = computation.instructions.get(instruction.operands[0])
     if instruction is None or instruction.opcode != "constant":
         return None
-    return int(instruction.inside) if re.fullmatch(r"-?\d+", instruction.inside) else None
+    return int(instruction.arguments) if re.fullmatch(r"-?\d+", instruction.arguments) else None

@@ -1,15 +1,13 @@
-"""From FLOPs and bytes to the least time that a step can take (Williams et al. 2009, Roofline)."""
+"""From FLOPs and bytes to a lower bound on step time (Williams et al. 2009, Roofline)."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ddm_jax.costs.chips import Chip
-from ddm_jax.costs.collectives import Collective
-from ddm_jax.costs.hlo import Array, Computation, Instruction, Program
+from ddm_jax.costs.collectives import Collective, Groups
+from ddm_jax.costs.hlo import Computation, HloArray, HloProgram, Instruction
 
-# read and write nothing by themselves
+# instructions that do not read or write memory by themselves
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "iota", "async-start", "async-update",
@@ -21,7 +19,7 @@ _RENAMES = ("bitcast", "reshape")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a device is: its slice, and the coordinates of its chip in the torus."""
+    """Where a device is: its slice (a node for GPUs), and its chip's coordinates in the torus."""
 
     slice: int
     coords: tuple[int, ...]
@@ -29,11 +27,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds that a step of a device spends at the least on each of three, one after another.
+    """Lower bounds, in seconds, on what a step of a device spends on each of three resources.
 
-    They are added where the compiler lets them wait for each other, and only the longest counts
-    where they overlap in full: a real step is between `overlapped` and `serial`, if all runs at
-    peak, which it does not.
+    The three add up where the compiler makes one wait for another, and only the longest counts
+    where they overlap fully. At peak rates, which a real step does not reach, it would take
+    between `overlapped` and `serial`.
     """
 
     compute: float
@@ -42,123 +40,147 @@ class Roofline:
 
     @property
     def overlapped(self) -> float:
-        """Network and memory are hidden behind compute, or the other way round."""
+        """Step time if compute, memory and network overlap fully."""
         return max(self.compute, self.memory, self.network)
 
     @property
     def serial(self) -> float:
-        """The network waits for the chip and the chip for the network."""
+        """Step time if network and chip wait for each other."""
         return max(self.compute, self.memory) + self.network
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource that takes longest: "compute", "memory" or "network"."""
         times = {"compute": self.compute, "memory": self.memory, "network": self.network}
-        return max(times, key=times.get)
+        return max(times, key=lambda name: times[name])
 
 
 def roofline(
-    flops: float, traffic: float, found: Sequence[Collective], places: Sequence[Place], chip: Chip
+    flops: float,
+    hbm_bytes: float,
+    found: Sequence[Collective],
+    places: Sequence[Place],
+    chip: Chip,
 ) -> Roofline:
-    """flops, traffic (bytes of HBM): of a device in a step; places: of the program's partitions."""
+    """The roofline of a step.
+
+    Args:
+      flops: of a device.
+      hbm_bytes: that a device reads from and writes to HBM.
+      found: the collectives of the step.
+      places: where the program's partitions are, in their order.
+      chip: its peak rates.
+    """
     return Roofline(
         compute=flops * chip.devices / chip.flops,
-        memory=traffic * chip.devices / chip.hbm_bandwidth,
+        memory=hbm_bytes * chip.devices / chip.hbm_bandwidth,
         network=network_seconds(found, places, chip),
     )
 
 
 def network_seconds(found: Sequence[Collective], places: Sequence[Place], chip: Chip) -> float:
-    """Seconds that the collectives of a step take, at the full speed of the links.
+    """Seconds that the collectives of a step take at the full speed of the links.
 
-    A group that spans dimensions of the torus has a ring in each, and divides its bytes among
-    them (as XLA does); a ring moves bytes both ways, a dimension that is not closed only one way
-    at a time. Latency is left out. Permutations that go opposite ways overlap. A group of several
-    slices first reduces (or at last gathers) within its slice: the data-centre network carries
-    what is left, from every chip at once.
+    A group that spans several dimensions of the torus has a ring in each, and divides its bytes
+    among them (as XLA does). A ring moves bytes both ways; a dimension that is not closed moves
+    them one way at a time. Latency is left out. Permutations in opposite directions overlap. A
+    group of several slices first reduces (or finally gathers) within its slice; the data-centre
+    network carries the rest, from every chip at once.
     """
     extent = _extent(places)
     seconds = 0.0
-    permutes: Counter[Any] = Counter()
+    permutes: dict[Groups, float] = {}
     for one in found:
         if one.kind == "collective-permute":
-            far = any(places[a].slice != places[b].slice for a, b in one.groups)
-            permutes[one.groups] += one.moved * one.runs / (chip.dcn if far else chip.link)
+            crosses = any(places[a].slice != places[b].slice for a, b in one.groups)
+            bandwidth = chip.dcn if crosses else chip.link
+            permutes[one.groups] = permutes.get(one.groups, 0.0) + one.moved * one.runs / bandwidth
             continue
         members = [places[i] for i in max(one.groups, key=len)]
         slices = len({p.slice for p in members})
         within = len(members) // slices
-        # of the ring's share (g - 1) / g of all bytes, what stays within a slice
-        near = (within - 1) / within * len(members) / (len(members) - 1)
+        # the part within a slice, of the (g - 1) / g of all bytes that a ring of g sends
+        near_share = (within - 1) / within * len(members) / (len(members) - 1)
         if within > 1:
-            seconds += one.runs * one.moved * near / _bandwidth(members, extent, chip)
+            seconds += one.runs * one.moved * near_share / _bandwidth(members, extent, chip)
         if slices > 1:
             far_share = (slices - 1) / slices * len(members) / (len(members) - 1) / within
             seconds += one.runs * one.moved * far_share / chip.dcn
     return seconds + max(permutes.values(), default=0.0)
 
 
-def traffic(program: Program) -> int:
-    """Bytes that a run of the program reads from and writes to HBM, as its instructions say.
+def hbm_traffic(program: HloProgram) -> int:
+    """Bytes that a run of the program reads from and writes to HBM, by its instructions.
 
-    Operands and results of every instruction that runs, those in nearer memory left out; of an
-    operand that a fusion only slices, the slices. Kernels may read an operand more than once and
-    are counted as if they read it once.
+    Counts operands and results of every instruction that runs, except those in nearer memory; of
+    an operand that a fusion only slices, the slices. A kernel counts as if it read each operand
+    once, although it may read it more often.
     """
+    inside_others = _computations_inside_instructions(program)
     total = 0
-    fused = {
-        name
-        for computation in program.computations.values()
-        for instruction in computation.instructions.values()
-        if instruction.opcode != "while"
-        for role, names in instruction.called.items()
-        if role in ("calls", "to_apply") and instruction.opcode not in ("call", "async-start")
-        for name in names
-    }
-    for computation in program.computations.values():
+    for computation, instruction in program.instructions():
         runs = program.runs[computation.name]
-        if not runs or computation.name in fused:
+        if not runs or computation.name in inside_others:
             continue
-        for instruction in computation.instructions.values():
-            if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-                total += runs * _touched(instruction, computation, program)
+        if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
+            total += runs * _bytes_touched(instruction, computation, program)
     return total
 
 
-def _touched(instruction: Instruction, computation: Computation, program: Program) -> int:
+def _computations_inside_instructions(program: HloProgram) -> set[str]:
+    """Names of the computations whose traffic is that of the instruction which applies them."""
+    return {
+        name
+        for _, instruction in program.instructions()
+        if instruction.opcode not in ("while", "call", "async-start")
+        for role in ("calls", "to_apply")
+        for name in instruction.called.get(role, ())
+    }
+
+
+def _bytes_touched(instruction: Instruction, computation: Computation, program: HloProgram) -> int:
+    """Bytes that one run of an instruction reads and writes."""
     operands = [computation.instructions[name].result for name in instruction.operands]
     if instruction.opcode == "custom-call" and not operands:
-        return 0  # sets memory aside
+        return 0  # only allocates memory
     if instruction.opcode.endswith("-start"):
-        # a copy or a collective: what it reads, and beside it what it writes
+        # a copy or a collective; its result lists what it reads, then what it writes
         written = instruction.result[len(operands) : 2 * len(operands)] or instruction.result
-        return sum(map(_bytes, operands)) + _bytes(written)
+        return sum(map(_hbm_bytes, operands)) + _hbm_bytes(written)
     if instruction.opcode in _SLICES:
-        return 2 * _bytes(instruction.result)
+        return 2 * _hbm_bytes(instruction.result)
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * _bytes(operands[1])
-    if instruction.opcode != "fusion":
-        return _bytes(instruction.result) + sum(map(_bytes, operands))
-    return _fusion_bytes(instruction, operands, program)
+        return 2 * _hbm_bytes(operands[1])
+    if instruction.opcode == "fusion":
+        return _fusion_bytes(instruction, operands, program)
+    return _hbm_bytes(instruction.result) + sum(map(_hbm_bytes, operands))
 
 
 def _fusion_bytes(
-    fusion: Instruction, operands: Sequence[Sequence[Array]], program: Program
+    fusion: Instruction, operands: Sequence[Sequence[HloArray]], program: HloProgram
 ) -> int:
-    inside = program.computations[fusion.called["calls"][0]]
-    wholes = enumerate(map(_bytes, operands))
-    read = sum(min(whole, _read(inside, i, whole, program)) for i, whole in wholes)
-    root, lines = inside.root, inside.instructions
-    made = [lines[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if len(made) != len(fusion.result):
-        return read + _bytes(fusion.result)
-    return read + sum(_written(x, a, lines) for x, a in zip(made, fusion.result, strict=True))
+    body = program.computations[fusion.called["calls"][0]]
+    sizes = enumerate(map(_hbm_bytes, operands))
+    read = sum(min(size, _bytes_read(body, i, size, program)) for i, size in sizes)
+    root, lines = body.root, body.instructions
+    outputs = [lines[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(outputs) != len(fusion.result):
+        return read + _hbm_bytes(fusion.result)
+    pairs = zip(outputs, fusion.result, strict=True)
+    return read + sum(_bytes_written(output, array, lines) for output, array in pairs)
 
 
-def _read(inside: Computation, index: int, whole: int, program: Program) -> int:
-    """Bytes that a fusion reads of an operand of so many; of one that it slices, the slices."""
-    lines = inside.instructions.values()
-    names = [x.name for x in lines if x.opcode == "parameter" and int(x.inside) == index]
+def _bytes_read(body: Computation, index: int, size: int, program: HloProgram) -> int:
+    """Bytes that a fusion reads of an operand; of one that it slices, the slices.
+
+    Args:
+      body: the computation of the fusion.
+      index: of the operand.
+      size: bytes of the whole operand.
+      program: with the fusions inside the fusion.
+    """
+    lines = body.instructions.values()
+    names = [x.name for x in lines if x.opcode == "parameter" and int(x.arguments) == index]
     total = 0
     for use in lines:
         at = [i for i, name in enumerate(use.operands) if name in names]
@@ -170,27 +192,27 @@ def _read(inside: Computation, index: int, whole: int, program: Program) -> int:
             total += sum(a.bytes for a in use.result)
         elif use.opcode == "fusion":
             nested = program.computations[use.called["calls"][0]]
-            total += sum(_read(nested, i, whole, program) for i in at)
-        elif use.opcode != "dynamic-update-slice" or at != [0]:  # which changes it in place
-            return whole
+            total += sum(_bytes_read(nested, i, size, program) for i in at)
+        elif use.opcode != "dynamic-update-slice" or at != [0]:  # which updates it in place
+            return size
     return total
 
 
-def _written(made: Instruction, result: Array, lines: Mapping[str, Instruction]) -> int:
-    """Bytes that a fusion writes of a result."""
-    while made.opcode in _RENAMES:
-        made = lines[made.operands[0]]
-    if made.opcode == "dynamic-update-slice" and result.in_hbm:
-        return sum(a.bytes for a in lines[made.operands[1]].result)
-    return _bytes([result])
+def _bytes_written(output: Instruction, result: HloArray, lines: Mapping[str, Instruction]) -> int:
+    """Bytes that a fusion writes of a result; of one that it updates in place, the update."""
+    while output.opcode in _RENAMES:
+        output = lines[output.operands[0]]
+    if output.opcode == "dynamic-update-slice" and result.in_hbm:
+        return sum(a.bytes for a in lines[output.operands[1]].result)
+    return _hbm_bytes([result])
 
 
-def _bytes(found: Sequence[Array]) -> int:
+def _hbm_bytes(found: Sequence[HloArray]) -> int:
     return sum(a.bytes for a in found if a.in_hbm)
 
 
 def _extent(places: Sequence[Place]) -> tuple[int, ...]:
-    """Sizes of the torus of a slice."""
+    """The size of each dimension of a slice's torus."""
     return tuple(max(axis) + 1 for axis in zip(*(p.coords for p in places), strict=True))
 
 
@@ -204,4 +226,4 @@ def _bandwidth(members: Sequence[Place], extent: Sequence[int], chip: Chip) -> f
         if spanned > 1:
             closed = spanned == size and size % chip.ring == 0
             total += chip.link * (2 if closed else 1)
-    return total or chip.link  # the cores of one chip
+    return total or chip.link  # a group of the cores of one chip

@@ -199,7 +199,7 @@ def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Out
             progress.say(f"Compiled the step for {size} in {seconds:.1f} s")
             if processes.is_first():
                 about = {"batch": size, "compile_s": seconds}
-                about |= program_costs(programs[shape], layout.mesh.size)
+                about |= program_costs(programs[shape], layout.mesh.size, warn=progress.say)
                 write_atomically(workdir / "program.json", json.dumps(about, indent=2) + "\n")
         return programs[shape]
 

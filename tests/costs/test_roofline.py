@@ -15,7 +15,7 @@ from ddm_jax.config import Config, LayoutConfig, ModelConfig, ObjectiveConfig, T
 from ddm_jax.costs import flops, hlo
 from ddm_jax.costs.chips import CHIPS, Chip
 from ddm_jax.costs.collectives import Collective
-from ddm_jax.costs.roofline import Place, Roofline, network_seconds, roofline, traffic
+from ddm_jax.costs.roofline import Place, Roofline, hbm_traffic, network_seconds, roofline
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.parallel.layouts import make_layout
 from ddm_jax.settle import settle
@@ -72,7 +72,9 @@ def test_flops_agree_with_xla_on_one_layer():
     one = job(depth=1)
     program = aot_job.make_aot_program(one)
     turns = aot_report.head_turns(one, BATCH * LENGTH)
-    assert flops.count(program.jitted, *program.args, turns=turns) == 3 * sum(parts(depth=1))
+    assert flops.count(program.jitted, *program.args, while_trip_count=turns) == 3 * sum(
+        parts(depth=1)
+    )
     counted = flops.count(program.jitted, *program.args)
     xla = program.jitted.lower(*program.args).cost_analysis()["flops"]
     assert counted < xla < 1.06 * counted
@@ -85,7 +87,7 @@ def test_loops_and_branches_are_counted_as_they_run():
         return jax.lax.cond(y[0, 0] > 0, lambda z: z @ z @ z, lambda z: z @ z, y)
 
     args = jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    assert flops.count(f, *args, turns=3) == (5 + 3 + 1) * 2 * 4**3
+    assert flops.count(f, *args, while_trip_count=3) == (5 + 3 + 1) * 2 * 4**3
 
 
 def test_a_split_over_some_axes_is_done_by_each_of_their_devices():
@@ -179,4 +181,4 @@ def test_traffic_leaves_out_near_memory_and_counts_slices_as_slices():
     copy = 10 * 64 * 4  # read; what it writes stays near
     fusion = 256 + 256 + 256  # one row read, one given out, one written into the other array
     add = 3 * 256
-    assert traffic(hlo.parse(TEXT)) == copy + fusion + add
+    assert hbm_traffic(hlo.parse(TEXT)) == copy + fusion + add

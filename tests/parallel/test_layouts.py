@@ -11,7 +11,7 @@ import pytest
 
 from ddm_jax.config import LayoutConfig
 from ddm_jax.costs import flops, hlo
-from ddm_jax.costs.collectives import collectives as collective_list
+from ddm_jax.costs.collectives import find_collectives
 from ddm_jax.data.tokenizers.gpt2 import VOCAB
 from ddm_jax.errors import UserError
 from ddm_jax.models.head import chunk_rows
@@ -114,7 +114,7 @@ def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(layout, ax
     program = hlo.parse(compiled(parts).as_text())
     across = [
         one
-        for one in collective_list(program, 8)
+        for one in find_collectives(program, 8)
         if any(len({tuple(of_replica[i]) for i in group}) > 1 for group in one.groups)
     ]
     # but for how many chunks of logits the heads have to read, where they wait for each other
