@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation: whether a run fits a machine, and how fast it would be there."""
+"""Ahead-of-time compilation of a recipe for TPUs or GPUs, with the memory and time of a step."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from ddm_jax.config import Config
+from ddm_jax.config import Config, LayoutConfig
 from ddm_jax.costs.chips import Chip
 from ddm_jax.data.tokenizers.tokenizer import is_trained, pretrained_tokenizer
 from ddm_jax.errors import UserError
@@ -24,8 +25,16 @@ from ddm_jax.training.step import make_train_step, metric_names
 
 
 @dataclass(frozen=True)
-class Job:
-    """A settled recipe for a layout on devices. vocab_size: of the recipe's tokenizer."""
+class AotJob:
+    """A settled recipe under a layout on devices that need not be present.
+
+    Attributes:
+      config: the settled recipe.
+      layout: on abstract devices.
+      chip: the kind of these devices.
+      vocab_size: of the recipe's tokenizer.
+      sampling: compile the sampler instead of the train step.
+    """
 
     config: Config
     layout: Layout
@@ -35,55 +44,62 @@ class Job:
 
     @property
     def batch_size(self) -> int:
-        """Sequences of the program, over all devices."""
+        """Sequences in a batch of the program, over all devices."""
         return self.config.eval.batch_size if self.sampling else self.config.train.batch_size
 
-    def with_batch(self, size: int) -> "Job":
-        """The same of other batches."""
-        section, name = (
-            (self.config.eval, "eval") if self.sampling else (self.config.train, "train")
-        )
-        section = dataclasses.replace(section, batch_size=size)
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, **{name: section}))
+    def with_batch(self, size: int) -> "AotJob":
+        """The same job with another batch size."""
+        config = self.config
+        if self.sampling:
+            section = dataclasses.replace(config.eval, batch_size=size)
+            return dataclasses.replace(self, config=dataclasses.replace(config, eval=section))
+        train = dataclasses.replace(config.train, batch_size=size)
+        return dataclasses.replace(self, config=dataclasses.replace(config, train=train))
 
 
 @dataclass(frozen=True)
 class AotProgram:
-    """What is compiled: a jitted function, its abstract arguments, and what a device holds."""
+    """A program to compile.
+
+    Attributes:
+      jitted: a function wrapped by jax.jit or jax.pmap.
+      args: its abstract arguments, with their shardings.
+      argument_bytes: bytes of parameters and state that a device holds.
+    """
 
     jitted: Any
     args: tuple[Any, ...]
-    held: int
+    argument_bytes: int
 
 
-def vocabulary(spec: str) -> int:
-    """Tokens of `data.tokenizer`, without its corpus.
+def vocab_size_of(tokenizer: str) -> int:
+    """Number of tokens of `config.data.tokenizer`, without reading a corpus.
 
     Raises:
-      UserError: unknown kind, or no such model file.
+      UserError: the kind is unknown, or the model file does not exist.
     """
-    return (
-        int(spec.partition(":")[2]) if is_trained(spec) else pretrained_tokenizer(spec).vocab_size
-    )
+    if is_trained(tokenizer):
+        return int(tokenizer.partition(":")[2])
+    return pretrained_tokenizer(tokenizer).vocab_size
 
 
-def arrange(config: Config, devices: Sequence[Any], topology: str) -> Layout:
-    """The layout of a config on the devices of a topology, e.g. "v5e:16x16".
+def make_aot_layout(config: LayoutConfig, devices: Sequence[jax.Device], topology: str) -> Layout:
+    """The layout of a config on the devices of a topology, such as "v5e:16x16".
 
     Raises:
       UserError: as `make_layout`, or the axes do not follow the links of the chips.
     """
     try:
-        return make_layout(config.layout, devices)
+        return make_layout(config, devices)
     except NotImplementedError as error:
-        axes = config.layout.axes or "its default sizes"
+        axes = config.axes or "its default sizes"
         raise UserError(
-            f"--axes of {config.layout.name} ({axes}) do not lie along the links of "
-            f"{topology}: give sizes that are products of the sizes in its name."
+            f"--axes of {config.name} ({axes}) do not lie along the links of {topology}: give "
+            "sizes that are products of the sizes in its name."
         ) from error
 
 
-def check_batch(job: Job) -> None:
+def check_batch(job: AotJob) -> None:
     """Raises UserError unless the batch splits over the devices."""
     if job.sampling:
         job.layout.check_batch(job.batch_size, "config.eval.batch_size")
@@ -94,13 +110,17 @@ def check_batch(job: Job) -> None:
     )
 
 
-def make_aot_program(job: Job) -> AotProgram:
-    """The train step under the layout, or the sampler that validation runs."""
+def make_aot_program(job: AotJob) -> AotProgram:
+    """The train step under the layout, or the sampler that validation runs.
+
+    Raises:
+      UserError: the sampler cannot be compiled for this model or layout.
+    """
     return _sample_program(job) if job.sampling else _train_program(job)
 
 
-def abstract_state(job: Job) -> TrainState:
-    """The train state, without arrays."""
+def abstract_state(job: AotJob) -> TrainState:
+    """The train state as shapes and dtypes, without arrays."""
     _, objective, network = make_parts(job.config, job.vocab_size)
     optimizer = make_optimizer(job.config.optim, job.config.train.steps)
     names = metric_names(network, objective)
@@ -109,21 +129,23 @@ def abstract_state(job: Job) -> TrainState:
 
 
 def abstract_batch(config: Config, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of training, the longest bucket of pairs, without arrays."""
-    sides = {"tokens": config.data.length}
+    """A training batch of `size` sequences (of pairs: the longest bucket), without arrays."""
+    target = (size, config.data.length)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct(target, jnp.int32),
+        "valid": jax.ShapeDtypeStruct(target, bool),
+    }
     if config.model.kind != "lm":
-        sides["source"] = config.data.source_length
-    batch = {}
-    for name, length in sides.items():
-        valid = {"tokens": ("valid", "seen"), "source": ("source_valid",)}[name]
-        batch[name] = jax.ShapeDtypeStruct((size, length), jnp.int32)
-        batch |= {key: jax.ShapeDtypeStruct((size, length), bool) for key in valid}
-    if config.model.kind == "lm":
-        del batch["seen"]
+        source = (size, config.data.source_length)
+        batch |= {
+            "seen": jax.ShapeDtypeStruct(target, bool),
+            "source": jax.ShapeDtypeStruct(source, jnp.int32),
+            "source_valid": jax.ShapeDtypeStruct(source, bool),
+        }
     return batch
 
 
-def _train_program(job: Job) -> AotProgram:
+def _train_program(job: AotJob) -> AotProgram:
     config, layout = job.config, job.layout
     process, objective, network = make_parts(config, job.vocab_size, hooks_of(layout))
     optimizer = make_optimizer(config.optim, config.train.steps)
@@ -131,47 +153,50 @@ def _train_program(job: Job) -> AotProgram:
     state = abstract_state(job)
     shardings = layout.state_shardings(state)
 
-    def shape(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        dims = x.shape
+    def as_put(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = x.shape
         if layout.row.mapped:  # as Layout.put_train_batch
-            dims = (layout.mesh.size, dims[0] // layout.mesh.size, *dims[1:])
-        return jax.ShapeDtypeStruct(dims, x.dtype, sharding=layout.by_example)
+            shape = (layout.mesh.size, shape[0] // layout.mesh.size, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=layout.by_example)
 
-    batch = jax.tree.map(shape, abstract_batch(config, job.batch_size))
-    args = (_placed(state, shardings), batch)
+    batch = jax.tree.map(as_put, abstract_batch(config, job.batch_size))
+    args = (_with_shardings(state, shardings), batch)
     return AotProgram(layout.program(step, state), args, device_bytes(state, shardings))
 
 
-def _sample_program(job: Job) -> AotProgram:
+def _sample_program(job: AotJob) -> AotProgram:
     config, layout = job.config, job.layout
     if config.model.kind != "lm":
         raise UserError(
-            f"--program=sample does not compile config.model.kind={config.model.kind!r}: only 'lm'."
+            f"--program=sample does not compile config.model.kind={config.model.kind!r}: give a "
+            "recipe of kind 'lm'."
         )
     if layout.row.mapped:
-        raise UserError("--program=sample is not mapped by jax.pmap: use --layout=dp.")
+        raise UserError("--program=sample cannot run under jax.pmap: give --layout=dp.")
     process, _, network = make_parts(config, job.vocab_size, hooks_of(layout))
     sampler = make_sampler(config)
 
-    def sample(params: Any, key: Any, prompt: Any, fixed: Any) -> Any:
+    def sample(params: Any, key: Array, prompt: Array, fixed: Array) -> Any:
         spec = SampleSpec(config.sampler.steps, config.sampler.temperature)
         return sampler(network.apply, params, key, prompt, fixed, process, spec)
 
     params = abstract_state(job).params
     shardings = layout.param_shardings(params)
-    rows = job.batch_size, config.data.length
+    shape = job.batch_size, config.data.length
     args = (
-        _placed(params, shardings),
+        _with_shardings(params, shardings),
         jax.eval_shape(lambda: jax.random.key(0)),
-        jax.ShapeDtypeStruct(rows, jnp.int32, sharding=layout.by_example),
-        jax.ShapeDtypeStruct(rows, bool, sharding=layout.by_example),
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.by_example),
+        jax.ShapeDtypeStruct(shape, bool, sharding=layout.by_example),
     )
     jitted = jax.jit(sample, out_shardings=layout.by_example)
     return AotProgram(jitted, args, device_bytes(params, shardings))
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
-    def leaf(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _with_shardings(tree: Any, shardings: Any) -> Any:
+    """An abstract tree whose leaves have these shardings."""
+
+    def leaf(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(leaf, tree, shardings)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from ddm_jax.aot import estimate
 from ddm_jax.aot import job as aot_job
-from ddm_jax.aot import report as aot_report
 from ddm_jax.config import Config, LayoutConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from ddm_jax.costs import flops, hlo
 from ddm_jax.costs.chips import CHIPS, Chip
@@ -35,7 +35,7 @@ def job(depth=3, **model):
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=LENGTH))
     layout = make_layout(LayoutConfig("dp"), jax.devices()[:1])
-    return aot_job.Job(config, layout, CHIPS["v5e"], VOCAB)
+    return aot_job.AotJob(config, layout, CHIPS["v5e"], VOCAB)
 
 
 def parts(depth=3):
@@ -48,21 +48,22 @@ def parts(depth=3):
 
 
 def test_flops_of_a_step_are_three_times_2n_plus_4ltd():
-    model, done = aot_report.step_flops(job())
-    assert model == done == 3 * sum(parts())
+    assert estimate.model_flops(job()) == estimate.step_flops(job()) == 3 * sum(parts())
 
 
 def test_remat_does_the_layers_or_attention_once_more():
     layers, attention, _ = parts()
     # nothing reads what the MLP gives out again: half of its FLOPs, 8 of 24, are not repeated
-    model, full = aot_report.step_flops(job(remat="full"))
+    full = job(remat="full")
+    model = estimate.model_flops(full)
     assert model == 3 * sum(parts())
-    assert full - model == layers * 2 / 3 + attention
+    assert estimate.step_flops(full) - model == layers * 2 / 3 + attention
 
 
 def test_splash_computes_the_scores_once_more():
     _, attention, _ = parts()
-    model, done = aot_report.step_flops(job(attention="splash"))
+    splash = job(attention="splash")
+    model, done = estimate.model_flops(splash), estimate.step_flops(splash)
     # its backward pass has five matmuls where the plain one has four, and the sum of o do before it
     assert done - model == attention / 2 + 2 * MODEL.depth * MODEL.width * BATCH * LENGTH
 
@@ -71,8 +72,8 @@ def test_flops_agree_with_xla_on_one_layer():
     # of more layers or chunks of the head XLA counts a single one, and adds what is not a matmul
     one = job(depth=1)
     program = aot_job.make_aot_program(one)
-    turns = aot_report.head_turns(one, BATCH * LENGTH)
-    assert flops.count(program.jitted, *program.args, while_trip_count=turns) == 3 * sum(
+    chunks = estimate.head_chunks(one, BATCH * LENGTH)
+    assert flops.count(program.jitted, *program.args, while_trip_count=chunks) == 3 * sum(
         parts(depth=1)
     )
     counted = flops.count(program.jitted, *program.args)

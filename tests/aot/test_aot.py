@@ -1,4 +1,4 @@
-"""Compiling for machines that are not here: mistakes in a sentence, a compile where it can be."""
+"""Ahead-of-time compilation: bad input ends in a sentence; real compiles where it can be."""
 
 import dataclasses
 import importlib.util
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddm_jax.aot import compiling
+from ddm_jax.aot import compiling, report
 from ddm_jax.aot import job as aot_job
 from ddm_jax.config import Config, LayoutConfig, ModelConfig, TrainConfig
 from ddm_jax.costs.chips import CHIPS, GIB
@@ -23,7 +23,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.parallel.layouts import make_layout
 from ddm_jax.settle import settle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(
     not HAS_LIBTPU, reason='compiles for TPUs: pip install "jax[tpu]"'
@@ -43,7 +43,9 @@ def job(layout="dp", batch_size=64, microbatches=1, **model):
         )
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=128))
-    return aot_job.Job(config, make_layout(LayoutConfig(layout), jax.devices()), CHIPS["v5e"], 1000)
+    return aot_job.AotJob(
+        config, make_layout(LayoutConfig(layout), jax.devices()), CHIPS["v5e"], 1000
+    )
 
 
 def run(*flags):
@@ -52,12 +54,12 @@ def run(*flags):
 
 
 @pytest.mark.parametrize("name", ["h100", "h100:2x8", "v5e:", "v5e:4", "v5e:0x4", "v5e:4x4x4x4"])
-def test_what_is_not_a_topology_is_said_in_a_sentence(name):
+def test_an_unknown_topology_ends_in_a_sentence(name):
     with pytest.raises(UserError, match=r"such as v5e:4x4 or .* h200:8; chips are v3, v4"):
         devices_of(name)
 
 
-def test_an_unknown_chip_is_said_in_a_sentence():
+def test_an_unknown_chip_ends_in_a_sentence():
     with pytest.raises(UserError, match=r"'v9' is unknown: choose one of h100, h200, tpu7x, v3"):
         devices_of("v9:2x2")
 
@@ -88,11 +90,11 @@ def test_gpus_of_a_node_have_all_of_nvlink_and_nodes_400_gbit_each():
 
 
 def test_the_vocabulary_is_known_without_the_corpus():
-    assert aot_job.vocabulary("gpt2") == 50_257
-    assert aot_job.vocabulary("sentencepiece:2048") == 2048
-    assert aot_job.vocabulary("bytes") == 257
+    assert aot_job.vocab_size_of("gpt2") == 50_257
+    assert aot_job.vocab_size_of("sentencepiece:2048") == 2048
+    assert aot_job.vocab_size_of("bytes") == 257
     with pytest.raises(UserError):
-        aot_job.vocabulary("words")
+        aot_job.vocab_size_of("words")
 
 
 def test_a_batch_that_does_not_split_says_which_number_to_change():
@@ -117,16 +119,15 @@ def test_the_largest_that_fits_is_found_wherever_it_starts(most, start):
 
 
 def test_search_tries_multiples_of_what_the_layout_and_the_microbatches_need(monkeypatch):
-    def compile_for(job):
+    def compile_job(job):
         size = job.batch_size
         return compiling.CompileResult(size <= 100, size * GIB, "", 0.0)
 
-    monkeypatch.setattr(compiling, "compile_for", compile_for)
-    trials = {}
-    found = compiling.search(job(batch_size=64, microbatches=4), trials)
+    monkeypatch.setattr(compiling, "compile_job", compile_job)
+    found, trials = compiling.search_largest_batch(job(batch_size=64, microbatches=4))
     assert found.batch_size == 96  # 8 devices, 4 parts: multiples of 32
     assert sorted(trials) == [64, 96, 128]
-    assert trials[128].need == 128 * GIB
+    assert trials[128].needed_bytes == 128 * GIB
 
 
 def test_out_of_memory_is_read():
@@ -134,9 +135,9 @@ def test_out_of_memory_is_read():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (55.65G) exceeds available HBM (15.75G)."
     )
-    assert compiling.bytes_needed(message, held=2 * GIB) == pytest.approx(57.65 * GIB)
+    assert compiling.bytes_needed(message, argument_bytes=2 * GIB) == pytest.approx(57.65 * GIB)
     other = "Ran out of memory in memory space hbm. Used 512.50M of 15.75G hbm."
-    assert compiling.bytes_needed(other, held=GIB) == pytest.approx(512.5 * 2**20)
+    assert compiling.bytes_needed(other, argument_bytes=GIB) == pytest.approx(512.5 * 2**20)
 
 
 def test_out_of_memory_is_an_answer(monkeypatch):
@@ -151,10 +152,10 @@ def test_out_of_memory_is_an_answer(monkeypatch):
     monkeypatch.setattr(
         compiling, "make_aot_program", lambda job: aot_job.AotProgram(Jitted(), (), 0)
     )
-    answer = compiling.compile_for(job())
-    assert not answer.fits
-    assert compiling.verdict(answer, CHIPS["v5e"]) == (
-        "does not fit: needs 20.00 of 15.75 GiB a device"
+    result = compiling.compile_job(job())
+    assert not result.fits
+    assert compiling.verdict(result, CHIPS["v5e"]) == (
+        "does not fit: needs 20.00 of 15.75 GiB per device"
     )
 
 
@@ -194,6 +195,27 @@ def test_flags_are_checked_before_anything_is_compiled():
     done = run(*TINY)
     assert done.returncode == 2
     assert "--topology is missing" in done.stderr.splitlines()[-1]
+
+
+def test_the_report_as_text_and_as_one_flat_json_object():
+    target = report.CompileTarget("v5e:2x4", 1, 8, "train", "0.10", "libtpu 1")
+    settings = report.JobSettings("ar", "auto", "none", "fsdp", {"fsdp": 8}, 64, 1)
+    memory = report.MemoryFit(True, 1.5, 15.75, 3.0)
+    total = report.CollectiveTotal("all-reduce", "f32", 8, 1, "jit(step)/psum", 2e6, 3)
+    traffic = report.ProgramTraffic(0, 1, 4, 2e6, {"all-reduce": 2e6}, (total,), 10**9)
+    step = report.StepEstimate(1e12, 2e12, 0.02, 0.01, 0.005, "compute", 0.025, 0.02, 1e6, 0.4, 0.5)
+    full = report.AotReport(target, settings, memory, traffic, step)
+    result = json.loads(json.dumps(full.to_json()))
+    assert (result["topology"], result["mesh"], result["step_s"]) == ("v5e:2x4", {"fsdp": 8}, 0.025)
+    assert result["largest_collectives"][0]["group"] == 8
+    text = report.report_text(full)
+    assert "fits: 1.50 of 15.75 GiB per device" in text
+    assert "2.0 MB  all-reduce of f32 over 8 devices, 3 times: jit(step)/psum" in text
+    assert "step: 25.0 ms" in text
+    too_large = dataclasses.replace(memory, fits=False)
+    short = report.AotReport(target, settings, too_large)
+    assert "step_s" not in short.to_json()
+    assert "does not fit: needs 1.50 of 15.75 GiB per device" in report.report_text(short)
 
 
 @needs_libtpu
@@ -238,11 +260,11 @@ def test_cudnn_cannot_be_compiled_without_a_gpu():
 
 @needs_libtpu
 @pytest.mark.parametrize(("flags", "message"), [
-    (("--topology=v5e:3x5",), "is no slice of v5e"),
+    (("--topology=v5e:3x5",), "is not a slice of v5e"),
     (("--topology=v5e:2x4", "--layout=ddp"), "config.layout.name='ddp' is unknown"),
     (("--topology=v5e:2x4", "--layout=tp", "--axes=model=3"), "must multiply to 8"),
 ])  # fmt: skip
-def test_mistakes_about_the_machine_are_said_in_a_sentence(flags, message):
+def test_mistakes_about_the_machine_end_in_a_sentence(flags, message):
     done = run(*TINY, *flags)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
