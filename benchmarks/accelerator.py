@@ -162,7 +162,7 @@ def config_of(batch: int) -> tuple[Config, int, int]:
 def our_program(batch: int) -> Ours:
     """Our step, compiled."""
     config, vocab, length = config_of(batch)
-    process = Absorbing(SCHEDULES["log_linear"](), vocab)
+    process = Absorbing(SCHEDULES["log_linear"].make(), vocab)
     network = make_network(config.model, vocab)
     return our_step(config, process, OBJECTIVES["radd_t_dce"], network, length)
 
@@ -283,7 +283,7 @@ def sampling(so_far: dict[str, Any]) -> dict[str, float]:
     params = network.init(jax.random.key(0))
     shape = params["head"]["kernel"].shape
     params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), shape)
-    process = Absorbing(SCHEDULES["log_linear"](), vocab)
+    process = Absorbing(SCHEDULES["log_linear"].make(), vocab)
     prompt = jnp.zeros((batch, length), jnp.int32)
     found: dict[str, float] = {}
     for name in ("event_driven", "cached", "ancestral"):

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
 
 def ours(name: str, apply: Callable, params: dict) -> Run:
     """One of our samplers, compiled at its first call for any number of steps."""
-    process = Absorbing(SCHEDULES["log_linear"](), _VOCAB.value)
+    process = Absorbing(SCHEDULES["log_linear"].make(), _VOCAB.value)
     prompt = jnp.zeros((_BATCH.value, _LENGTH.value), jnp.int32)
 
     @functools.cache

@@ -33,6 +33,24 @@ def number(default: float | None, low: float = float("-inf"), high: float = floa
 
 
 @dataclass(frozen=True)
+class Option:
+    """An option that a row of OBJECTIVES, SAMPLERS, PROCESSES or SCHEDULES names.
+
+    It is a field of the row's config section (config.objective, ...) that is None by default: empty
+    where the row has no such option, and the row's default where it has.
+
+    Attributes:
+      name: of the field.
+      default: what an empty field means.
+      choices: the words that this row allows, where the field's own are more; empty for all.
+    """
+
+    name: str
+    default: bool | int | float | str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The network; the defaults are RADD-small's."""
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -24,19 +23,31 @@ from ddm_jax.objectives.signature import Objective
 from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.samplers import SAMPLERS
-from ddm_jax.settle import _chosen, make_schedule, settle
+from ddm_jax.samplers.signature import Sample
+from ddm_jax.settle import make_schedule, option_values, settle
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config describes. `estimator` is the objective that bounds the likelihood."""
+    """The parts of a run, made from its config.
+
+    Attributes:
+      config: settled.
+      data: the prepared text or pairs.
+      process: the forward process.
+      objective: the row of config.objective, its loss with the config's options.
+      estimator: the row of config.eval.estimator, which bounds the likelihood, likewise.
+      sampler: that of config.sampler, with its options.
+      network: pure functions; no parameters yet.
+      layout: how arrays are spread over the devices.
+    """
 
     config: Config
     data: PreparedSet | PreparedPairs
     process: Process
     objective: Objective
     estimator: Objective
-    sampler: Callable
+    sampler: Sample
     network: Network
     layout: Layout
 
@@ -82,7 +93,10 @@ def make_parts(
 ) -> tuple[Process, Objective, Network]:
     """The forward process, the objective and the network of a settled config (no arrays yet).
 
-    spread: what the layout that it runs under asks of the network.
+    Args:
+      config: settled.
+      vocab_size: number of tokens V, without the mask.
+      hooks: what the layout that the network runs under asks of it.
 
     Raises:
       UserError: a bad value, or one that does not fit the vocabulary.
@@ -91,7 +105,7 @@ def make_parts(
     objective = with_options(OBJECTIVES[config.objective.name], config)
     network = make_network(config.model, vocab_size, hooks)
     if objective.init:
-        options = _chosen(objective.init, config.objective)
+        options = option_values(objective.init_options, config.objective)
         init = functools.partial(objective.init, process=process, **options)
         network = with_parameters(network, "objective", init)
     return process, objective, network
@@ -99,14 +113,18 @@ def make_parts(
 
 def with_options(objective: Objective, config: Config) -> Objective:
     """The objective whose loss has the options of a settled config."""
-    options = _chosen(objective.loss, config.objective)
+    options = option_values(objective.options, config.objective)
     return dataclasses.replace(objective, loss=functools.partial(objective.loss, **options))
 
 
-def make_sampler(config: Config) -> Callable:
+def make_sampler(config: Config) -> Sample:
     """The sampler of a settled config, with its options (samplers/signature.py)."""
-    sample = SAMPLERS[config.sampler.name].sample
-    return functools.partial(sample, **_chosen(sample, config.sampler, config.objective))
+    row = SAMPLERS[config.sampler.name]
+    return functools.partial(
+        row.sample,
+        **option_values(row.options, config.sampler),
+        **option_values(row.trained_options, config.objective),
+    )
 
 
 def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: int) -> Process:
@@ -116,9 +134,10 @@ def make_process(config: ProcessConfig, schedule: ScheduleConfig, vocab_size: in
       UserError: a bad value.
     """
     row = PROCESSES[config.name]
-    options = _chosen(row.make, config)
+    options = option_values(row.options, config)
     if row.discrete:
-        return row.make(make_alpha_bar(schedule, config.steps), vocab_size, **options)
+        alpha_bar = make_alpha_bar(schedule, options.pop("steps"))
+        return row.make(alpha_bar, vocab_size, **options)
     return row.make(make_schedule(schedule), vocab_size, **options)
 
 

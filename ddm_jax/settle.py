@@ -1,96 +1,82 @@
-"""Settles a config: fills in every "auto" and checks that its parts fit together."""
+"""Settles a config: fills in every "auto" and empty option, and checks that its parts fit together.
+
+All of validity is decided here, but for single fields (config.py) and for what depends on the data
+or the devices (experiment.py): afterwards every name is a row of its table and every option that
+applies has a value.
+"""
 
 import dataclasses
-import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-from ddm_jax.config import Config, ScheduleConfig, lookup
+from ddm_jax.config import (
+    Config,
+    ObjectiveConfig,
+    Option,
+    ProcessConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    lookup,
+)
 from ddm_jax.data.sources.pair_files import names_pairs
 from ddm_jax.data.sources.registry import names_kind
 from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import SCHEDULES, Schedule
 from ddm_jax.errors import UserError
-from ddm_jax.objectives import OBJECTIVES, gidd, rdm
+from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.signature import EXACT, Objective
 from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.samplers import SAMPLERS
 
+# the time inputs that each kind of network has
 TIMES = {
     "lm": ("none", "adaln", "constant"),
     "prefix": ("none", "adaln", "constant"),
     "encoder_decoder": ("input", "none"),
 }
 
+Section = TypeVar("Section", ProcessConfig, ScheduleConfig, ObjectiveConfig, SamplerConfig)
+
 
 def settle(config: Config) -> Config:
     """Fills in what is left to the objective: every "auto", and the options left empty.
+
+    Args:
+      config: as `config.resolve` gives it, or settled before (which changes nothing).
 
     Raises:
       UserError: an unknown name, an option that does not apply, or parts that do not fit together.
     """
     name = config.objective.name
     objective = lookup(OBJECTIVES, name, "config.objective.name")
-
-    def chosen(field: str, value: str, allowed: tuple[str, ...]) -> str:
-        value = allowed[0] if value == "auto" else value
-        if value not in allowed:
-            raise UserError(
-                f"{field}={value!r} does not fit config.objective.name={name!r}: "
-                f"use {' or '.join(map(repr, allowed))}, or leave it at 'auto'."
-            )
-        return value
-
-    kind = config.model.kind
     _check_source(config, objective)
-    times = tuple(t for t in objective.times if t in TIMES[kind])
-    if not times:
-        raise UserError(
-            f"config.objective.name={name!r} needs a network with time input {objective.times[0]!r}"
-            f", which config.model.kind={kind!r} has not: choose another objective or kind."
-        )
-    time = chosen("config.model.time", config.model.time, times)
-    lookup({**PROCESSES, "auto": None}, config.process.name, "config.process.name")
-    process = chosen("config.process.name", config.process.name, objective.processes)
-    row = PROCESSES[process]
-    schedule = row.schedule if config.schedule.name == "auto" else config.schedule.name
-    estimator = config.eval.estimator
-    estimator = objective.estimator or name if estimator == "auto" else estimator
-    estimates = lookup(OBJECTIVES, estimator, "config.eval.estimator")
-    able = fitting_estimators(objective, process, time)
-    if estimator not in able:
-        raise UserError(
-            f"config.eval.estimator={estimator!r} does not estimate the likelihood of "
-            f"config.objective.name={name!r}: use one of {', '.join(able)}, or leave it at 'auto'."
-        )
-    draws = 1 if estimates.estimates == EXACT else config.eval.draws
-    lookup({**SAMPLERS, "auto": None}, config.sampler.name, "config.sampler.name")
-    fitting = fitting_samplers(objective, process, time)
-    sampler = fitting[0] if config.sampler.name == "auto" else config.sampler.name
-    if sampler not in fitting:
-        raise UserError(
-            f"config.sampler.name={sampler!r} does not fit config.objective.name={name!r} with "
-            f"config.process.name={process!r} and config.model.time={time!r}: use one of "
-            f"{', '.join(fitting)}, or leave it at 'auto'."
-        )
-    eos = "predicted" if "next" in objective.predicts else "given"
-    eos = chosen(
-        "config.data.eos", config.data.eos, (eos,) if eos == "predicted" else (eos, "predicted")
-    )
+    time = _time(config, objective)
+    process = _process(config, objective)
+    entry = PROCESSES[process]
+    estimator = _estimator(config, objective, process, time)
+    exact = OBJECTIVES[estimator].estimates == EXACT
+    sampler = _sampler(config, objective, process, time)
     settled = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, eos=eos),
+        data=dataclasses.replace(config.data, eos=_eos(config, objective)),
         model=dataclasses.replace(config.model, time=time),
         objective=_with_options(
-            config.objective, name, "config.objective", objective.loss, objective.init
+            config.objective,
+            name,
+            (*objective.options, *objective.init_options),
+            "config.objective",
         ),
-        process=_with_options(config.process, process, "config.process", row.make),
-        schedule=_settled_schedule(config.schedule, schedule, row.discrete),
-        eval=dataclasses.replace(config.eval, estimator=estimator, draws=draws),
-        sampler=_with_options(config.sampler, sampler, "config.sampler", SAMPLERS[sampler].sample),
+        process=_with_options(config.process, process, entry.options, "config.process"),
+        schedule=_schedule(config.schedule, entry.schedule, entry.discrete),
+        eval=dataclasses.replace(
+            config.eval, estimator=estimator, draws=1 if exact else config.eval.draws
+        ),
+        sampler=_with_options(config.sampler, sampler, SAMPLERS[sampler].options, "config.sampler"),
     )
-    _check_options(settled)
+    _check_positions(settled)
+    _check_objective(settled.objective, settled.data.length)
+    _check_sampler(settled.sampler)
     return settled
 
 
@@ -107,7 +93,7 @@ def fitting_estimators(objective: Objective, process: str, time: str) -> list[st
 
 
 def fitting_samplers(objective: Objective, process: str, time: str) -> list[str]:
-    """The names of the samplers for such networks, the one to use by default first."""
+    """The names of the samplers for such networks, the default first."""
     return [
         name
         for name, row in SAMPLERS.items()
@@ -115,6 +101,16 @@ def fitting_samplers(objective: Objective, process: str, time: str) -> list[str]
         and process in row.processes
         and time in row.times
     ]
+
+
+def option_values(options: Sequence[Option], section: Any) -> dict[str, Any]:
+    """The values that a settled section of a config gives to options: name -> value.
+
+    An option that is empty in this section is left out, which happens where the section's own row
+    does not have it: the function that takes it has the same default.
+    """
+    values = {option.name: getattr(section, option.name) for option in options}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def describe(config: Config) -> str:
@@ -136,9 +132,122 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     Raises:
       UserError: an unknown name, an option that this schedule does not have, or a bad value.
     """
-    make = lookup(SCHEDULES, config.name, "config.schedule.name")
-    config = _with_options(config, config.name, "config.schedule", make)
-    return make(**_chosen(make, config))
+    row = lookup(SCHEDULES, config.name, "config.schedule.name")
+    config = _with_options(config, config.name, row.options, "config.schedule")
+    return row.make(**option_values(row.options, config))
+
+
+def _time(config: Config, objective: Objective) -> str:
+    """The network's time input."""
+    kind = config.model.kind
+    times = tuple(t for t in objective.times if t in TIMES[kind])
+    if not times:
+        raise UserError(
+            f"config.objective.name={config.objective.name!r} needs a network with time input "
+            f"{objective.times[0]!r}, which config.model.kind={kind!r} has not: choose another "
+            "objective or kind."
+        )
+    return _one_of("config.model.time", config.model.time, times, config.objective.name)
+
+
+def _process(config: Config, objective: Objective) -> str:
+    """The forward process."""
+    where = "config.process.name"
+    lookup({**PROCESSES, "auto": None}, config.process.name, where)
+    return _one_of(where, config.process.name, objective.processes, config.objective.name)
+
+
+def _eos(config: Config, objective: Objective) -> str:
+    """Whether the EOS of a target is given or predicted; a causal network always predicts it."""
+    allowed = ("predicted",) if "next" in objective.predicts else ("given", "predicted")
+    return _one_of("config.data.eos", config.data.eos, allowed, config.objective.name)
+
+
+def _one_of(where: str, value: str, allowed: tuple[str, ...], objective: str) -> str:
+    """A word that an objective allows; "auto" is the first."""
+    value = allowed[0] if value == "auto" else value
+    if value not in allowed:
+        raise UserError(
+            f"{where}={value!r} does not fit config.objective.name={objective!r}: "
+            f"use {' or '.join(map(repr, allowed))}, or leave it at 'auto'."
+        )
+    return value
+
+
+def _estimator(config: Config, objective: Objective, process: str, time: str) -> str:
+    """The objective that estimates the likelihood."""
+    name, estimator = config.objective.name, config.eval.estimator
+    estimator = (objective.estimator or name) if estimator == "auto" else estimator
+    lookup(OBJECTIVES, estimator, "config.eval.estimator")
+    fitting = fitting_estimators(objective, process, time)
+    if estimator not in fitting:
+        raise UserError(
+            f"config.eval.estimator={estimator!r} does not estimate the likelihood of "
+            f"config.objective.name={name!r}: use one of {', '.join(fitting)}, or leave it at "
+            "'auto'."
+        )
+    return estimator
+
+
+def _sampler(config: Config, objective: Objective, process: str, time: str) -> str:
+    """The sampler."""
+    lookup({**SAMPLERS, "auto": None}, config.sampler.name, "config.sampler.name")
+    fitting = fitting_samplers(objective, process, time)
+    sampler = fitting[0] if config.sampler.name == "auto" else config.sampler.name
+    if sampler not in fitting:
+        raise UserError(
+            f"config.sampler.name={sampler!r} does not fit config.objective.name="
+            f"{config.objective.name!r} with config.process.name={process!r} and "
+            f"config.model.time={time!r}: use one of {', '.join(fitting)}, or leave it at 'auto'."
+        )
+    return sampler
+
+
+def _schedule(config: ScheduleConfig, default: str, discrete: bool) -> ScheduleConfig:
+    """The section of the noise schedule; a process in T steps has discrete ones to choose, too."""
+    name = default if config.name == "auto" else config.name
+    names = {**SCHEDULES, **DISCRETE_SCHEDULES} if discrete else SCHEDULES
+    lookup(names, name, "config.schedule.name")
+    if name not in SCHEDULES:
+        return _with_options(config, name, (), "config.schedule")
+    config = _with_options(config, name, SCHEDULES[name].options, "config.schedule")
+    make_schedule(config)  # raises where a value is bad
+    return config
+
+
+def _with_options(section: Section, name: str, options: Sequence[Option], where: str) -> Section:
+    """The section with this name, and with the defaults of the options that are empty.
+
+    Args:
+      section: of the config, whose fields that are None by default are options.
+      name: of the row.
+      options: of the row.
+      where: the section's name, for messages.
+
+    Raises:
+      UserError: an option that the row does not have is set, or has a word that the row excludes.
+    """
+    known = {option.name: option for option in options}
+    empty: dict[str, Any] = {}
+    for f in dataclasses.fields(section):
+        value, option = getattr(section, f.name), known.get(f.name)
+        if f.default is not None:
+            continue
+        if option is None:
+            if value is not None:
+                has = f"which has {', '.join(known)}" if known else "which has no options"
+                raise UserError(
+                    f"{where}.{f.name} does not apply to {where}.name={name!r}, {has}: leave it "
+                    "empty."
+                )
+        elif value is None:
+            empty[f.name] = option.default
+        elif option.choices and value not in option.choices:
+            raise UserError(
+                f"{where}.{f.name}={value!r} does not fit {where}.name={name!r}: use one of "
+                f"{', '.join(option.choices)}."
+            )
+    return dataclasses.replace(section, name=name, **empty)
 
 
 def _check_source(config: Config, objective: Objective) -> None:
@@ -170,9 +279,9 @@ def _check_source(config: Config, objective: Objective) -> None:
         )
 
 
-def _check_options(config: Config) -> None:
-    """What options must be, given others."""
-    model, length, options = config.model, config.data.length, config.objective
+def _check_positions(config: Config) -> None:
+    """The network has room for the tokens, and reads them as the objective and the layout need."""
+    model, length = config.model, config.data.length
     if model.shift:
         _check_shift(config)
     if model.positions == "learned" and length + model.shift > model.max_length:
@@ -181,41 +290,6 @@ def _check_options(config: Config) -> None:
             f"config.data.length={length}{start} is longer than config.model.max_length="
             f"{model.max_length}, the number of learned positions: shorten the one or raise the "
             "other."
-        )
-    if options.block_size and length % options.block_size:
-        raise UserError(
-            f"config.data.length={length} is not divisible by "
-            f"config.objective.block_size={options.block_size}: choose a divisor."
-        )
-    weightings = {"gidd": gidd.WEIGHTINGS, "rdm_absorb": rdm.WEIGHTINGS}
-    weightings["rdm_multinomial"] = weightings["rdm_absorb"]
-    if options.weighting and options.weighting not in weightings[options.name]:
-        raise UserError(
-            f"config.objective.weighting={options.weighting!r} does not fit config.objective.name="
-            f"{options.name!r}: use one of {', '.join(weightings[options.name])}."
-        )
-    if options.importance and options.steps:
-        raise UserError(
-            "config.objective.importance=True does not go with config.objective.steps="
-            f"{options.steps}: set config.objective.steps=0, or leave importance empty."
-        )
-    if options.clip_low is not None and not options.clip_low < options.clip_high:
-        raise UserError(
-            f"config.objective.clip_low={options.clip_low} is not below config.objective.clip_high="
-            f"{options.clip_high}: give an interval of mask ratios within 0 and 1."
-        )
-    sampler = config.sampler
-    if sampler.name == "autoregressive" and sampler.lengths > 1:
-        raise UserError(
-            f"config.sampler.lengths={sampler.lengths} does not go with config.sampler.name="
-            "'autoregressive', whose targets end where they will: leave it at 1."
-        )
-    several = sampler.lengths * sampler.candidates > 1
-    if several and sampler.selection == "score" and not SAMPLERS[sampler.name].scores:
-        scoring = [name for name, row in SAMPLERS.items() if row.scores]
-        raise UserError(
-            f"config.sampler.selection='score' needs a sampler that scores, {', '.join(scoring)}, "
-            f"not {sampler.name!r}: use 'mbr', or one length and one candidate."
         )
 
 
@@ -234,39 +308,37 @@ def _check_shift(config: Config) -> None:
         )
 
 
-def _settled_schedule(config: ScheduleConfig, name: str, discrete: bool) -> ScheduleConfig:
-    table = {**SCHEDULES, **DISCRETE_SCHEDULES} if discrete else SCHEDULES
-    make = lookup(table, name, "config.schedule.name")
-    if name in SCHEDULES:
-        config = _with_options(config, name, "config.schedule", make)
-        make_schedule(config)  # raises where a value is bad
-        return config
-    return _with_options(config, name, "config.schedule")
+def _check_objective(options: ObjectiveConfig, length: int) -> None:
+    """Options of an objective that depend on each other, or on the length of a sequence."""
+    if options.block_size and length % options.block_size:
+        raise UserError(
+            f"config.data.length={length} is not divisible by "
+            f"config.objective.block_size={options.block_size}: choose a divisor."
+        )
+    if options.importance and options.steps:
+        raise UserError(
+            "config.objective.importance=True does not go with config.objective.steps="
+            f"{options.steps}: set config.objective.steps=0, or leave importance empty."
+        )
+    low, high = options.clip_low, options.clip_high
+    if low is not None and high is not None and not low < high:
+        raise UserError(
+            f"config.objective.clip_low={low} is not below config.objective.clip_high={high}: give "
+            "an interval of mask ratios within 0 and 1."
+        )
 
 
-def _with_options(section: Any, name: str, where: str, *functions: Callable | None) -> Any:
-    """The section of this name, with the defaults of the functions for options that are empty."""
-    known = {o: x for function in functions if function for o, x in _defaults(function).items()}
-    fields = [f.name for f in dataclasses.fields(section) if f.default is None]
-    values = {name: getattr(section, name) for name in fields}
-    for option, value in values.items():
-        if value is not None and option not in known:
-            has = f"which has {', '.join(known)}" if known else "which has no options"
-            raise UserError(
-                f"{where}.{option} does not apply to {where}.name={name!r}, {has}: leave it empty."
-            )
-    filled = {o: known[o] for o in known if o in values and values[o] is None}
-    return dataclasses.replace(section, name=name, **filled)
-
-
-def _chosen(function: Callable, *sections: Any) -> dict[str, Any]:
-    """The options of a function that config sections set, the first one that has a field."""
-    fields = {f.name: getattr(s, f.name) for s in reversed(sections) for f in dataclasses.fields(s)}
-    values = {name: fields[name] for name in _defaults(function)}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _defaults(function: Callable) -> dict[str, Any]:
-    """The arguments of a function that have defaults, and these: its options."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+def _check_sampler(sampler: SamplerConfig) -> None:
+    """Several candidates of a target need a sampler that can choose among them."""
+    if sampler.name == "autoregressive" and sampler.lengths > 1:
+        raise UserError(
+            f"config.sampler.lengths={sampler.lengths} does not go with config.sampler.name="
+            "'autoregressive', whose targets end where they will: leave it at 1."
+        )
+    several = sampler.lengths * sampler.candidates > 1
+    if several and sampler.selection == "score" and not SAMPLERS[sampler.name].scores:
+        scoring = [name for name, row in SAMPLERS.items() if row.scores]
+        raise UserError(
+            f"config.sampler.selection='score' needs a sampler that scores, {', '.join(scoring)}, "
+            f"not {sampler.name!r}: use 'mbr', or one length and one candidate."
+        )

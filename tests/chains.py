@@ -31,7 +31,7 @@ def make(name, steps, vocab):
     return {
         "absorbing": lambda: d3pm.absorbing(d3pm_mutual_information(steps), vocab),
         "uniform": lambda: d3pm.uniform(d3pm_cosine(steps), vocab),
-        "gaussian": lambda: d3pm_gaussian.gaussian(gaussian_alpha_bar(steps), vocab, steps),
+        "gaussian": lambda: d3pm_gaussian.gaussian(gaussian_alpha_bar(steps), vocab),
         "nearest": lambda: d3pm_nearest.neighbour_process(
             d3pm_mutual_information(steps), table(vocab), NEIGHBOURS
         ),

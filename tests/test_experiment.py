@@ -5,12 +5,20 @@ import inspect
 
 import pytest
 
-from ddm_jax.config import ObjectiveConfig, ProcessConfig, SamplerConfig, defaults, resolve
+from ddm_jax.config import (
+    ObjectiveConfig,
+    ProcessConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    defaults,
+    resolve,
+)
 from ddm_jax.diffusion.processes import PROCESSES
+from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_sampler
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.objectives.signature import EXACT, PREDICTIONS
+from ddm_jax.objectives.signature import EXACT
 from ddm_jax.samplers import SAMPLERS
 from ddm_jax.settle import TIMES, describe, fitting_samplers, settle
 
@@ -40,7 +48,6 @@ def test_objective_brings_its_own_first_choices(name):
 def test_rows_name_what_there_is(name):
     row = OBJECTIVES[name]
     assert set(row.processes) <= set(PROCESSES)
-    assert set(row.predicts) <= set(PREDICTIONS)
     assert set(row.times) <= {time for of_kind in TIMES.values() for time in of_kind}
     estimator = OBJECTIVES[row.estimator or name]
     assert estimator.estimates
@@ -53,7 +60,7 @@ def test_rows_name_what_there_is(name):
 def test_sampler_rows_name_what_there_is(name):
     row = SAMPLERS[name]
     assert set(row.processes) <= set(PROCESSES)
-    assert set(row.predicts) <= set(PREDICTIONS)
+    assert set(row.predicts) <= {what for row in OBJECTIVES.values() for what in row.predicts}
     assert set(row.times) <= {time for of_kind in TIMES.values() for time in of_kind}
 
 
@@ -67,18 +74,50 @@ def test_sampler_must_fit_the_network():
         settled(objective__name="md4", model__time="adaln", sampler__name="cached")
 
 
-def test_options_are_fields_of_their_sections():
-    def options(*functions):
-        found = [inspect.signature(f).parameters.values() for f in functions if f]
-        return {p.name for ps in found for p in ps if p.default is not p.empty}
+TAKEN = [
+    *((f"objective {name}", row.loss, row.options) for name, row in OBJECTIVES.items()),
+    *((f"init of {name}", row.init, row.init_options) for name, row in OBJECTIVES.items()),
+    *(
+        (f"sampler {name}", row.sample, (*row.options, *row.trained_options))
+        for name, row in SAMPLERS.items()
+    ),
+    *((f"process {name}", row.make, row.options) for name, row in PROCESSES.items()),
+    *((f"schedule {name}", row.make, row.options) for name, row in SCHEDULES.items()),
+]
 
-    fields = {f.name for f in dataclasses.fields(ObjectiveConfig)} - {"name", "length_weight"}
-    assert fields == {o for row in OBJECTIVES.values() for o in options(row.loss, row.init)}
-    fields = {f.name for f in dataclasses.fields(ProcessConfig)} - {"name"}
-    assert fields == {o for row in PROCESSES.values() for o in options(row.make)}
-    fields |= {f.name for f in dataclasses.fields(ObjectiveConfig)}
-    fields |= {f.name for f in dataclasses.fields(SamplerConfig)} - {"name", "steps", "num"}
-    assert fields >= {o for row in SAMPLERS.values() for o in options(row.sample)}
+
+@pytest.mark.parametrize(
+    ("function", "options"), [row[1:] for row in TAKEN], ids=[r[0] for r in TAKEN]
+)
+def test_rows_name_the_options_of_their_functions_with_the_same_defaults(function, options):
+    parameters = inspect.signature(function).parameters.values() if function else ()
+    takes = {p.name: p.default for p in parameters if p.default is not p.empty}
+    named = {option.name: option.default for option in options}
+    if function in [row.make for row in PROCESSES.values()]:
+        named.pop("steps", None)  # T is the length of alpha_bar
+    assert named == takes
+
+
+def test_options_are_fields_of_their_sections():
+    def fields(section):
+        return {f.name for f in dataclasses.fields(section) if f.default is None}
+
+    def named(rows, *of):
+        return {
+            option.name for row in rows.values() for name in of for option in getattr(row, name)
+        }
+
+    assert fields(ObjectiveConfig) == named(OBJECTIVES, "options", "init_options")
+    assert fields(ProcessConfig) == named(PROCESSES, "options")
+    assert fields(ScheduleConfig) == named(SCHEDULES, "options")
+    assert fields(SamplerConfig) == named(SAMPLERS, "options")
+    assert fields(ObjectiveConfig) >= named(SAMPLERS, "trained_options")
+
+
+def test_choices_of_a_row_are_words_of_the_field():
+    words = {f.name: f.metadata.get("allowed") for f in dataclasses.fields(ObjectiveConfig)}
+    for option in (option for row in OBJECTIVES.values() for option in row.options):
+        assert set(option.choices) <= set(words[option.name] or ())
 
 
 def test_sampler_has_the_options_of_both_sections():

@@ -8,20 +8,15 @@ import jax
 import jax.numpy as jnp
 
 
-def block_causal(length: int, block_size: int) -> jax.Array:
-    """Every position sees its own block and those before it: bool[L, L]."""
-    q, k = _block_numbers(length, block_size)
-    return q >= k
-
-
 def block_diffusion(length: int, block_size: int) -> jax.Array:
     """The mask over [x_t, x_0], which trains every block in one pass: bool[2L, 2L].
 
     A noised token sees its own noised block and the clean blocks before it; a clean token sees its
     own clean block and those before it. So the outputs at x_t are those of L / block_size passes
-    over [clean blocks, noised block] under `block_causal`.
+    over [clean blocks, noised block] in which every position sees its own block and those before.
     """
-    q, k = _block_numbers(length, block_size)
+    block = jnp.arange(length) // block_size
+    q, k = block[:, None], block[None, :]
     return jnp.block([[q == k, q > k], [jnp.zeros((length, length), bool), q >= k]])
 
 
@@ -31,8 +26,3 @@ def shifted(x: jax.Array, mask_id: int) -> jax.Array:
     The mask, which no text has, stands for the beginning of the sequence.
     """
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=mask_id)
-
-
-def _block_numbers(length: int, block_size: int) -> tuple[jax.Array, jax.Array]:
-    block = jnp.arange(length) // block_size
-    return block[:, None], block[None, :]

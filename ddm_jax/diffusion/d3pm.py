@@ -102,16 +102,14 @@ class D3PMUniform(Uniform):
         return jnp.full(x0.shape, kl)
 
 
-def absorbing(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PMAbsorbing:
+def absorbing(alpha_bar: np.ndarray, vocab_size: int) -> D3PMAbsorbing:
     """Masking in T steps, of which the last masks all: a chain that starts from masks demands it.
 
-    alpha_bar: float64[steps + 1].
+    alpha_bar: float64[T + 1].
     """
-    del steps  # the length of alpha_bar says it
     return D3PMAbsorbing(StepSchedule(np.append(alpha_bar[:-1], 0.0)), mask_id=vocab_size)
 
 
-def uniform(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PMUniform:
-    """Redrawing in T steps; alpha_bar: float64[steps + 1]."""
-    del steps  # the length of alpha_bar says it
+def uniform(alpha_bar: np.ndarray, vocab_size: int) -> D3PMUniform:
+    """Redrawing in T steps; alpha_bar: float64[T + 1]."""
     return D3PMUniform(StepSchedule(alpha_bar), vocab_size)

@@ -58,12 +58,13 @@ def gaussian_step(beta: jax.Array | float, size: int, xp: object = np) -> jax.Ar
     return moves + xp.eye(size, dtype=weight.dtype) * (1 - moves.sum(1))
 
 
-def gaussian(alpha_bar: np.ndarray, vocab_size: int, steps: int = 1000) -> D3PMGaussian:
-    """The process whose beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}; alpha_bar: float64[steps + 1].
+def gaussian(alpha_bar: np.ndarray, vocab_size: int) -> D3PMGaussian:
+    """The process whose beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}; alpha_bar: float64[T + 1].
 
     Raises:
       UserError: the products do not fit.
     """
+    steps = len(alpha_bar) - 1
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     _check_fits("d3pm_gaussian", vocab_size, steps, (steps + 1) * vocab_size**2 * dtype.itemsize)
     products = np.empty((steps + 1, vocab_size, vocab_size), dtype)

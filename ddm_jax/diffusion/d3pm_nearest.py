@@ -70,7 +70,6 @@ class D3PMNearest(MatrixProcess):
 def nearest(
     alpha_bar: np.ndarray,
     vocab_size: int,
-    steps: int = 1000,
     neighbours: int = 10,
     embedding: str = "",
 ) -> D3PMNearest:
@@ -79,7 +78,6 @@ def nearest(
     Raises:
       UserError: there is no such table, it does not fit the vocabulary, or its graph falls apart.
     """
-    del steps  # the length of alpha_bar says it
     _check_fits("d3pm_nearest", vocab_size, len(alpha_bar) - 1, 8 * vocab_size**2)
     if not Path(embedding).is_file():
         raise UserError(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from ddm_jax.config import Option
 from ddm_jax.errors import UserError
 
 Curve = Callable[[ArrayLike], jax.Array]
@@ -285,13 +286,28 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
     )
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "log_linear": log_linear,
-    "linear": linear,
-    "cosine": cosine,
-    "polynomial": polynomial,
-    "mdlm_cosine": mdlm_cosine,
-    "mdlm_cosine_squared": mdlm_cosine_squared,
-    "mdlm_linear": mdlm_linear,
-    "geometric": geometric,
+@dataclass(frozen=True)
+class ScheduleEntry:
+    """One row of the table of continuous schedules.
+
+    Attributes:
+      make: `make(**options)` builds the schedule.
+      options: the fields of config.schedule that apply, with their defaults.
+    """
+
+    make: Callable[..., Schedule]
+    options: tuple[Option, ...]
+
+
+SCHEDULES = {
+    "log_linear": ScheduleEntry(log_linear, (Option("eps", 1e-3),)),
+    "linear": ScheduleEntry(linear, (Option("eps", 1e-4),)),
+    "cosine": ScheduleEntry(cosine, (Option("eps", 1e-4),)),
+    "polynomial": ScheduleEntry(polynomial, (Option("k", 2.0), Option("eps", 1e-4))),
+    "mdlm_cosine": ScheduleEntry(mdlm_cosine, (Option("eps", 1e-3),)),
+    "mdlm_cosine_squared": ScheduleEntry(mdlm_cosine_squared, (Option("eps", 1e-3),)),
+    "mdlm_linear": ScheduleEntry(
+        mdlm_linear, (Option("sigma_min", 0.0), Option("sigma_max", 10.0))
+    ),
+    "geometric": ScheduleEntry(geometric, (Option("sigma_min", 1e-4), Option("sigma_max", 20.0))),
 }

@@ -24,7 +24,8 @@ from ddm_jax.models.readout import Readout
 from ddm_jax.models.source_memory import Memory
 from ddm_jax.models.transformer import Transformer
 
-Params = dict
+Params = dict[str, Any]
+Apply = Callable[..., Readout]  # Network.apply, perhaps with some of its arguments bound
 VOCAB_MULTIPLE = 128
 KINDS = {"lm": Transformer, "prefix": Transformer, "encoder_decoder": EncoderDecoder}
 

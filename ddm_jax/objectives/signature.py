@@ -1,12 +1,12 @@
 """What every objective takes and returns.
 
-    loss(apply, params, batch, noise, process) -> LossOutput
+    loss(apply, params, batch, noise, process, **options) -> LossOutput
 
 apply(params, tokens, sigma=None, attend=None, positions=None) -> Readout is the network
 (models/network.py); dropout, where wanted, is bound to it by the caller. A batch is {"tokens":
 int32[b, L], "valid": bool[b, L]}; positions that are not valid are padding: never corrupted, and
-without loss. `process` is the forward process. The arguments of a loss beyond these five have
-defaults: they are its options, fields of config.objective.
+without loss. `process` is the forward process. The options are fields of config.objective, which
+the row of the objective names (Objective.options).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from ddm_jax.config import Option
 
 Batch = Mapping[str, Array]
 
@@ -54,32 +56,39 @@ BOUND = "an upper bound"
 EXACT = "exact"
 PSEUDO = "a pseudo-likelihood, not comparable with bounds"
 
-# x0: p(x0 | x_t) of each position (mask positions, under masking). score: log s_y, for SEDD's rules
-# and scaled as its loss says. vector: x0 with a schedule for each token. blocks: x0 within a block,
-# from those before it. next: the token at this position from those on its left.
-PREDICTIONS = ("x0", "score", "vector", "blocks", "next")
-
 
 @dataclass(frozen=True)
 class Objective:
-    """One row of the table.
+    """One row of the table of objectives.
 
-    loss: the function. metrics: the names that its LossOutput has. processes, times: what
-    config.process.name and model.time may be, its own first. predicts: what its networks say, which
-    decides how they can be sampled. estimator: the objective that estimates the likelihood of its
-    networks, itself if empty. estimates: what LossOutput.bound is. init:
-    init(key, process, **options) -> the parameters that the objective learns beside the network's,
-    which it finds in params["objective"].
+    Attributes:
+      loss: the function.
+      options: the fields of config.objective that `loss` takes, with their defaults.
+      metrics: the names in LossOutput.metrics.
+      processes: what config.process.name may be, the default first.
+      times: what config.model.time may be, the default first.
+      estimator: the objective that estimates the likelihood of its networks; empty for itself.
+      estimates: what LossOutput.bound is (BOUND, EXACT or PSEUDO), or None where there is none.
+      predicts: what its networks predict, which decides how they can be sampled. "x0": p(x0 | x_t)
+        of each position (mask positions, under masking). "score": log s_y, for SEDD's rules and
+        scaled as its loss says. "vector": x0 with a schedule for each token. "blocks": x0 within a
+        block, given the blocks before it. "next": the token at this position given those on its
+        left.
+      init: `init(key, process, **init_options)` makes the parameters that the objective learns in
+        addition to the network's; it finds them in params["objective"]. None if there are none.
+      init_options: the fields of config.objective that `init` takes, with their defaults.
     """
 
     loss: Loss
+    options: tuple[Option, ...] = ()
     metrics: tuple[str, ...] = ()
     processes: tuple[str, ...] = ("absorbing",)
     times: tuple[str, ...] = ("none", "constant", "adaln")
     estimator: str = ""
     estimates: str | None = BOUND
     predicts: tuple[str, ...] = ("x0",)
-    init: Callable[[Array, Any], Any] | None = None
+    init: Callable[..., Any] | None = None
+    init_options: tuple[Option, ...] = ()
 
 
 SAMPLING_EPS = 1e-3

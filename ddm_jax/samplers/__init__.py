@@ -1,5 +1,6 @@
-"""Samplers, one family a file, one signature (signature.py)."""
+"""Samplers: a file per family, a row per sampler, one signature (signature.py)."""
 
+from ddm_jax.config import Option
 from ddm_jax.samplers.adaptive import confidence, entropy, margin
 from ddm_jax.samplers.analytic import analytic
 from ddm_jax.samplers.ancestral import ancestral
@@ -16,29 +17,57 @@ from ddm_jax.samplers.route_denoise import rdm
 from ddm_jax.samplers.signature import ABSORBING, NO_TIME, Sampler, SampleSpec, Stats
 from ddm_jax.samplers.vector_ancestral import vector_ancestral
 
-_SEDD = {"predicts": ("score",), "processes": ("absorbing", "uniform")}
-_UNIFORM = ("uniform", "d3pm_uniform")
+UNIFORM = ("uniform", "d3pm_uniform")
+SCALE_BY_SIGMA = Option("scale_by_sigma", True)
 
-# the first that fits is the default
+# the first that fits a network is its default
 SAMPLERS = {
     "event_driven": Sampler(event_driven),
     "ancestral": Sampler(
-        ancestral, processes=(*ABSORBING, *_UNIFORM, "hybrid", "d3pm_gaussian", "d3pm_nearest")
+        ancestral, processes=(*ABSORBING, *UNIFORM, "hybrid", "d3pm_gaussian", "d3pm_nearest")
     ),
-    "analytic": Sampler(analytic, **_SEDD),
+    "analytic": Sampler(
+        analytic,
+        trained_options=(SCALE_BY_SIGMA,),
+        predicts=("score",),
+        processes=("absorbing", "uniform"),
+    ),
     "vector_ancestral": Sampler(vector_ancestral, predicts=("vector",)),
-    "blockwise": Sampler(blockwise, predicts=("blocks",), times=NO_TIME),
+    "blockwise": Sampler(
+        blockwise,
+        trained_options=(Option("block_size", 16),),
+        predicts=("blocks",),
+        times=NO_TIME,
+    ),
     "autoregressive": Sampler(autoregressive, predicts=("next",), times=NO_TIME),
     "cached": Sampler(cached, times=NO_TIME),
     "first_hitting": Sampler(first_hitting, processes=("absorbing",)),
-    "ordered": Sampler(ordered, times=NO_TIME),
+    "ordered": Sampler(ordered, options=(Option("order", "random"),), times=NO_TIME),
     "confidence": Sampler(confidence, times=NO_TIME),
     "margin": Sampler(margin, times=NO_TIME),
-    "entropy": Sampler(entropy, times=NO_TIME),
-    "rdm": Sampler(rdm, processes=(*ABSORBING, *_UNIFORM), scores=True),
-    "remdm": Sampler(remdm),
-    "predictor_corrector": Sampler(predictor_corrector, processes=(*ABSORBING, *_UNIFORM)),
-    "euler": Sampler(euler, **_SEDD),
+    "entropy": Sampler(entropy, options=(Option("gamma", 0.1),), times=NO_TIME),
+    "rdm": Sampler(
+        rdm,
+        options=(
+            Option("routing", "uncond"),
+            Option("cutoff", "linear"),
+            Option("noise_scale", 0.0),
+        ),
+        processes=(*ABSORBING, *UNIFORM),
+        scores=True,
+    ),
+    "remdm": Sampler(remdm, options=(Option("strategy", "cap"), Option("eta", 0.04))),
+    "predictor_corrector": Sampler(
+        predictor_corrector,
+        options=(Option("kappa", 0.9),),
+        processes=(*ABSORBING, *UNIFORM),
+    ),
+    "euler": Sampler(
+        euler,
+        trained_options=(SCALE_BY_SIGMA,),
+        predicts=("score",),
+        processes=("absorbing", "uniform"),
+    ),
     "euler_x0": Sampler(euler_x0, processes=("absorbing",)),
 }
 

@@ -1,10 +1,11 @@
 """What every sampler takes and returns.
 
-    sample(apply, params, key, prompt, fixed, process, spec) -> (tokens int32[B, L], Stats)
+    sample(apply, params, key, prompt, fixed, process, spec, **options)
+        -> (tokens int32[B, L], Stats)
 
 `prompt` int32[B, L] holds at the positions where `fixed` bool[B, L] is true, anywhere in the
-sequence; the rest is drawn. The arguments of a sampler beyond these seven have defaults: they are
-its options, fields of config.sampler, or of config.objective where training had to know them too.
+sequence; the rest is drawn. The options are fields of config.sampler, or of config.objective where
+training depends on them too, which the row of the sampler names (Sampler.options).
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import jax
 from jax import Array
+
+from ddm_jax.config import Option
 
 ABSORBING = ("absorbing", "d3pm_absorbing")
 NO_TIME = ("none", "constant")
@@ -49,16 +52,27 @@ class Stats:
     score: Array | None = None
 
 
+Sample = Callable[..., tuple[Array, Stats]]
+
+
 @dataclass(frozen=True)
 class Sampler:
-    """One row of the table.
+    """One row of the table of samplers.
 
-    sample: the function. predicts: what the network may have been trained to say
-    (Objective.predicts), any of them. processes, times: what config.process.name and model.time may
-    be. scores: whether Stats has them.
+    Attributes:
+      sample: the function.
+      options: the fields of config.sampler that `sample` takes, with their defaults.
+      trained_options: the fields of config.objective that it takes as well, with the defaults for
+        objectives that lack them.
+      predicts: what the network may predict (Objective.predicts), any of them.
+      processes: what config.process.name may be.
+      times: what config.model.time may be.
+      scores: whether Stats.score is there.
     """
 
-    sample: Callable[..., tuple[Array, Stats]]
+    sample: Sample
+    options: tuple[Option, ...] = ()
+    trained_options: tuple[Option, ...] = ()
     predicts: tuple[str, ...] = ("x0",)
     processes: tuple[str, ...] = ABSORBING
     times: tuple[str, ...] = ANY_TIME

@@ -169,7 +169,7 @@ def test_float32_keeps_the_small_moves_of_a_thousand_steps(name):
     def process():
         return {
             "uniform": lambda: chains.d3pm.uniform(d3pm_cosine(1000), 64),
-            "gaussian": lambda: d3pm_gaussian.gaussian(d3pm_linear(1000), 64, 1000),
+            "gaussian": lambda: d3pm_gaussian.gaussian(d3pm_linear(1000), 64),
             "nearest": lambda: d3pm_nearest.neighbour_process(
                 d3pm_mutual_information(1000), embedding, 5
             ),

@@ -16,7 +16,7 @@ PAIRS = [(0.0, 0.2), (0.2, 0.7), (0.7, 0.999), (1e-6, 2e-6)]
 
 
 def process(schedule="log_linear", **options):
-    return Hybrid(SCHEDULES[schedule](**options), VOCAB, P_UNIFORM)
+    return Hybrid(SCHEDULES[schedule].make(**options), VOCAB, P_UNIFORM)
 
 
 def matrix(stay, mask, redraw):

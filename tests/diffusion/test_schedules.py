@@ -42,13 +42,13 @@ def test_every_schedule_has_a_formula_here():
 @each_schedule
 def test_alpha_is_the_formula_of_the_design(name, float64):
     t = np.linspace(0, 1, 101)
-    np.testing.assert_allclose(SCHEDULES[name]().alpha(t), FORMULAS[name](t), rtol=1e-9)
+    np.testing.assert_allclose(SCHEDULES[name].make().alpha(t), FORMULAS[name](t), rtol=1e-9)
 
 
 @each_schedule
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_float32_is_as_accurate_as_float64_to_1e_5(name, function):
-    evaluate = getattr(SCHEDULES[name](), function)
+    evaluate = getattr(SCHEDULES[name].make(), function)
     ours = evaluate(TIMES)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, in_float64(evaluate, TIMES), rtol=1e-5)
@@ -56,14 +56,14 @@ def test_float32_is_as_accurate_as_float64_to_1e_5(name, function):
 
 @each_schedule
 def test_rate_is_the_derivative_of_sigma_bar(name, float64):
-    schedule, t = SCHEDULES[name](), jnp.linspace(1e-3, 0.999, 97)
+    schedule, t = SCHEDULES[name].make(), jnp.linspace(1e-3, 0.999, 97)
     slope = jax.vmap(jax.grad(schedule.sigma_bar))(t)
     np.testing.assert_allclose(schedule.rate(t), slope, rtol=1e-9)
 
 
 @each_schedule
 def test_weight_is_the_hazard_of_unmasking(name, float64):
-    schedule, t = SCHEDULES[name](), jnp.linspace(1e-3, 0.999, 97)
+    schedule, t = SCHEDULES[name].make(), jnp.linspace(1e-3, 0.999, 97)
     slope = jax.vmap(jax.grad(schedule.alpha))(t)
     np.testing.assert_allclose(schedule.weight(t), -slope / (1 - schedule.alpha(t)), rtol=1e-9)
     np.testing.assert_allclose(
@@ -73,7 +73,7 @@ def test_weight_is_the_hazard_of_unmasking(name, float64):
 
 @each_schedule
 def test_alpha_falls_from_one_to_zero(name, float64):
-    schedule, t = SCHEDULES[name](), jnp.linspace(0, 1, 1001)
+    schedule, t = SCHEDULES[name].make(), jnp.linspace(0, 1, 1001)
     alpha = schedule.alpha(t)
     assert jnp.all(jnp.diff(alpha) < 0)
     assert 1 - 1.001e-4 <= alpha[0] <= 1
@@ -84,25 +84,25 @@ def test_alpha_falls_from_one_to_zero(name, float64):
 
 @each_schedule
 def test_time_inverts_sigma_bar(name, float64):
-    schedule, t = SCHEDULES[name](), jnp.linspace(0, 1, 1001)
+    schedule, t = SCHEDULES[name].make(), jnp.linspace(0, 1, 1001)
     np.testing.assert_allclose(schedule.time(schedule.sigma_bar(t)), t, atol=1e-9)
 
 
 def test_mdlm_linear_starts_at_sigma_min(float64):
-    schedule = SCHEDULES["mdlm_linear"](0.5, 7.0)
+    schedule = SCHEDULES["mdlm_linear"].make(0.5, 7.0)
     np.testing.assert_allclose(schedule.sigma_bar(jnp.array([0.0, 0.5, 1.0])), [0.5, 3.75, 7.0])
     np.testing.assert_allclose(schedule.time(jnp.array([0.5, 3.75, 7.0])), [0.0, 0.5, 1.0])
 
 
 @each_schedule
 def test_time_inverts_sigma_bar_in_float32(name):
-    schedule = SCHEDULES[name]()
+    schedule = SCHEDULES[name].make()
     np.testing.assert_allclose(schedule.time(schedule.sigma_bar(TIMES)), TIMES, atol=1e-5)
 
 
 @each_schedule
 def test_drop_is_accurate_in_float32(name):
-    schedule = SCHEDULES[name]()
+    schedule = SCHEDULES[name].make()
     # multiples of 1/1024: s, t and t - s are exact in float32
     t = np.arange(1, 1025, dtype=np.float32) / 1024
     s = t - np.float32(1 / 1024)
@@ -152,16 +152,18 @@ def test_eps_zero_masks_everything_at_the_end():
 )
 def test_a_bad_parameter_is_named(name, parameters, field):
     with pytest.raises(UserError, match=field):
-        SCHEDULES[name](**parameters)
+        SCHEDULES[name].make(**parameters)
 
 
 def radd_sedd_schedules() -> dict:
     # the references keep sigma_min and sigma_max in float32
     def geometric(sigma_min, sigma_max):
-        return SCHEDULES["geometric"](float(np.float32(sigma_min)), float(np.float32(sigma_max)))
+        return SCHEDULES["geometric"].make(
+            float(np.float32(sigma_min)), float(np.float32(sigma_max))
+        )
 
     return {
-        "loglinear": SCHEDULES["log_linear"](),
+        "loglinear": SCHEDULES["log_linear"].make(),
         "geometric": geometric(1e-4, 20),
         "geometric_default": geometric(1e-3, 1),
     }
@@ -193,10 +195,10 @@ def test_oracle_radd_and_sedd_noise(reference, name, oracle):
 def mdlm_schedules(arrays: dict) -> dict:
     sigma_min, sigma_max = (float(x) for x in arrays["linear_sigma_minmax__f64"])
     return {
-        "loglinear": SCHEDULES["log_linear"](),
-        "cosine": SCHEDULES["mdlm_cosine"](),
-        "cosinesqr": SCHEDULES["mdlm_cosine_squared"](),
-        "linear": SCHEDULES["mdlm_linear"](sigma_min, sigma_max),
+        "loglinear": SCHEDULES["log_linear"].make(),
+        "cosine": SCHEDULES["mdlm_cosine"].make(),
+        "cosinesqr": SCHEDULES["mdlm_cosine_squared"].make(),
+        "linear": SCHEDULES["mdlm_linear"].make(sigma_min, sigma_max),
         "geometric": radd_sedd_schedules()["geometric"],
     }
 

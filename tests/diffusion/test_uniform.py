@@ -17,7 +17,7 @@ from ddm_jax.diffusion.uniform import Uniform
 from tests.enumerable import all_sequences, random_joint
 
 VOCAB, LENGTH, COUNT = 3, 3, 60_000
-PROCESS = Uniform(SCHEDULES["log_linear"](eps=0.0), VOCAB)  # alpha = 1 - t
+PROCESS = Uniform(SCHEDULES["log_linear"].make(eps=0.0), VOCAB)  # alpha = 1 - t
 
 
 def matrix(alpha, vocab=VOCAB):
@@ -108,7 +108,7 @@ def test_reverse_is_the_posterior_of_bayes(s, t, float64):
 
 def test_reverse_of_the_last_step_leaves_no_noise(float64):
     """Also where the schedule has alpha(0) < 1: p(x0) q(x_t | x_0), and a certain p decides."""
-    process = Uniform(SCHEDULES["geometric"](sigma_min=0.5, sigma_max=2.0), VOCAB)
+    process = Uniform(SCHEDULES["geometric"].make(sigma_min=0.5, sigma_max=2.0), VOCAB)
     p0 = np.array([0.0, 0.6, 0.4])
     alpha = np.exp(-1.0)  # sigma_bar(1/2)
     want = p0 * matrix(alpha)[:, 2]
@@ -138,7 +138,7 @@ def test_reverse_with_leave_one_out_conditionals_is_the_law_given_all_of_xt(floa
 @pytest.mark.parametrize("schedule", ["log_linear", "geometric"])
 def test_reverse_is_accurate_in_float32(schedule, float64):
     """The odds of a move over those of staying, in steps of 1/1024 at both ends of time."""
-    process = Uniform(SCHEDULES[schedule](), VOCAB)
+    process = Uniform(SCHEDULES[schedule].make(), VOCAB)
     p0 = np.log([[[0.2, 0.75, 0.05]]])
     for t in (2 / 1024, 0.5, 1.0):
         want = law_of_reverse(np.array([[1]]), p0, t - 1 / 1024, t, process)
@@ -164,7 +164,7 @@ def test_corruption_equals_oracle(oracle, monkeypatch):
     u, drawn = arrays["uniform_sample_transition_u"], arrays["uniform_sample_transition_randint"]
     monkeypatch.setattr(uniform, "uniforms", lambda keys, shape: jnp.asarray(u))
     monkeypatch.setattr(Uniform, "prior", lambda self, keys, length: jnp.asarray(drawn))
-    process = Uniform(SCHEDULES["log_linear"](), vocab_size=int(drawn.max()) + 1)
+    process = Uniform(SCHEDULES["log_linear"].make(), vocab_size=int(drawn.max()) + 1)
     t = process.schedule.time(arrays["uniform_sample_transition_sigma"])
     x0 = arrays["uniform_sample_transition_x0"]
     xt = process.corrupt(keys(len(x0)), jnp.asarray(x0), t)
@@ -181,7 +181,7 @@ def test_reverse_equals_the_transitions_of_the_oracle(oracle, float64):
     np.testing.assert_allclose(transition, arrays["uniform_transition__f64"], rtol=1e-12)
     for row, sigma in enumerate(arrays["uniform_sigma"][:, 0].astype(np.float64)):
         # a schedule whose noise from s to t is the oracle's sigma
-        schedule = SCHEDULES["mdlm_linear"](sigma_max=2 * sigma)
+        schedule = SCHEDULES["mdlm_linear"].make(sigma_max=2 * sigma)
         process = Uniform(schedule, vocab)
         logits = np.zeros((1, xt.shape[1], vocab))
         got = law_of_reverse(xt[row : row + 1], logits, s, s + 0.5, process)

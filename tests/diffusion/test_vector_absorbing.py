@@ -10,7 +10,7 @@ from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.vector_absorbing import VectorAbsorbing, equal_powers, with_learnt_powers
 
 W = np.array([0.3, 1.0, 4.0])
-BASE = Absorbing(SCHEDULES["linear"](), mask_id=3)
+BASE = Absorbing(SCHEDULES["linear"].make(), mask_id=3)
 TIMES = np.array([1e-3, 0.1, 0.5, 0.999, 1 - 2.0**-24, 1.0])
 
 

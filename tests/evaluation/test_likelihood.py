@@ -26,7 +26,7 @@ VOCAB, LENGTH, PADDING = 3, 4, 2
 JOINT = random_joint(VOCAB, LENGTH)
 ENTROPY = -(JOINT * np.log(JOINT)).sum() / LENGTH  # nats per token
 RADD = [name for name in OBJECTIVES if name.startswith("radd_")]
-PROCESS = Absorbing(SCHEDULES["log_linear"](), mask_id=VOCAB)
+PROCESS = Absorbing(SCHEDULES["log_linear"].make(), mask_id=VOCAB)
 
 
 def texts(count, seed=0):

@@ -22,7 +22,7 @@ X0 = all_sequences(VOCAB, LENGTH)
 def nll_of(apply, tokens, valid=True, params=None, mask_id=VOCAB):
     tokens = jnp.asarray(tokens)
     batch = {"tokens": tokens, "valid": jnp.broadcast_to(jnp.asarray(valid), tokens.shape)}
-    process = Absorbing(SCHEDULES["log_linear"](), mask_id)
+    process = Absorbing(SCHEDULES["log_linear"].make(), mask_id)
     run = jax.jit(lambda params, batch: ar.ar(apply, params, batch, None, process))
     out = run(params or {}, batch)
     np.testing.assert_array_equal(out.loss, out.bound)

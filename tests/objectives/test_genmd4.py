@@ -32,7 +32,7 @@ from tests.masking import (
     smooth_network,
 )
 
-PROCESS = Absorbing(SCHEDULES["linear"](), mask_id=VOCAB)
+PROCESS = Absorbing(SCHEDULES["linear"].make(), mask_id=VOCAB)
 W, EPS, FIRST = np.array([0.6, 1.0, 2.5]), 1e-4, 1e-3
 
 
@@ -127,7 +127,7 @@ def test_equal_powers_give_the_polynomial_schedule(float64):
     """For each mask and time: MDLM's loss with alpha = 1 - t^w, whose weight is w / t."""
     apply, t = wrong_denoiser(VOCAB, LENGTH), np.array([1e-3, 0.3, 1.0])
     for k in (1.0, 2.5):
-        process = Absorbing(SCHEDULES["polynomial"](k=k, eps=0.0), mask_id=VOCAB)
+        process = Absorbing(SCHEDULES["polynomial"].make(k=k, eps=0.0), mask_id=VOCAB)
         want = losses_at(mdlm_at, apply, t, process) * (1 - FIRST)
         ours = diffusion(apply, np.full(VOCAB, k), t)
         np.testing.assert_allclose(ours, want, rtol=1e-7, atol=1e-9)

@@ -36,7 +36,7 @@ WRONG = wrong_table(VOCAB + 1, LENGTH, VOCAB)
 
 
 def process(p_uniform=0.2, eps=0.0, vocab=VOCAB):
-    return Hybrid(SCHEDULES["log_linear"](eps=eps), vocab, p_uniform)
+    return Hybrid(SCHEDULES["log_linear"].make(eps=eps), vocab, p_uniform)
 
 
 def matrix_at(p_uniform):
@@ -84,7 +84,7 @@ def test_with_redraws_alone_it_tends_to_udlm():
     unmasked = all_sequences(VOCAB, LENGTH) @ [VOCAB + 1, 1]
     uniform = expected(
         udlm_at,
-        Uniform(SCHEDULES["log_linear"](eps=0.0), VOCAB),
+        Uniform(SCHEDULES["log_linear"].make(eps=0.0), VOCAB),
         lambda tau: uniform_matrix(tau, VOCAB),
         lambda matrix: WRONG[unmasked],
         VOCAB,

@@ -39,7 +39,7 @@ DENOISERS = {"exact": lambda: exact_denoiser(JOINT), "wrong": lambda: wrong_deno
 
 
 def process(name="log_linear", **options):
-    return Absorbing(SCHEDULES[name](**options), mask_id=VOCAB)
+    return Absorbing(SCHEDULES[name].make(**options), mask_id=VOCAB)
 
 
 def mean(of_each_sequence):
@@ -78,7 +78,7 @@ def test_exact_denoiser_attains_the_nll_of_every_sequence(float64):
 @pytest.mark.parametrize("denoiser", DENOISERS)
 def test_no_schedule_changes_the_bound(name, denoiser, float64):
     """It is RADD's lambda-DCE between the mask ratios at which the schedule begins and ends."""
-    apply, schedule = DENOISERS[denoiser](), SCHEDULES[name]()
+    apply, schedule = DENOISERS[denoiser](), SCHEDULES[name].make()
     ends = (float(schedule.one_minus_alpha(t)) for t in (0.0, 1.0))
     bound = over_time(mdlm_at, apply, process(name))
     np.testing.assert_allclose(bound, over_mask_ratio(apply, *ends), rtol=1e-7)
@@ -95,7 +95,7 @@ def test_equals_radd_t_dce_for_each_mask_and_time(float64):
 def test_bound_in_steps_is_that_of_the_definitions(name, steps, float64):
     """sum_i KL(q(x_s | x_t, x0) || p(x_s | x_t)), enumerated in numpy."""
     apply = wrong_denoiser(VOCAB, LENGTH)
-    alpha = np.asarray(SCHEDULES[name]().alpha(np.arange(steps + 1) / steps))
+    alpha = np.asarray(SCHEDULES[name].make().alpha(np.arange(steps + 1) / steps))
     want = bound_in_steps(np.repeat(alpha[:, None], VOCAB, axis=1), answers(apply))
     np.testing.assert_allclose(over_grid(mdlm_at, apply, process(name), steps), want, rtol=1e-9)
 
@@ -116,7 +116,7 @@ def test_importance_sampling_has_the_same_mean(name, float64):
     """Over u ~ U(0, 1), against t ~ U(1e-3, 1)."""
     apply = wrong_denoiser(VOCAB, LENGTH)
     u, weight = gauss(0, 1, TIMES)
-    log_m = np.asarray(importance_noise(jnp.asarray(u), SCHEDULES[name]()))
+    log_m = np.asarray(importance_noise(jnp.asarray(u), SCHEDULES[name].make()))
     losses = losses_at(mdlm_importance_at, apply, log_m, process(name))
     ours = weight @ (losses * even_mask_law(np.exp(log_m))).sum(-1)
     np.testing.assert_allclose(ours, over_time(mdlm_at, apply, process(name), 1e-3), rtol=1e-7)
@@ -126,7 +126,7 @@ def test_importance_sampling_has_the_same_mean(name, float64):
 def test_importance_draws_are_even_in_the_weight(name):
     """log(1 - alpha) from its value at 1e-3 to that at 1, in float32 as in float64."""
     u = np.array([2.0**-33, 0.25, 0.5, 1 - 2.0**-24], np.float32)
-    ours = importance_noise(u, SCHEDULES[name]())
+    ours = importance_noise(u, SCHEDULES[name].make())
     assert ours.dtype == jnp.float32
     m_low, m_high = (FORMULA_ONE_MINUS_ALPHA[name](t) for t in (1e-3, 1.0))
     want = np.log(m_low) + u.astype(np.float64) * (np.log(m_high) - np.log(m_low))
@@ -149,7 +149,7 @@ FORMULA_ONE_MINUS_ALPHA = {
 def test_weight_in_steps_is_accurate_in_float32(name):
     steps = 1000
     t = on_grid((np.arange(steps, dtype=np.float32) + 0.5) / steps, steps)
-    ours = time_weight(SCHEDULES[name](), t, steps)
+    ours = time_weight(SCHEDULES[name].make(), t, steps)
     assert ours.dtype == jnp.float32
     m = FORMULA_ONE_MINUS_ALPHA[name](np.arange(steps + 1) / steps)
     np.testing.assert_allclose(ours, steps * np.diff(m) / m[1:], rtol=1e-6)
@@ -168,7 +168,7 @@ def test_grid_times_are_drawn_equally_often():
 def test_md4_adds_what_eps_leaves_at_both_ends(name, steps, float64):
     """n (1 - alpha(0)) log V and n alpha(1) log V."""
     apply, t = wrong_denoiser(VOCAB, LENGTH), np.array([1 / 3, 1.0])
-    alpha = np.asarray(SCHEDULES[name]().alpha(np.array([0.0, 1.0])))
+    alpha = np.asarray(SCHEDULES[name].make().alpha(np.array([0.0, 1.0])))
     constant = LENGTH * (1 - alpha[0] + alpha[1]) * np.log(VOCAB)
     ours, plain = (losses_at(f, apply, t, process(name), steps=steps) for f in (md4_at, mdlm_at))
     np.testing.assert_allclose(ours, plain + constant, rtol=1e-11)

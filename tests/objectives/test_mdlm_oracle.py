@@ -40,7 +40,7 @@ def process_of(noise, mask_id):
     name = SCHEDULE[noise["type"]]
     ends = {k: float(np.float32(noise[k])) for k in ("sigma_min", "sigma_max")}
     options = ends if name in ("geometric", "mdlm_linear") else {}
-    return Absorbing(SCHEDULES[name](**options), mask_id)
+    return Absorbing(SCHEDULES[name].make(**options), mask_id)
 
 
 def setup(oracle, case, variant, dtype):
@@ -192,5 +192,5 @@ def test_times_equal_oracle(oracle):
     np.testing.assert_allclose(uniform_time(even), arrays["antithetic_t"], rtol=1e-6)
     np.testing.assert_allclose(uniform_time(arrays["plain_u"]), arrays["plain_t"], rtol=1e-6)
     # it maps times from [1e-3, 1], we all of (0, 1): up to 1e-3 log(1e3) apart
-    m = np.exp(importance_noise(even, SCHEDULES["log_linear"]()))
+    m = np.exp(importance_noise(even, SCHEDULES["log_linear"].make()))
     np.testing.assert_allclose(m / (1 - 1e-3), arrays["importance_t"], rtol=8e-3)

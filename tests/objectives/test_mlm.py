@@ -18,7 +18,7 @@ from tests.visible import visible_network, wrong_table
 
 VOCAB, LENGTH = 3, 3
 JOINT = random_joint(VOCAB, LENGTH)
-PROCESS = Absorbing(SCHEDULES["log_linear"](), VOCAB)
+PROCESS = Absorbing(SCHEDULES["log_linear"].make(), VOCAB)
 
 
 def batch_of(tokens, valid=True):

@@ -27,7 +27,7 @@ NLL = -np.log(JOINT.reshape(-1))
 
 
 def process(eps=0.0):
-    return Absorbing(SCHEDULES["log_linear"](eps=eps), mask_id=VOCAB)
+    return Absorbing(SCHEDULES["log_linear"].make(eps=eps), mask_id=VOCAB)
 
 
 def losses_at(loss_at, apply, level, process):

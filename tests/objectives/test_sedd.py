@@ -30,7 +30,7 @@ STATES = {"absorb": all_sequences(VOCAB + 1, LENGTH), "uniform": X0}  # the mask
 
 
 def make(kind, **options):
-    schedule = SCHEDULES[options.pop("schedule", "log_linear")](**options)
+    schedule = SCHEDULES[options.pop("schedule", "log_linear")].make(**options)
     return {"absorb": Absorbing, "uniform": Uniform}[kind](schedule, VOCAB)
 
 
@@ -251,7 +251,7 @@ def test_float32_is_accurate_from_the_first_moment_to_the_last(kind, schedule):
     options = {"scale_by_sigma": False} if kind == "masked" else {}
 
     def loss(dtype):
-        process = make_process(SCHEDULES[schedule](), vocab)
+        process = make_process(SCHEDULES[schedule].make(), vocab)
         alpha = np.asarray(process.schedule.alpha(jnp.float64(t)))[..., None]
         is_x0 = np.arange(vocab) == 3
         if kind == "masked":

@@ -31,7 +31,7 @@ NLL = -np.log(JOINT.reshape(-1))
 
 
 def process(eps=0.0, vocab=VOCAB):
-    return Uniform(SCHEDULES["log_linear"](eps=eps), vocab)
+    return Uniform(SCHEDULES["log_linear"].make(eps=eps), vocab)
 
 
 def matrix_at(tau):

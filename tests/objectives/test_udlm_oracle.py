@@ -20,8 +20,8 @@ EPS = 1e-3
 def process(schedule, vocab):
     # Duo's cosine is 1 - cos at (1 - eps) t, and its derivative is by that argument, not by t
     if schedule == "cosine":
-        return Uniform(SCHEDULES["cosine"](eps=0.0), vocab)
-    return Uniform(SCHEDULES["log_linear"](eps=EPS), vocab)
+        return Uniform(SCHEDULES["cosine"].make(eps=0.0), vocab)
+    return Uniform(SCHEDULES["log_linear"].make(eps=EPS), vocab)
 
 
 def network(oracle, vocab, dtype):

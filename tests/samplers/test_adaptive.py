@@ -96,7 +96,7 @@ LOG_P = {
 
 @functools.cache
 def sampler(name, network, options):
-    process = Absorbing(SCHEDULES["log_linear"](), VOCAB)
+    process = Absorbing(SCHEDULES["log_linear"].make(), VOCAB)
     apply = table_network(np.float32(LOG_P[network]))
     return jax.jit(functools.partial(NAMES[name], apply, {}, process=process, **dict(options)))
 
@@ -208,7 +208,7 @@ def watched_sampler(name, gamma):
         return Readout(log_p[row_of(tokens)], jnp.eye(WIDE), jnp.zeros(WIDE), WIDE)
 
     options = {"gamma": gamma} if name == "entropy" else {}
-    process = Absorbing(SCHEDULES["log_linear"](), WIDE)
+    process = Absorbing(SCHEDULES["log_linear"].make(), WIDE)
     return jax.jit(functools.partial(NAMES[name], apply, process=process, **options))
 
 
@@ -255,7 +255,7 @@ def test_a_network_of_nans_ends(name):
         return Readout(jnp.full((*tokens.shape, 1), jnp.nan), jnp.ones((1, 2)), jnp.zeros(2), 2)
 
     prompt, fixed = jnp.zeros((2, 4), jnp.int32), jnp.arange(8).reshape(2, 4) % 3 == 0
-    process, spec = Absorbing(SCHEDULES["log_linear"](), 2), SampleSpec(3)
+    process, spec = Absorbing(SCHEDULES["log_linear"].make(), 2), SampleSpec(3)
     _, stats = jax.jit(functools.partial(NAMES[name], apply, {}, process=process, spec=spec))(
         step_key(0, 0), prompt, fixed
     )
@@ -288,7 +288,10 @@ def test_no_array_has_a_logit_for_every_token_of_the_batch(name, monkeypatch):
         hidden = jnp.zeros((*tokens.shape, 2))
         return Readout(hidden, jnp.zeros((2, vocab)), jnp.zeros(vocab), vocab)
 
-    prompt, process = jnp.zeros((rows, length), jnp.int32), Absorbing(SCHEDULES["linear"](), vocab)
+    prompt, process = (
+        jnp.zeros((rows, length), jnp.int32),
+        Absorbing(SCHEDULES["linear"].make(), vocab),
+    )
     run = functools.partial(NAMES[name], apply, {}, process=process, spec=SampleSpec(8))
     program = jax.make_jaxpr(run)(step_key(0, 0), prompt, prompt > 0)
     largest = max(out.size for _, out in outputs(program.jaxpr))

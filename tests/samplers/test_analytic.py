@@ -17,8 +17,8 @@ from tests.scores import Chain
 
 VOCAB, COUNT = 3, 20_000
 JOINT = random_joint(VOCAB, 3, seed=3)
-NOISE = SCHEDULES["log_linear"](eps=1e-3)
-CLEAN = SCHEDULES["log_linear"](eps=1e-6)  # its x_1 is the prior to 1e-6
+NOISE = SCHEDULES["log_linear"].make(eps=1e-3)
+CLEAN = SCHEDULES["log_linear"].make(eps=1e-6)  # its x_1 is the prior to 1e-6
 KINDS = ["absorbing", "uniform"]
 
 
@@ -58,7 +58,7 @@ def test_true_scores_under_masking_have_the_law_of_ancestral():
 
 def test_geometric_noise_starts_at_scores_of_one_and_ends_clean():
     """At alpha(1) = 2e-9 scores differ by as little; alpha(0), 0.74 here, is 1 at the last step."""
-    chain = Chain(JOINT, "uniform", SCHEDULES["geometric"](sigma_min=0.3), 3)
+    chain = Chain(JOINT, "uniform", SCHEDULES["geometric"].make(sigma_min=0.3), 3)
     statistic, limit = chi_square(chain.sample(analytic, COUNT)[0], chain.law("analytic"))
     assert statistic < limit
 

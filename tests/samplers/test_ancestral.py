@@ -28,7 +28,7 @@ STATES = all_sequences(VOCAB + 1, LENGTH)  # the mask is token VOCAB
 
 
 def process(schedule="log_linear", mask_id=VOCAB):
-    return Absorbing(SCHEDULES[schedule](), mask_id)
+    return Absorbing(SCHEDULES[schedule].make(), mask_id)
 
 
 def sample(apply, steps, prompt, fixed, schedule="log_linear", mask_id=VOCAB, seed=0):

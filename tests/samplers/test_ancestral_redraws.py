@@ -26,7 +26,7 @@ from tests.plug_in import hybrid_matrix, leave_one_out, uniform_matrix
 VOCAB, LENGTH, COUNT, P_UNIFORM = 3, 2, 40_000, 0.4
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
 EPS = 1e-3
-SCHEDULE = SCHEDULES["log_linear"](eps=EPS)
+SCHEDULE = SCHEDULES["log_linear"].make(eps=EPS)
 PROCESSES = {
     "uniform": (Uniform(SCHEDULE, VOCAB), lambda t: uniform_matrix((1 - EPS) * t, VOCAB)),
     "hybrid": (

@@ -28,7 +28,7 @@ def sampler():
         functools.partial(
             SAMPLERS["autoregressive"].sample,
             visible_network(np.float32(exact_table(JOINT)), ahead=1),
-            process=Absorbing(SCHEDULES["log_linear"](), VOCAB),
+            process=Absorbing(SCHEDULES["log_linear"].make(), VOCAB),
             spec=SampleSpec(steps=7),
         )
     )
@@ -78,7 +78,7 @@ def test_greedy_tokens_are_the_best_of_one_causal_pass():
     run = functools.partial(
         SAMPLERS["autoregressive"].sample,
         network.apply,
-        process=Absorbing(SCHEDULES["log_linear"](), 20),
+        process=Absorbing(SCHEDULES["log_linear"].make(), 20),
         spec=SampleSpec(1, temperature=0.0),
     )
     tokens, _ = jax.jit(run)(params, step_key(0, 0), prompt, fixed)
@@ -99,7 +99,10 @@ def test_sequence_depends_on_the_key_and_its_number_alone():
 def test_drawing_ends_where_every_sequence_has_drawn_the_stop():
     """Up to their first stop, sequences are those that are drawn without one."""
     network = visible_network(np.float32(exact_table(JOINT)), ahead=1)
-    process, empty = Absorbing(SCHEDULES["log_linear"](), VOCAB), np.zeros((2, LENGTH), np.int32)
+    process, empty = (
+        Absorbing(SCHEDULES["log_linear"].make(), VOCAB),
+        np.zeros((2, LENGTH), np.int32),
+    )
 
     @jax.jit
     def draw(seed, stop):

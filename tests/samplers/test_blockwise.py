@@ -33,7 +33,7 @@ def sampler(steps, size):
         functools.partial(
             SAMPLERS["blockwise"].sample,
             visible_network(np.float32(exact_table(JOINT))),
-            process=Absorbing(SCHEDULES["log_linear"](), VOCAB),
+            process=Absorbing(SCHEDULES["log_linear"].make(), VOCAB),
             spec=SampleSpec(steps * LENGTH // max(size, 1)),
             block_size=size,
         )

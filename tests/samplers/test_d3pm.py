@@ -119,7 +119,7 @@ def test_a_token_that_is_far_from_the_last_one_can_be_drawn(name, s):
     angle = 2 * np.pi * np.arange(vocab) / vocab
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     process = {
-        "gaussian": lambda: d3pm_gaussian.gaussian(d3pm_linear(steps), vocab, steps),
+        "gaussian": lambda: d3pm_gaussian.gaussian(d3pm_linear(steps), vocab),
         "nearest": lambda: d3pm_nearest.neighbour_process(
             d3pm_mutual_information(steps), circle, neighbours=2
         ),

@@ -16,7 +16,7 @@ from tests.scores import Chain
 VOCAB, COUNT = 3, 20_000
 JOINT = random_joint(VOCAB, 3, seed=3)
 # of log-linear noise the Euler steps under masking are those of `ancestral`
-NOISE = SCHEDULES["polynomial"](k=2.0)
+NOISE = SCHEDULES["polynomial"].make(k=2.0)
 KINDS = ["absorbing", "uniform"]
 
 
@@ -78,7 +78,7 @@ def test_temperature_changes_where_a_position_goes_and_not_when(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_law_of_the_chain_tends_to_the_joint_as_one_over_the_steps(kind):
-    joint, noise = random_joint(VOCAB, 2, seed=3), SCHEDULES["polynomial"](k=2.0, eps=1e-7)
+    joint, noise = random_joint(VOCAB, 2, seed=3), SCHEDULES["polynomial"].make(k=2.0, eps=1e-7)
     far = [
         abs(Chain(joint, kind, noise, n).law("euler") - joint.reshape(-1)).sum() / 2
         for n in (4, 16, 64, 128)

@@ -27,7 +27,7 @@ MASKS = [VOCAB] * LENGTH
 
 
 def process(schedule="log_linear", mask_id=VOCAB, **options):
-    return Absorbing(SCHEDULES[schedule](**options), mask_id)
+    return Absorbing(SCHEDULES[schedule].make(**options), mask_id)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ MASKS = [VOCAB] * LENGTH
 
 
 def sampler(apply, schedule="log_linear", mask_id=VOCAB):
-    process = Absorbing(SCHEDULES[schedule](), mask_id)
+    process = Absorbing(SCHEDULES[schedule].make(), mask_id)
     return jax.jit(functools.partial(first_hitting, apply, {}, process=process, spec=SampleSpec(1)))
 
 
@@ -91,7 +91,7 @@ def clock(schedule):
     """A network that answers with the quarter of its range in which 1 - alpha is at its time."""
 
     def apply(params, tokens, sigma, read=None):
-        share = -jnp.expm1(-sigma) / SCHEDULES[schedule]().one_minus_alpha(1.0)
+        share = -jnp.expm1(-sigma) / SCHEDULES[schedule].make().one_minus_alpha(1.0)
         quarter = jnp.minimum(share * BINS, BINS - 1).astype(int)
         shape = tokens.shape if read is None else read.shape
         hidden = jnp.broadcast_to(1e9 * jax.nn.one_hot(quarter, BINS)[:, None], (*shape, BINS))
@@ -121,7 +121,7 @@ def test_times_are_those_of_the_formula(schedule):
     u = np.random.default_rng(0).random((3, length))
     u[:2, 0] = 1e-6, 1 - 1e-6
     u = np.float64(np.float32(u))
-    process = Absorbing(SCHEDULES[schedule](), 0)
+    process = Absorbing(SCHEDULES[schedule].make(), 0)
     times = np.asarray(hitting_times(jnp.float32(u), jnp.asarray(masks), process))
     assert times.dtype == np.float32
     assert ((times >= 0) & (times <= 1)).all()

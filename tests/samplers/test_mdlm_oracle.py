@@ -33,7 +33,7 @@ def trajectory(oracle):
 @pytest.mark.parametrize(("rule", "eps"), [("ddpm", 1e-3), ("ddpm_cache", 0.0)])
 def test_trajectories_equal_oracle(oracle, rule, eps):
     arrays, law, vocab = trajectory(oracle)
-    process = Absorbing(SCHEDULES["log_linear"](eps=eps), vocab)
+    process = Absorbing(SCHEDULES["log_linear"].make(eps=eps), vocab)
     states = [*arrays[f"{rule}_x_before"], arrays[f"{rule}_x_last"]]
     steps = len(states) - 1
     times = np.linspace(1, 1e-5, steps + 1)

@@ -33,7 +33,7 @@ ORDERS = {"left": [0, 1, 2], "right": [2, 1, 0], "2,0,1": [2, 0, 1]}
 
 @functools.cache
 def sampler(network, order):
-    process = Absorbing(SCHEDULES["log_linear"](), VOCAB)
+    process = Absorbing(SCHEDULES["log_linear"].make(), VOCAB)
     apply = table_network(np.float32(LOG_P[network]))
     return jax.jit(
         functools.partial(ordered, apply, {}, process=process, spec=SampleSpec(1), order=order)
@@ -108,7 +108,7 @@ def ranks_of(order, monkeypatch):
     module = importlib.import_module("ddm_jax.samplers.ordered")
     monkeypatch.setattr(module, "walk", lambda evaluate, keys, start, step_of, *rest: step_of)
     empty = jnp.zeros((1, LENGTH), jnp.int32)
-    process = Absorbing(SCHEDULES["log_linear"](), VOCAB)
+    process = Absorbing(SCHEDULES["log_linear"].make(), VOCAB)
     spec = SampleSpec(1)
     return ordered(None, {}, step_key(0, 0), empty, empty > 0, process, spec, order)[0].tolist()
 

@@ -30,7 +30,7 @@ from tests.plug_in import leave_one_out, uniform_matrix
 VOCAB, LENGTH, COUNT, STEPS, KAPPA = 3, 2, 100_000, 5, 0.2
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
 EPS = 1e-3
-SCHEDULE = SCHEDULES["log_linear"](eps=EPS)
+SCHEDULE = SCHEDULES["log_linear"].make(eps=EPS)
 PROCESSES = {"absorbing": Absorbing(SCHEDULE, VOCAB), "uniform": Uniform(SCHEDULE, VOCAB)}
 
 
@@ -179,7 +179,7 @@ def test_no_noise_is_left(noise):
     """A network that knows the token, and processes that redraw it until the last step."""
     process = {
         "d3pm": d3pm.uniform(d3pm_cosine(12), VOCAB),
-        "alpha(0) = 0.9": Uniform(SCHEDULES["cosine"](eps=0.1), VOCAB),
+        "alpha(0) = 0.9": Uniform(SCHEDULES["cosine"].make(eps=0.1), VOCAB),
     }[noise]
 
     def apply(params, tokens, sigma):

@@ -95,7 +95,7 @@ def test_ordered_equals_oracle(oracle, monkeypatch):
     params = jax.tree.map(
         jnp.asarray, params_from_state_dict(weights, config.heads, padded_vocab(tokens))
     )
-    process = Absorbing(SCHEDULES["log_linear"](), tokens)
+    process = Absorbing(SCHEDULES["log_linear"].make(), tokens)
     empty = jnp.zeros((count, length), jnp.int32)
     given = ",".join(map(str, order))
     ours, stats = ordered(

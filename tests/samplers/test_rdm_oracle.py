@@ -194,7 +194,7 @@ def test_vanilla_chances_equal_oracle(oracle):
     """(alpha_s - alpha_t) / (1 - alpha_t), which under alpha = 1 - t is stepsize / step."""
     _, record = oracle("rdm", "step_absorbing")
     steps = cur_steps(record["config"]["T"], record["config"]["max_step"])
-    process = Absorbing(SCHEDULES["log_linear"](eps=0.0), 0)
+    process = Absorbing(SCHEDULES["log_linear"].make(eps=0.0), 0)
     s, t = steps[1:] / steps[0], steps[:-1] / steps[0]
     np.testing.assert_allclose(process.reveal(s, t), -np.diff(steps) / steps[:-1], rtol=1e-5)
 
@@ -297,7 +297,7 @@ def test_whole_sampler_equals_oracle(oracle):
     arrays, record = oracle("rdm", "trajectories")
     config = record["config"]
     total, number = config["T"], config["max_step"]
-    process = Absorbing(SCHEDULES["log_linear"](), config["specials"]["unk_mask"])
+    process = Absorbing(SCHEDULES["log_linear"].make(), config["specials"]["unk_mask"])
     t = jnp.asarray(cur_steps(total, number) / total)
     emb, pos, tvec = (jnp.asarray(arrays[k]) for k in ("emb", "pos", "tvec"))
 

@@ -30,7 +30,7 @@ EPS = 1e-3
 
 
 def process(schedule="log_linear"):
-    return Absorbing(SCHEDULES[schedule](), VOCAB)
+    return Absorbing(SCHEDULES[schedule].make(), VOCAB)
 
 
 @functools.cache

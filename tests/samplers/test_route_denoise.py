@@ -29,7 +29,7 @@ from tests.laws import absorbing_law, chi_square
 
 VOCAB, LENGTH, STEPS, COUNT = 3, 2, 3, 40_000
 EPS = 0.3
-SCHEDULE = SCHEDULES["log_linear"](eps=EPS)
+SCHEDULE = SCHEDULES["log_linear"].make(eps=EPS)
 PROCESSES = {"absorbing": Absorbing(SCHEDULE, VOCAB), "uniform": Uniform(SCHEDULE, VOCAB)}
 TABLE = np.random.default_rng(6).dirichlet([0.4] * VOCAB, (STEPS, (VOCAB + 1) ** LENGTH, LENGTH))
 
@@ -159,7 +159,7 @@ JOINT = random_joint(3, 3, seed=3)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_default_routing_of_masks_has_the_law_of_ancestral_sampling(steps):
     empty = np.zeros((COUNT, 3), np.int32)
-    process = Absorbing(SCHEDULES["log_linear"](), 3)
+    process = Absorbing(SCHEDULES["log_linear"].make(), 3)
     spec = SampleSpec(steps)
     tokens, _ = sample(denoiser(), process, empty, empty > 0, spec, routing="default")
     statistic, limit = chi_square(tokens, absorbing_law(JOINT, steps, [3] * 3))
@@ -252,7 +252,7 @@ def certain(length, mask_id):
 @pytest.mark.parametrize("routing", ["uncond", "cond", "default"])
 def test_no_mask_is_left_when_all_scores_tie(routing):
     """Nor by default routing under a schedule whose alpha(0) is 0.9."""
-    process = Absorbing(SCHEDULES["cosine"](eps=0.1), 5)
+    process = Absorbing(SCHEDULES["cosine"].make(eps=0.1), 5)
     empty = np.zeros((50, 7), np.int32)
     network = certain(7, 5)
     for steps in (1, 2, 3, 9):

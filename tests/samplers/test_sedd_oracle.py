@@ -28,8 +28,8 @@ GEOMETRIC = {"sigma_min": float(np.float32(1e-4)), "sigma_max": float(np.float32
 
 def schedule(name):
     if name == "geometric":
-        return SCHEDULES[name](**GEOMETRIC)
-    return SCHEDULES["log_linear"]()
+        return SCHEDULES[name].make(**GEOMETRIC)
+    return SCHEDULES["log_linear"].make()
 
 
 def step_law(law, logits, xt, s, t, dtype, states):

@@ -15,7 +15,7 @@ from tests.laws import chi_square
 VOCAB, LENGTH, COUNT, STEPS = 3, 3, 40_000, 3
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
 STATES = all_sequences(VOCAB + 1, LENGTH)
-PROCESS = Absorbing(SCHEDULES["linear"](), mask_id=VOCAB)
+PROCESS = Absorbing(SCHEDULES["linear"].make(), mask_id=VOCAB)
 W = np.array([0.3, 1.0, 4.0])
 EVEN = np.ones(3)
 

@@ -35,7 +35,7 @@ def setup(config, name="radd_t_dce", objective=None):
     """(step function, fresh state)."""
     objective = objective or OBJECTIVES[name]
     network = make_network(config.model, VOCAB)
-    process = Absorbing(SCHEDULES["log_linear"](), mask_id=VOCAB)
+    process = Absorbing(SCHEDULES["log_linear"].make(), mask_id=VOCAB)
     optimizer = make_optimizer(config.optim, config.train.steps)
     step = make_train_step(config, network, objective, process, optimizer)
     state = init_state(network, optimizer, jax.random.key(0), (*MEANS, *objective.metrics))

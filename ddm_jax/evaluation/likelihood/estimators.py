@@ -9,7 +9,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.experiment import with_options
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.signature import EXACT, Objective
-from ddm_jax.settle import fitting_estimators
+from ddm_jax.settle import fitting_estimators, option_values
 
 DRAWS = 32
 BEST = "radd_ao"  # of those that estimate one and the same bound (benchmarks/estimators.py)
@@ -94,7 +94,7 @@ def choose(
         config = dataclasses.replace(config, objective=changed)
     objective: Objective = with_options(OBJECTIVES[name], config)
     draws = 1 if objective.estimates == EXACT else draws
-    options = dict(objective.loss.keywords)
+    options = option_values(objective.options, config.objective)
     return Estimator(
         name=name,
         loss=objective.loss,
