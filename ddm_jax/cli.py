@@ -1,7 +1,6 @@
 """What all command lines share: flags, and errors that end in one sentence, not a traceback."""
 
 import builtins
-import functools
 import re
 import sys
 import traceback
@@ -22,21 +21,30 @@ CONFIG_HELP = (
 )
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """absl's app.run; a UserError is printed and ends the program with exit code 2."""
+def run(
+    main: Callable[[Sequence[str]], None], define_flags: Callable[[], None] | None = None
+) -> None:
+    """Runs absl's app.run; a UserError is printed and ends the program with exit code 2.
+
+    Args:
+      main: receives what is left of the command line after the flags.
+      define_flags: defines the flags of the command. A command does not define them when it is
+        imported, so that one process can import all commands, several of which have a flag of the
+        same name.
+    """
+    if define_flags is not None:
+        define_flags()
     logging.set_verbosity(logging.WARNING)
     app.run(_in_one_sentence(main), flags_parser=_in_one_sentence(_parse))
 
 
-@functools.cache  # absl refuses a flag that two commands define, and a test may import both
 def define_config() -> flags.FlagHolder:
-    """--config=RECIPE[:ARGUMENT], with a --config.section.field for each of its fields."""
+    """Defines --config=RECIPE[:ARGUMENT], with a --config.section.field for each of its fields."""
     return config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
 
 
-@functools.cache
 def define_json() -> flags.FlagHolder[bool]:
-    """--json, of every command that has a result."""
+    """Defines --json, a flag of every command that has a result."""
     return flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
 
 

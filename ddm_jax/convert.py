@@ -32,62 +32,65 @@ from ddm_jax.runs.record import TOKENIZER
 from ddm_jax.runs.run import WEIGHTS, open_run
 from ddm_jax.settle import settle
 
-_FROM = flags.DEFINE_enum(
-    "from", None, list(RELEASES), "published weights of this kind to --workdir"
-)
-_TO = flags.DEFINE_enum("to", None, list(RELEASES), "the run's weights to --out, in this layout")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "of --from: a file, a folder, or OWNER/NAME of a hub that can be reached"
-)
-_WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; with --from the one to write")
-_WEIGHTS = flags.DEFINE_string(
-    "weights", "ema", f"one of {', '.join(WEIGHTS)}; with --from ema or last, if it has both"
-)
-_OUT = flags.DEFINE_string(
-    "out", "", "folder to write, or with --to a Lightning .ckpt, which is not there yet"
-)
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer",
-    "",
-    "of --from: a kind (docs/data.md) or a folder that has one; the recipe's by default",
-)
-_CONFIG = cli.define_config()
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_enum("from", None, list(RELEASES), "published weights of this kind to --workdir")
+    flags.DEFINE_enum("to", None, list(RELEASES), "the run's weights to --out, in this layout")
+    flags.DEFINE_string(
+        "checkpoint", "", "of --from: a file, a folder, or OWNER/NAME of a hub that can be reached"
+    )
+    flags.DEFINE_string("workdir", "", "folder of the run; with --from the one to write")
+    flags.DEFINE_string(
+        "weights", "ema", f"one of {', '.join(WEIGHTS)}; with --from ema or last, if it has both"
+    )
+    flags.DEFINE_string(
+        "out", "", "folder to write, or with --to a Lightning .ckpt, which is not there yet"
+    )
+    flags.DEFINE_string(
+        "tokenizer",
+        "",
+        "of --from: a kind (docs/data.md) or a folder that has one; the recipe's by default",
+    )
+    cli.define_config()
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the flags and writes one folder."""
     del argv
-    if not _WORKDIR.value:
+    if not FLAGS.workdir:
         raise UserError("--workdir is missing: give the folder of a run, or with --from a new one.")
-    workdir = Path(_WORKDIR.value).expanduser().absolute()
-    if _FROM.value:
-        return _bring(_FROM.value, workdir)
-    out = Path(_OUT.value).expanduser().absolute()
-    if not _OUT.value or out.exists():
-        raise UserError(f"--out={_OUT.value} must be a folder or file that is not there yet.")
-    if _TO.value:
-        run = open_run(workdir, dp(jax.local_devices()[:1]), _WEIGHTS.value)
-        origin = f"{_WEIGHTS.value} weights of step {run.step} of {workdir}"
-        size = give(_TO.value, run, out, origin)
-        print(f"Wrote {out}: {origin} in the layout of {_TO.value}, {size:,} bytes")
+    workdir = Path(FLAGS.workdir).expanduser().absolute()
+    if FLAGS["from"].value:
+        return _bring(FLAGS["from"].value, workdir)
+    out = Path(FLAGS.out).expanduser().absolute()
+    if not FLAGS.out or out.exists():
+        raise UserError(f"--out={FLAGS.out} must be a folder or file that is not there yet.")
+    if FLAGS.to:
+        run = open_run(workdir, dp(jax.local_devices()[:1]), FLAGS.weights)
+        origin = f"{FLAGS.weights} weights of step {run.step} of {workdir}"
+        size = give(FLAGS.to, run, out, origin)
+        print(f"Wrote {out}: {origin} in the layout of {FLAGS.to}, {size:,} bytes")
         return None
     return _bare(workdir, out)
 
 
 def _bring(name: str, workdir: Path) -> None:
-    if _OUT.value or _TO.value:
+    if FLAGS.out or FLAGS.to:
         raise UserError(f"--from={name} writes --workdir: leave --out and --to empty.")
-    if not _CHECKPOINT.value or workdir.exists():
+    if not FLAGS.checkpoint or workdir.exists():
         raise UserError(
             f"--from={name} needs --checkpoint=FILE_OR_FOLDER, and a --workdir that is not there."
         )
-    if _WEIGHTS.value not in ("ema", "last"):
-        raise UserError(f"--weights={_WEIGHTS.value} is not for --from: give ema or last.")
+    if FLAGS.weights not in ("ema", "last"):
+        raise UserError(f"--weights={FLAGS.weights} is not for --from: give ema or last.")
     release = RELEASES[name]
-    found = open_published(_CHECKPOINT.value, _WEIGHTS.value, release.scheme.derived)
-    given = flags.FLAGS["config"].present
-    config = settle(cli.read_config(_CONFIG.value)) if given else settled(release, found.path)
-    tokenizer = _tokenizer(_TOKENIZER.value or config.data.tokenizer)
+    found = open_published(FLAGS.checkpoint, FLAGS.weights, release.scheme.derived)
+    given = FLAGS["config"].present
+    config = settle(cli.read_config(FLAGS.config)) if given else settled(release, found.path)
+    tokenizer = _tokenizer(FLAGS.tokenizer or config.data.tokenizer)
     source = bring(name, found, config, tokenizer, workdir)
     print(
         f"Wrote {workdir}: {source['parameters']:,} parameters of {found.path} (sha256 "
@@ -108,10 +111,10 @@ def _tokenizer(spec: str) -> tokenizers.Tokenizer:
 
 def _bare(workdir: Path, out: Path) -> None:
     """The weights of a run by themselves, as a work directory."""
-    run = open_run(workdir, dp(jax.local_devices()[:1]), _WEIGHTS.value)
+    run = open_run(workdir, dp(jax.local_devices()[:1]), FLAGS.weights)
     record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     record["config"]["train"]["checkpoints"] = ""
-    record["weights"] = {"of": _WEIGHTS.value, "from": str(workdir), "step": run.step}
+    record["weights"] = {"of": FLAGS.weights, "from": str(workdir), "step": run.step}
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -121,8 +124,8 @@ def _bare(workdir: Path, out: Path) -> None:
     write_atomically(unfinished / "config.json", json.dumps(record, indent=2) + "\n")
     unfinished.rename(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"Wrote {out}: {_WEIGHTS.value} weights of step {run.step}, {size:,} bytes")
+    print(f"Wrote {out}: {FLAGS.weights} weights of step {run.step}, {size:,} bytes")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

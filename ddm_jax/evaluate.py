@@ -25,45 +25,52 @@ from ddm_jax.evaluation.likelihood.report import table
 from ddm_jax.evaluation.samples import measure as evaluate_samples
 from ddm_jax.runs.record import read_record
 
-_SPLIT = flags.DEFINE_enum(
-    "split",
-    None,
-    ["validation", "test", "train"],
-    "of the run's own data, of a set or of a hub; test by default, or what the protocol takes",
-)
-_NUM = flags.DEFINE_integer("num", None, "so many of the first blocks or pairs; all by default")
-# of runs on pairs
-_SOURCE = flags.DEFINE_string("source", "", "pairs:NAME to translate; the run's own by default")
-# of language models
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    "",
-    "text to evaluate on: a path or glob, hf:NAME, tfds:NAME, NAME of a set of --protocol, or "
-    "NAME=TEXT, its rules on another copy; the run's own split by default",
-)
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol", None, list(PROTOCOLS), "how text is cut; by default as the run cuts its own"
-)
-_DATA_ROOT = flags.DEFINE_string("data_root", DATA_ROOT, "folder of the files of the protocols")
-_DOCUMENTS = flags.DEFINE_enum(
-    "documents", "file", list(FORMS), "what a document of a text file is; rows: lines with ends"
-)
-_ESTIMATOR = flags.DEFINE_string(
-    "estimator",
-    "auto",
-    "objective that estimates the likelihood; the best one for the run by default",
-)
-_DRAWS = flags.DEFINE_integer("draws", DRAWS, "corruptions of each block: 1, or an even number")
-_TIME_STEPS = flags.DEFINE_integer(
-    "time_steps", None, "mdlm, md4: T of the bound in T steps, 0 for continuous time"
-)
-# of what a language model writes
-_SAMPLES = flags.DEFINE_integer("samples", 0, "draw and score so many sequences")
-_INFILL = flags.DEFINE_integer(
-    "infill", 0, "take spans out of so many held-out blocks, draw them again and compare"
-)
-_JUDGE = flags.DEFINE_string("judge", "", f"whose perplexity samples are given: {HELP}")
-_MAUVE = flags.DEFINE_bool("mauve", False, "compare the samples with held-out text by MAUVE")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    run_flags.define_flags()
+    flags.DEFINE_enum(
+        "split",
+        None,
+        ["validation", "test", "train"],
+        "of the run's own data, of a set or of a hub; test by default, or what the protocol takes",
+    )
+    flags.DEFINE_integer("num", None, "so many of the first blocks or pairs; all by default")
+    # of runs on pairs
+    flags.DEFINE_string("source", "", "pairs:NAME to translate; the run's own by default")
+    # of language models
+    flags.DEFINE_string(
+        "dataset",
+        "",
+        "text to evaluate on: a path or glob, hf:NAME, tfds:NAME, NAME of a set of --protocol, or "
+        "NAME=TEXT, its rules on another copy; the run's own split by default",
+    )
+    flags.DEFINE_enum(
+        "protocol", None, list(PROTOCOLS), "how text is cut; by default as the run cuts its own"
+    )
+    flags.DEFINE_string("data_root", DATA_ROOT, "folder of the files of the protocols")
+    flags.DEFINE_enum(
+        "documents", "file", list(FORMS), "what a document of a text file is; rows: lines with ends"
+    )
+    flags.DEFINE_string(
+        "estimator",
+        "auto",
+        "objective that estimates the likelihood; the best one for the run by default",
+    )
+    flags.DEFINE_integer("draws", DRAWS, "corruptions of each block: 1, or an even number")
+    flags.DEFINE_integer(
+        "time_steps", None, "mdlm, md4: T of the bound in T steps, 0 for continuous time"
+    )
+    # of what a language model writes
+    flags.DEFINE_integer("samples", 0, "draw and score so many sequences")
+    flags.DEFINE_integer(
+        "infill", 0, "take spans out of so many held-out blocks, draw them again and compare"
+    )
+    flags.DEFINE_string("judge", "", f"whose perplexity samples are given: {HELP}")
+    flags.DEFINE_bool("mauve", False, "compare the samples with held-out text by MAUVE")
+
 
 _RANGES = {
     "samples": run_flags.NATURAL,
@@ -88,14 +95,14 @@ def main(argv: Sequence[str]) -> None:
     config, tokenizer = read_record(workdir)
     if config.model.kind != "lm":
         _refuse((*_OF_TEXT, *_OF_SAMPLES), "the run translates pairs")
-        if _SPLIT.value == "train":
+        if FLAGS.split == "train":
             raise UserError("--split=train is not held out: give validation or test.")
-        report = evaluate_pairs.measure(workdir, _SOURCE.value, _SPLIT.value or "test", _NUM.value)
+        report = evaluate_pairs.measure(workdir, FLAGS.source, FLAGS.split or "test", FLAGS.num)
         beside = "the translations"
-    elif _SAMPLES.value or _INFILL.value:
+    elif FLAGS.samples or FLAGS.infill:
         _refuse(("source", "num", *_OF_TEXT), "--samples and --infill draw text")
         request = evaluate_samples.Request(
-            _SAMPLES.value, _INFILL.value, _JUDGE.value, _MAUVE.value, _SPLIT.value or "test"
+            FLAGS.samples, FLAGS.infill, FLAGS.judge, FLAGS.mauve, FLAGS.split or "test"
         )
         report = evaluate_samples.measure(workdir, request)
         beside = "every sequence"
@@ -103,18 +110,18 @@ def main(argv: Sequence[str]) -> None:
         _refuse(("source",), "the run is a language model, and has no pairs to translate")
         _refuse((*_OF_SAMPLERS, *_OF_SAMPLES), "a likelihood draws no text without --samples=N")
         request = evaluate_text.Request(
-            dataset=_DATASET.value,
-            protocol=_PROTOCOL.value or "",
-            split=_SPLIT.value,
-            num=_NUM.value,
-            data_root=_DATA_ROOT.value,
-            documents=_DOCUMENTS.value,
-            estimator=_ESTIMATOR.value,
-            draws=_DRAWS.value,
-            time_steps=_TIME_STEPS.value,
-            weights=run_flags.WEIGHTS_OF.value,
-            seed=run_flags.SEED.value,
-            batch_size=run_flags.BATCH_SIZE.value,
+            dataset=FLAGS.dataset,
+            protocol=FLAGS.protocol or "",
+            split=FLAGS.split,
+            num=FLAGS.num,
+            data_root=FLAGS.data_root,
+            documents=FLAGS.documents,
+            estimator=FLAGS.estimator,
+            draws=FLAGS.draws,
+            time_steps=FLAGS.time_steps,
+            weights=FLAGS.weights,
+            seed=FLAGS.seed,
+            batch_size=FLAGS.batch_size,
         )
         report = evaluate_text.measure(workdir, config, tokenizer, request)
         beside = "the nats of every sequence"
@@ -125,15 +132,15 @@ def main(argv: Sequence[str]) -> None:
     else:
         print(table({name: x for name, x in report.items() if name != "out"}))
     print(f"Wrote {report['out']} and {beside} beside it")
-    if run_flags.JSON.value:
+    if FLAGS.json:
         print(json.dumps(report))
 
 
 def _refuse(names: Sequence[str], why: str) -> None:
     for name in names:
-        if flags.FLAGS[name].present:
+        if FLAGS[name].present:
             raise UserError(f"--{name} does not apply: {why}; leave it out.")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

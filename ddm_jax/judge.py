@@ -18,13 +18,16 @@ from ddm_jax.evaluation.judges.open import HELP, open_judge
 from ddm_jax.evaluation.likelihood.report import to_json
 from ddm_jax.evaluation.samples.quality import quality, table
 
-_JUDGE = flags.DEFINE_string("judge", "", HELP)
-_INPUT = flags.DEFINE_list("input", [], "files to judge, each a row of the table")
-_LINES = flags.DEFINE_bool("lines", False, "every line of a file that is not .jsonl is a text")
-_FIRST = flags.DEFINE_integer(
-    "first", None, "judge the first so many texts of a file; all by default"
-)
-_JSON = cli.define_json()
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("judge", "", HELP)
+    flags.DEFINE_list("input", [], "files to judge, each a row of the table")
+    flags.DEFINE_bool("lines", False, "every line of a file that is not .jsonl is a text")
+    flags.DEFINE_integer("first", None, "judge the first so many texts of a file; all by default")
+    cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,18 +37,18 @@ def main(argv: Sequence[str]) -> None:
       UserError: a bad flag or file, or a judge that cannot be read.
     """
     del argv
-    if not _INPUT.value:
+    if not FLAGS.input:
         raise UserError("--input is missing: give files of text, e.g. --input=samples.jsonl.")
-    if _FIRST.value is not None and _FIRST.value < 1:
+    if FLAGS.first is not None and FLAGS.first < 1:
         raise UserError(
-            f"--first={_FIRST.value} is out of range: give a whole number of at least 1."
+            f"--first={FLAGS.first} is out of range: give a whole number of at least 1."
         )
-    texts = {name: read_texts(Path(name).expanduser(), _LINES.value) for name in _INPUT.value}
-    judge = open_judge(_JUDGE.value)
+    texts = {name: read_texts(Path(name).expanduser(), FLAGS.lines) for name in FLAGS.input}
+    judge = open_judge(FLAGS.judge)
     print(f"Judge: {judge.name}", file=sys.stderr)
-    rows = {name: quality(found[: _FIRST.value], judge=judge) for name, found in texts.items()}
+    rows = {name: quality(found[: FLAGS.first], judge=judge) for name, found in texts.items()}
     print(table(rows))
-    if _JSON.value:
+    if FLAGS.json:
         print(json.dumps(to_json(rows)))
 
 
@@ -83,4 +86,4 @@ def _text_of(path: Path, number: int, line: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

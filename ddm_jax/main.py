@@ -13,17 +13,22 @@ from ddm_jax.parallel import processes
 from ddm_jax.training.curve import CURVE
 from ddm_jax.training.loop import STALL_TIMEOUT, Outcome, train
 
-_CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "folder of the run; the same folder goes on (default: work/RECIPE)"
-)
-_STALL_TIMEOUT = flags.DEFINE_integer(
-    "stall_timeout",
-    None,
-    "of several processes: seconds without a finished step after which all end "
-    f"(default: {STALL_TIMEOUT:g}, or the environment variable DDM_STALL_TIMEOUT)",
-)
-_JSON = cli.define_json()
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    cli.define_config()
+    flags.DEFINE_string(
+        "workdir", "", "folder of the run; the same folder goes on (default: work/RECIPE)"
+    )
+    flags.DEFINE_integer(
+        "stall_timeout",
+        None,
+        "of several processes: seconds without a finished step after which all end "
+        f"(default: {STALL_TIMEOUT:g}, or the environment variable DDM_STALL_TIMEOUT)",
+    )
+    cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,13 +36,13 @@ def main(argv: Sequence[str]) -> None:
     del argv
     stall_timeout = _stall_timeout()
     processes.initialize()
-    config = cli.read_config(_CONFIG.value)
-    recipe = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
-    outcome = train(config, _WORKDIR.value or f"work/{recipe}", stall_timeout)
+    config = cli.read_config(FLAGS.config)
+    recipe = Path(FLAGS["config"].config_filename.split(":")[0]).stem
+    outcome = train(config, FLAGS.workdir or f"work/{recipe}", stall_timeout)
     if not processes.is_first():
         return
     print(report(outcome))
-    if _JSON.value:
+    if FLAGS.json:
         result = {
             "step": outcome.step,
             "finished": outcome.finished,
@@ -51,8 +56,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _stall_timeout() -> int:
     text = os.environ.get("DDM_STALL_TIMEOUT", f"{STALL_TIMEOUT:g}")
-    if _STALL_TIMEOUT.value is not None:
-        text = str(_STALL_TIMEOUT.value)
+    if FLAGS.stall_timeout is not None:
+        text = str(FLAGS.stall_timeout)
     if not text.isdigit() or not int(text):
         raise UserError(f"--stall_timeout={text} is no time: give at least 1 second.")
     return int(text)
@@ -86,4 +91,4 @@ def report(outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

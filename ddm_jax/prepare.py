@@ -25,37 +25,40 @@ from ddm_jax.errors import UserError
 DEFAULTS = PrepareSpec()
 PAIR_DEFAULTS = PairSpec()
 
-_SOURCE = flags.DEFINE_string("source", DEFAULTS.source, f"One of {', '.join(sources.KINDS)}.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", DEFAULTS.tokenizer, f"One of {', '.join(tokenizers.KINDS)}."
-)
-_LENGTH = flags.DEFINE_integer(
-    "length", DEFAULTS.length, "Tokens a block; of pairs, of the longest target, EOS included."
-)
-_SOURCE_LENGTH = flags.DEFINE_integer(
-    "source_length",
-    PAIR_DEFAULTS.source_length,
-    "Of pairs: tokens of the longest source, likewise.",
-)
-_PACK = flags.DEFINE_enum("pack", DEFAULTS.pack, list(PACKS), "How documents become blocks.")
-_VALIDATION_FILES = flags.DEFINE_string(
-    "validation", PAIR_DEFAULTS.validation, "Held-out pairs, named like --source=pairs:...."
-)
-_TEST_FILES = flags.DEFINE_string("test", PAIR_DEFAULTS.test, "Likewise.")
-_VALIDATION = flags.DEFINE_float(
-    "validation_fraction",
-    DEFAULTS.validation_fraction,
-    "Of the documents or pairs, where there is no such split.",
-)
-_TEST = flags.DEFINE_float("test_fraction", DEFAULTS.test_fraction, "Likewise.")
-_ROOT = flags.DEFINE_string("root", "~/.cache/ddm_jax", "Prepared sets lie here by default.")
-_OUT = flags.DEFINE_string("out", None, "Folder to make; a name under --root by default.")
-_WORKERS = flags.DEFINE_integer("workers", None, "Threads that tokenise; all cores by default.")
-_BEAM_RUNNER = flags.DEFINE_string("beam_runner", None, "Prepare with Apache Beam on this runner.")
-_BEAM_OPTIONS = flags.DEFINE_multi_string(
-    "beam_options", [], "A pipeline option in Beam's own spelling; may be repeated."
-)
-_JSON = cli.define_json()
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("source", DEFAULTS.source, f"One of {', '.join(sources.KINDS)}.")
+    flags.DEFINE_string("tokenizer", DEFAULTS.tokenizer, f"One of {', '.join(tokenizers.KINDS)}.")
+    flags.DEFINE_integer(
+        "length", DEFAULTS.length, "Tokens a block; of pairs, of the longest target, EOS included."
+    )
+    flags.DEFINE_integer(
+        "source_length",
+        PAIR_DEFAULTS.source_length,
+        "Of pairs: tokens of the longest source, likewise.",
+    )
+    flags.DEFINE_enum("pack", DEFAULTS.pack, list(PACKS), "How documents become blocks.")
+    flags.DEFINE_string(
+        "validation", PAIR_DEFAULTS.validation, "Held-out pairs, named like --source=pairs:...."
+    )
+    flags.DEFINE_string("test", PAIR_DEFAULTS.test, "Likewise.")
+    flags.DEFINE_float(
+        "validation_fraction",
+        DEFAULTS.validation_fraction,
+        "Of the documents or pairs, where there is no such split.",
+    )
+    flags.DEFINE_float("test_fraction", DEFAULTS.test_fraction, "Likewise.")
+    flags.DEFINE_string("root", "~/.cache/ddm_jax", "Prepared sets lie here by default.")
+    flags.DEFINE_string("out", None, "Folder to make; a name under --root by default.")
+    flags.DEFINE_integer("workers", None, "Threads that tokenise; all cores by default.")
+    flags.DEFINE_string("beam_runner", None, "Prepare with Apache Beam on this runner.")
+    flags.DEFINE_multi_string(
+        "beam_options", [], "A pipeline option in Beam's own spelling; may be repeated."
+    )
+    cli.define_json()
 
 
 # What has no meaning for the other kind of data.
@@ -84,21 +87,21 @@ def main(argv: Sequence[str]) -> None:
             meaning for the source.
     """
     del argv
-    kind = spec_kind(_SOURCE.value)
+    kind = spec_kind(FLAGS.source)
     _check_flags(OF_BLOCKS if kind is PairSpec else OF_PAIRS)
-    spec = kind(**{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(kind)})
-    beam = BeamSpec(_BEAM_RUNNER.value, tuple(_BEAM_OPTIONS.value)) if _BEAM_RUNNER.value else None
-    out = Path(_OUT.value) if _OUT.value else default_folder(_ROOT.value, spec)
+    spec = kind(**{f.name: FLAGS[f.name].value for f in dataclasses.fields(kind)})
+    beam = BeamSpec(FLAGS.beam_runner, tuple(FLAGS.beam_options)) if FLAGS.beam_runner else None
+    out = Path(FLAGS.out) if FLAGS.out else default_folder(FLAGS.root, spec)
     try:
         if isinstance(spec, PairSpec):
-            prepared = prepare_pairs(spec, out, workers=_WORKERS.value)
+            prepared = prepare_pairs(spec, out, workers=FLAGS.workers)
         else:
-            prepared = prepare(spec, out, workers=_WORKERS.value, beam=beam)
+            prepared = prepare(spec, out, workers=FLAGS.workers, beam=beam)
     except KeyboardInterrupt:
         print("Interrupted: nothing is left behind.", file=sys.stderr)
         sys.exit(130)
     print(summary(prepared))
-    if _JSON.value:
+    if FLAGS.json:
         print(json.dumps({"folder": str(prepared.folder), **prepared.description()}))
 
 
@@ -115,12 +118,12 @@ def _pair_summary(prepared: PreparedPairs) -> str:
 
 def _check_flags(foreign: Sequence[str]) -> None:
     for name in foreign:
-        if flags.FLAGS[name].present:
+        if FLAGS[name].present:
             raise UserError(
-                f"--{name}={flags.FLAGS[name].value} does not apply to --source={_SOURCE.value}: "
+                f"--{name}={FLAGS[name].value} does not apply to --source={FLAGS.source}: "
                 "leave it out."
             )
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

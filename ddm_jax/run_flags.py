@@ -13,21 +13,27 @@ from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.runs.run import WEIGHTS, with_sampler
 
-WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
-SAMPLER = flags.DEFINE_string("sampler", "auto", "a sampler that fits the run; auto: the run's")
-STEPS = flags.DEFINE_integer("steps", None, "steps of the sampler; the run's by default")
-OPTION = flags.DEFINE_multi_string(
-    "option",
-    [],
-    "name=value: a field of config.sampler, such as routing=cond, lengths=5, candidates=10, "
-    "selection=mbr or temperature=0.5; may be repeated",
-)
-WEIGHTS_OF = flags.DEFINE_string("weights", "ema", f"one of {', '.join(WEIGHTS)}")
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "sequences drawn at once: 16 by default, or 64 targets of sources"
-)
-SEED = flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same sequences")
-JSON = cli.define_json()
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags that sample, translate and evaluate share."""
+    flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
+    flags.DEFINE_string("sampler", "auto", "a sampler that fits the run; auto: the run's")
+    flags.DEFINE_integer("steps", None, "steps of the sampler; the run's by default")
+    flags.DEFINE_multi_string(
+        "option",
+        [],
+        "name=value: a field of config.sampler, such as routing=cond, lengths=5, candidates=10, "
+        "selection=mbr or temperature=0.5; may be repeated",
+    )
+    flags.DEFINE_string("weights", "ema", f"one of {', '.join(WEIGHTS)}")
+    flags.DEFINE_integer(
+        "batch_size", None, "sequences drawn at once: 16 by default, or 64 targets of sources"
+    )
+    flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same sequences")
+    cli.define_json()
+
 
 _LARGEST = 2**31 - 1
 POSITIVE = (lambda x: 1 <= x <= _LARGEST, f"a whole number from 1 to {_LARGEST}")
@@ -45,15 +51,15 @@ def check(ranges: Ranges) -> Path:
       UserError: --workdir is missing, a flag is out of range, or this is one of several processes.
     """
     processes.require_single_process()
-    if not WORKDIR.value:
+    if not FLAGS.workdir:
         raise UserError(
             "--workdir is missing: give the folder of a run, e.g. --workdir=work/radd_tiny."
         )
     for name, (fits, words) in {**_RANGES, **ranges}.items():
-        value = flags.FLAGS[name].value
+        value = FLAGS[name].value
         if value is not None and not fits(value):
             raise UserError(f"--{name}={value} is out of range: give {words}.")
-    return Path(WORKDIR.value).expanduser()
+    return Path(FLAGS.workdir).expanduser()
 
 
 def applied(config: Config, length: int | None) -> Config:
@@ -62,4 +68,4 @@ def applied(config: Config, length: int | None) -> Config:
     Raises:
       UserError: see `trained.with_sampler`.
     """
-    return with_sampler(config, SAMPLER.value, STEPS.value, length, OPTION.value)
+    return with_sampler(config, FLAGS.sampler, FLAGS.steps, length, FLAGS.option)

@@ -28,19 +28,26 @@ from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
 
-_NUM = flags.DEFINE_integer("num", 4, "sequences to draw")
-_LENGTH = flags.DEFINE_integer("length", None, "tokens of a sequence; the run's by default")
-_PREFIX = flags.DEFINE_string("prefix", "", "text at the start of every sequence")
-_SUFFIX = flags.DEFINE_string("suffix", "", "text at the end of every sequence")
-_TEMPLATE = flags.DEFINE_string(
-    "template", "", "text file with blanks: {{5}} for five tokens, {{}} for all that are left"
-)
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature", None, "of the draws; 0 takes the best token; the run's by default"
-)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "draw from so many best tokens; 0: from all")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the best tokens of this total probability")
-_OUT = flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    run_flags.define_flags()
+    flags.DEFINE_integer("num", 4, "sequences to draw")
+    flags.DEFINE_integer("length", None, "tokens of a sequence; the run's by default")
+    flags.DEFINE_string("prefix", "", "text at the start of every sequence")
+    flags.DEFINE_string("suffix", "", "text at the end of every sequence")
+    flags.DEFINE_string(
+        "template", "", "text file with blanks: {{5}} for five tokens, {{}} for all that are left"
+    )
+    flags.DEFINE_float(
+        "temperature", None, "of the draws; 0 takes the best token; the run's by default"
+    )
+    flags.DEFINE_integer("top_k", 0, "draw from so many best tokens; 0: from all")
+    flags.DEFINE_float("top_p", 1.0, "draw from the best tokens of this total probability")
+    flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
+
 
 _RANGES = {
     "num": run_flags.POSITIVE,
@@ -57,31 +64,31 @@ def main(argv: Sequence[str]) -> None:
       UserError: a bad flag, or a run that cannot be sampled from.
     """
     del argv
-    workdir, num = run_flags.check(_RANGES), _NUM.value
-    if _TEMPLATE.value and (_PREFIX.value or _SUFFIX.value):
+    workdir, num = run_flags.check(_RANGES), FLAGS.num
+    if FLAGS.template and (FLAGS.prefix or FLAGS.suffix):
         raise UserError(
             "--template does not go with --prefix or --suffix: write them into the template."
         )
     # all that can be wrong in the flags is found before weights are read, which may take minutes
     config, tokenizer = read_record(workdir)
-    config = run_flags.applied(config, _LENGTH.value)
+    config = run_flags.applied(config, FLAGS.length)
     if config.model.kind != "lm":
         raise UserError(
             f"The run in {workdir} writes targets of sources: use `python -m ddm_jax.translate`."
         )
     name, steps, length = config.sampler.name, config.sampler.steps, config.data.length
-    temperature = _TEMPERATURE.value
+    temperature = FLAGS.temperature
     if temperature is None:
         temperature = config.sampler.temperature
     config = dataclasses.replace(
         config, sampler=dataclasses.replace(config.sampler, temperature=temperature)
     )
     prompt, texts = _read_prompt(tokenizer, length)
-    batch_size = min(run_flags.BATCH_SIZE.value or 16, num)
+    batch_size = min(FLAGS.batch_size or 16, num)
     layout = dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
-    run = open_run(workdir, layout, run_flags.WEIGHTS_OF.value)
+    run = open_run(workdir, layout, FLAGS.weights)
     out = workdir / "samples" / f"{run.step:08d}-{name}-{steps}.jsonl"
-    out = Path(_OUT.value).expanduser() if _OUT.value else out
+    out = Path(FLAGS.out).expanduser() if FLAGS.out else out
     _check_out(out)
 
     say(
@@ -89,14 +96,14 @@ def main(argv: Sequence[str]) -> None:
         f"{steps} steps"
     )
     sampler = compile_sampler(
-        dataclasses.replace(run, config=config), layout, batch_size, _TOP_K.value, _TOP_P.value
+        dataclasses.replace(run, config=config), layout, batch_size, FLAGS.top_k, FLAGS.top_p
     )
     say(f"Compiled the sampler in {sampler.compile_s:.1f} s")
 
     samples: list[dict[str, Any]] = []
     drawn, total_s = int((~prompt.fixed).sum()), 0.0
     with Interrupt() as interrupt, ProgressBar(num) as progress:
-        for batch in draw_batches(sampler, prompt, num, run_flags.SEED.value):
+        for batch in draw_batches(sampler, prompt, num, FLAGS.seed):
             total_s += batch.seconds
             for row, nfe in zip(batch.tokens, batch.nfe, strict=True):
                 sample = {"text": tokenizer.decode(row), "tokens": row.tolist()}
@@ -111,19 +118,19 @@ def main(argv: Sequence[str]) -> None:
     settings = {
         "workdir": str(workdir),
         "checkpoint": run.step,
-        "weights": run_flags.WEIGHTS_OF.value,
+        "weights": FLAGS.weights,
         "sampler": name,
         "steps": steps,
         "options": _options_of(config),
         "temperature": temperature,
-        **{f: flags.FLAGS[f].value for f in ("top_k", "top_p", "seed")},
+        **{f: FLAGS[f].value for f in ("top_k", "top_p", "seed")},
         "batch_size": batch_size,
         "length": length,
         "prompt": texts,
     }
     written = write_new(out, "".join(json.dumps(s | settings) + "\n" for s in samples))
     print(report(samples, written))
-    if run_flags.JSON.value:
+    if FLAGS.json:
         result = {
             "out": str(written),
             "num": len(samples),
@@ -155,10 +162,10 @@ def mean_nfe(samples: Sequence[Mapping[str, Any]]) -> float:
 
 def _read_prompt(tokenizer: Tokenizer, length: int) -> tuple[Prompt, dict[str, str]]:
     """The prompt of the flags, and the texts that it is made of."""
-    if not _TEMPLATE.value:
-        texts = {"prefix": _PREFIX.value, "suffix": _SUFFIX.value}
+    if not FLAGS.template:
+        texts = {"prefix": FLAGS.prefix, "suffix": FLAGS.suffix}
         return between(**texts, tokenizer=tokenizer, length=length), texts
-    template = read_template(Path(_TEMPLATE.value).expanduser())
+    template = read_template(Path(FLAGS.template).expanduser())
     return from_template(template, tokenizer, length), {"template": template}
 
 
@@ -182,4 +189,4 @@ def _check_out(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

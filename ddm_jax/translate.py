@@ -17,9 +17,15 @@ from ddm_jax.generation.decoding import open_translator, read_run, settings
 from ddm_jax.generation.translation import translate
 from ddm_jax.runs.files import write_atomically
 
-_TEXT = flags.DEFINE_string("text", "", "the source itself")
-_INPUT = flags.DEFINE_string("input", "", "file of sources, one a line; - for standard input")
-_OUT = flags.DEFINE_string("out", "", "file of targets to make; standard output by default")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    run_flags.define_flags()
+    flags.DEFINE_string("text", "", "the source itself")
+    flags.DEFINE_string("input", "", "file of sources, one a line; - for standard input")
+    flags.DEFINE_string("out", "", "file of targets to make; standard output by default")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,18 +38,18 @@ def main(argv: Sequence[str]) -> None:
     workdir = run_flags.check({})
     config = read_run(workdir)
     sources, name = _read_sources()
-    out = Path(_OUT.value).expanduser() if _OUT.value else None
+    out = Path(FLAGS.out).expanduser() if FLAGS.out else None
     if out and (out.exists() or not out.parent.is_dir()):
         raise UserError(f"--out={out} exists, or its folder does not: give the name of a new file.")
     run, translator = open_translator(workdir, config)
-    made = translate(translator, run.params, sources, run_flags.SEED.value, name)
+    made = translate(translator, run.params, sources, FLAGS.seed, name)
     text = "".join(f"{line}\n" for line in made.texts)
     if out:
         write_atomically(out, text)
         print(f"Wrote {len(made.texts)} targets to {out}", file=sys.stderr)
     else:
         print(text, end="")
-    if run_flags.JSON.value:
+    if FLAGS.json:
         result = settings(run, config) | {
             "workdir": str(workdir),
             "out": str(out) if out else None,
@@ -57,16 +63,16 @@ def main(argv: Sequence[str]) -> None:
 
 def _read_sources() -> tuple[list[str], str]:
     """The sources, and what to call them in an error."""
-    if bool(_TEXT.value) == bool(_INPUT.value):
+    if bool(FLAGS.text) == bool(FLAGS.input):
         raise UserError("Give the sources either with --text='...' or with --input=FILE.")
-    if _TEXT.value:
-        return [" ".join(_TEXT.value.split("\n"))], "--text"
-    name = f"--input={_INPUT.value}"
+    if FLAGS.text:
+        return [" ".join(FLAGS.text.split("\n"))], "--text"
+    name = f"--input={FLAGS.input}"
     try:
-        if _INPUT.value == "-":
+        if FLAGS.input == "-":
             text = sys.stdin.read()
         else:
-            text = Path(_INPUT.value).expanduser().read_text(encoding="utf-8")
+            text = Path(FLAGS.input).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}): give a text file.") from error
     except UnicodeDecodeError as error:
@@ -78,4 +84,4 @@ def _read_sources() -> tuple[list[str], str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

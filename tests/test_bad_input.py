@@ -42,7 +42,7 @@ def _main(argv, folder):
     sys.argv = ["main.py", *argv]
     from ddm_jax import cli, main
 
-    cli.run(main.main)
+    cli.run(main.main, main.define_flags)
 
 
 @pytest.fixture

@@ -125,6 +125,7 @@ def run(tmp_path_factory, prepared):
 def call(*args):
     """What the command line does in this process."""
     with flagsaver.flagsaver():
+        sample.define_flags()
         flags.FLAGS(["sample", *map(str, args)])
         sample.main([])
 
@@ -466,7 +467,7 @@ def test_command_runs_by_itself(run, tmp_path):
 def test_mistake_ends_the_program_with_one_line(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sample", f"--workdir={run}", "--top_p=3"])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        cli.run(sample.main)
+        cli.run(sample.main, sample.define_flags)
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""

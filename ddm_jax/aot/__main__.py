@@ -27,17 +27,22 @@ from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.parallel.placement import summary, table
 from ddm_jax.settle import describe, settle
 
-_CONFIG = cli.define_config()
-_TOPOLOGY = flags.DEFINE_string("topology", "", "TPUs or GPUs: v5e:16x16, v5p:2x2x2, h200:8")
-_SLICES = flags.DEFINE_integer(
-    "slices", 1, "number of such slices or nodes, connected by the data-centre network"
-)
-_LAYOUT = flags.DEFINE_string("layout", "", f"{', '.join(LAYOUTS)}; the recipe's if empty")
-_AXES = flags.DEFINE_string("axes", "", "sizes of the mesh's axes, such as data=16,fsdp=16")
-_PROGRAM = flags.DEFINE_enum("program", "train", ["train", "sample"], "which step to compile")
-_SEARCH = flags.DEFINE_bool("search_batch", False, "find the largest batch that fits")
-_TABLE = flags.DEFINE_bool("table", False, "show how each parameter is split over the devices")
-_JSON = cli.define_json()
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    cli.define_config()
+    flags.DEFINE_string("topology", "", "TPUs or GPUs: v5e:16x16, v5p:2x2x2, h200:8")
+    flags.DEFINE_integer(
+        "slices", 1, "number of such slices or nodes, connected by the data-centre network"
+    )
+    flags.DEFINE_string("layout", "", f"{', '.join(LAYOUTS)}; the recipe's if empty")
+    flags.DEFINE_string("axes", "", "sizes of the mesh's axes, such as data=16,fsdp=16")
+    flags.DEFINE_enum("program", "train", ["train", "sample"], "which step to compile")
+    flags.DEFINE_bool("search_batch", False, "find the largest batch that fits")
+    flags.DEFINE_bool("table", False, "show how each parameter is split over the devices")
+    cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,25 +56,25 @@ def main(argv: Sequence[str]) -> None:
     print(describe(job.config))
     check_batch(job)
     state = abstract_state(job)
-    show = table if _TABLE.value else summary
+    show = table if FLAGS.table else summary
     print(show(job.layout, state), flush=True)
     trials: dict[int, CompileResult] = {}
-    if _SEARCH.value:
+    if FLAGS.search_batch:
         job, trials = search_largest_batch(job)
     compiled = trials.get(job.batch_size) or compile_job(job)
     target = CompileTarget(
-        topology=_TOPOLOGY.value,
-        slices=_SLICES.value,
+        topology=FLAGS.topology,
+        slices=FLAGS.slices,
         devices=job.layout.mesh.size,
-        program=_PROGRAM.value,
+        program=FLAGS.program,
         jax=jax.__version__,
-        compiler=compiler_version(_TOPOLOGY.value),
+        compiler=compiler_version(FLAGS.topology),
     )
     report = make_report(job, compiled, target)
     print(report_text(report))
-    if _JSON.value:
+    if FLAGS.json:
         result = report.to_json()
-        if _SEARCH.value:
+        if FLAGS.search_batch:
             result["largest_batch"] = job.batch_size if compiled.fits else None
             result["trials"] = {
                 size: {"fits": trial.fits, "need_gib": trial.needed_bytes / GIB}
@@ -79,14 +84,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _job_of_flags() -> AotJob:
-    config = settle(cli.read_config(_CONFIG.value))
-    name, axes = _LAYOUT.value or config.layout.name, _AXES.value or config.layout.axes
-    if _SLICES.value < 1:
-        raise UserError(f"--slices={_SLICES.value} is out of range: give a number of at least 1.")
-    if not _TOPOLOGY.value:
+    config = settle(cli.read_config(FLAGS.config))
+    name, axes = FLAGS.layout or config.layout.name, FLAGS.axes or config.layout.axes
+    if FLAGS.slices < 1:
+        raise UserError(f"--slices={FLAGS.slices} is out of range: give a number of at least 1.")
+    if not FLAGS.topology:
         raise UserError("--topology is missing: give a machine, such as v5e:4x4 or h200:8.")
     vocab_size = vocab_size_of(config.data.tokenizer)
-    chip, devices = devices_of(_TOPOLOGY.value, _SLICES.value)
+    chip, devices = devices_of(FLAGS.topology, FLAGS.slices)
     if chip.target and config.model.attention == "cudnn":
         raise UserError(
             "config.model.attention='cudnn' cannot be compiled without a GPU: give auto, which "
@@ -94,9 +99,9 @@ def _job_of_flags() -> AotJob:
         )
     layout_config = dataclasses.replace(config.layout, name=name, axes=axes)
     config = dataclasses.replace(config, layout=layout_config)
-    layout = make_aot_layout(config.layout, devices, _TOPOLOGY.value)
-    return AotJob(config, layout, chip, vocab_size, sampling=_PROGRAM.value == "sample")
+    layout = make_aot_layout(config.layout, devices, FLAGS.topology)
+    return AotJob(config, layout, chip, vocab_size, sampling=FLAGS.program == "sample")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

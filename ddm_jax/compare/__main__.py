@@ -33,33 +33,38 @@ from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.runs.files import write_atomically
 
-_CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", "", "folder of all cells and of the page")
-_OBJECTIVES = flags.DEFINE_list(
-    "objectives",
-    ["radd_t_dce", "udlm:model.time=adaln", "ar"],
-    "to train; NAME:FIELD=VALUE sets fields of the config for one of them",
-)
-_LAYOUTS = flags.DEFINE_list("layouts", ["dp", "fsdp", "tp"], "the first is the reference")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "to train each with")
-_STEPS = flags.DEFINE_integer("steps", None, "config.train.steps; the recipe's by default")
-_DEVICES = flags.DEFINE_integer("devices", None, "run on so many virtual CPU devices")
-_JOBS = flags.DEFINE_integer("jobs", 1, "cells at once; more than 1 and they slow each other down")
-_FROM = flags.DEFINE_multi_string(
-    "from", [], "make the page of these work directories, and train nothing; may be repeated"
-)
-_PLAN = flags.DEFINE_bool("plan", False, "say what would run and how long, and run nothing")
-_STEP_S = flags.DEFINE_float("step_s", None, "with --plan: seconds of a step, if you know them")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "with --plan: TPUs to compile for, as ddm_jax.aot")
-_SAMPLES = flags.DEFINE_integer("samples", 64, "texts of each objective; 0: none")
-_SAMPLE_STEPS = flags.DEFINE_list("sample_steps", ["4", "8", "16", "32"], "of the samplers")
-_JUDGE = flags.DEFINE_string(
-    "judge", "auto", "of the texts: a --judge of ddm_jax.evaluate; auto: an ar cell; none"
-)
-_CELLS_ONLY = flags.DEFINE_bool(
-    "cells_only", False, "make no page: for every process of a pod; --from makes it afterwards"
-)
-_JSON = cli.define_json()
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    cli.define_config()
+    flags.DEFINE_string("workdir", "", "folder of all cells and of the page")
+    flags.DEFINE_list(
+        "objectives",
+        ["radd_t_dce", "udlm:model.time=adaln", "ar"],
+        "to train; NAME:FIELD=VALUE sets fields of the config for one of them",
+    )
+    flags.DEFINE_list("layouts", ["dp", "fsdp", "tp"], "the first is the reference")
+    flags.DEFINE_list("seeds", ["0", "1"], "to train each with")
+    flags.DEFINE_integer("steps", None, "config.train.steps; the recipe's by default")
+    flags.DEFINE_integer("devices", None, "run on so many virtual CPU devices")
+    flags.DEFINE_integer("jobs", 1, "cells at once; more than 1 and they slow each other down")
+    flags.DEFINE_multi_string(
+        "from", [], "make the page of these work directories, and train nothing; may be repeated"
+    )
+    flags.DEFINE_bool("plan", False, "say what would run and how long, and run nothing")
+    flags.DEFINE_float("step_s", None, "with --plan: seconds of a step, if you know them")
+    flags.DEFINE_string("topology", "", "with --plan: TPUs to compile for, as ddm_jax.aot")
+    flags.DEFINE_integer("samples", 64, "texts of each objective; 0: none")
+    flags.DEFINE_list("sample_steps", ["4", "8", "16", "32"], "of the samplers")
+    flags.DEFINE_string(
+        "judge", "auto", "of the texts: a --judge of ddm_jax.evaluate; auto: an ar cell; none"
+    )
+    flags.DEFINE_bool(
+        "cells_only", False, "make no page: for every process of a pod; --from makes it afterwards"
+    )
+    cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,20 +76,20 @@ def main(argv: Sequence[str]) -> None:
     del argv
     seeds, steps = _whole("seeds", low=0), _whole("sample_steps", low=1)
     for name, low in (("jobs", 1), ("devices", 1), ("samples", 0), ("steps", 1)):
-        value = flags.FLAGS[name].value
+        value = FLAGS[name].value
         if value is not None and value < low:
             raise UserError(f"--{name}={value} is out of range: give at least {low}.")
-    if _DEVICES.value is not None:
+    if FLAGS.devices is not None:
         jax.config.update("jax_platforms", "cpu")  # the cells' too: they have no other device
-    workdirs = [Path(name).expanduser() for part in _FROM.value for name in part.split(",")]
-    if not _WORKDIR.value and not workdirs and not _PLAN.value:
+    workdirs = [Path(name).expanduser() for part in FLAGS["from"].value for name in part.split(",")]
+    if not FLAGS.workdir and not workdirs and not FLAGS.plan:
         raise UserError("--workdir is missing: give a folder for the runs and the page.")
-    workdir = Path(_WORKDIR.value or "work/compare").expanduser()
+    workdir = Path(FLAGS.workdir or "work/compare").expanduser()
     if workdirs:
         _page(find(workdirs), workdir, steps, draws=True)
         return
     cells = _cells(workdir, seeds)
-    if _PLAN.value:
+    if FLAGS.plan:
         _show_plan(cells)
         return
     _check_alone()
@@ -95,46 +100,44 @@ def main(argv: Sequence[str]) -> None:
     for cell in cells:
         if not cell.folder.exists():
             write_cell(cell)
-    ended = run_cells(cells, _JOBS.value)
-    if not _CELLS_ONLY.value:
+    ended = run_cells(cells, FLAGS.jobs)
+    if not FLAGS.cells_only:
         _page([cell.folder for cell in cells], workdir, steps, draws=ended)
     if not ended:
         print("Stopped and saved: the same command goes on.")
 
 
 def _cells(workdir: Path, seeds: Sequence[int]) -> list[Cell]:
-    cli.read_config(_CONFIG.value)
-    for layout in _LAYOUTS.value:
+    cli.read_config(FLAGS.config)
+    for layout in FLAGS.layouts:
         lookup(LAYOUTS, layout, "--layouts")
-    holder = flags.FLAGS["config"]
-    recipe = Recipe(
-        holder.config_filename, config_flags.get_override_values(holder), _DEVICES.value
-    )
-    own = suffix() if _CELLS_ONLY.value else ""
+    holder = FLAGS["config"]
+    recipe = Recipe(holder.config_filename, config_flags.get_override_values(holder), FLAGS.devices)
+    own = suffix() if FLAGS.cells_only else ""
     return plan(
-        _CONFIG.value, recipe, *map(_unique, (_OBJECTIVES.value, _LAYOUTS.value, seeds)),
-        _STEPS.value, workdir, own,
+        FLAGS.config, recipe, *map(_unique, (FLAGS.objectives, FLAGS.layouts, seeds)),
+        FLAGS.steps, workdir, own,
     )  # fmt: skip
 
 
 def _show_plan(cells: Sequence[Cell]) -> None:
-    rows = planning.plan_of(cells, _STEP_S.value)
-    print(planning.table(rows, _JOBS.value), flush=True)
-    found = planning.verdicts(cells, _TOPOLOGY.value) if _TOPOLOGY.value else []
-    if _JSON.value:
+    rows = planning.plan_of(cells, FLAGS.step_s)
+    print(planning.table(rows, FLAGS.jobs), flush=True)
+    found = planning.verdicts(cells, FLAGS.topology) if FLAGS.topology else []
+    if FLAGS.json:
         print(json.dumps({"cells": rows, "verdicts": found}))
 
 
 def _page(folders: Sequence[Path], workdir: Path, steps: Sequence[int], draws: bool) -> None:
     """Writes report.json and report.html. draws: texts too, unless a signal comes."""
     runs = labelled([read_run(folder) for folder in folders])
-    first = _LAYOUTS.value if flags.FLAGS["layouts"].present else []
-    layouts = order_of_layouts(runs, first or ([] if _FROM.value else _LAYOUTS.value))
+    first = FLAGS.layouts if FLAGS["layouts"].present else []
+    layouts = order_of_layouts(runs, first or ([] if FLAGS["from"].value else FLAGS.layouts))
     drawn = None
-    if draws and _SAMPLES.value and (chosen := texts.writers(runs, layouts)):
-        judge = texts.choose_judge(_JUDGE.value, chosen)
+    if draws and FLAGS.samples and (chosen := texts.writers(runs, layouts)):
+        judge = texts.choose_judge(FLAGS.judge, chosen)
         try:
-            drawn = texts.draw(chosen, _SAMPLES.value, steps, judge, workdir / "samples")
+            drawn = texts.draw(chosen, FLAGS.samples, steps, judge, workdir / "samples")
         except texts.Stopped:
             print("Stopped and saved before all texts were drawn: the same command goes on.")
     report = make_report(
@@ -149,7 +152,7 @@ def _page(folders: Sequence[Path], workdir: Path, steps: Sequence[int], draws: b
             print(f"{run.label}, {run.layout}, seed {run.seed}: {run.reason}")
     finished = sum(run.state == FINISHED for run in runs)
     print(f"{finished} of {len(runs)} runs finished. The page: {page.resolve()}")
-    if _JSON.value:
+    if FLAGS.json:
         result = {"page": str(page), "report": str(workdir / "report.json")}
         print(json.dumps(result | {k: report[k] for k in ("counts", "objectives", "costs")}))
 
@@ -157,15 +160,15 @@ def _page(folders: Sequence[Path], workdir: Path, steps: Sequence[int], draws: b
 def _check_alone() -> None:
     """One process makes the page: of several, all run the cells."""
     several = processes.multiprocess_variable(os.environ)
-    if several and not _CELLS_ONLY.value:
+    if several and not FLAGS.cells_only:
         raise UserError(
             f"{several} says that there are several processes, which cannot all make the page: "
-            f"add --cells_only, and then make it in one, with --from={_WORKDIR.value}."
+            f"add --cells_only, and then make it in one, with --from={FLAGS.workdir}."
         )
 
 
 def _whole(name: str, low: int) -> list[int]:
-    values = flags.FLAGS[name].value
+    values = FLAGS[name].value
     if not values or not all(x.isdigit() and int(x) >= low for x in values):
         raise UserError(
             f"--{name}={','.join(values)} is not a list of whole numbers of at least {low}: give "
@@ -179,4 +182,4 @@ def _unique(values: Sequence) -> list:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

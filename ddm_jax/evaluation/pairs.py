@@ -45,7 +45,7 @@ def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str
         f"config.data.source_length={config.data.source_length} and left out",
         file=sys.stderr,
     )
-    made = translate(translator, run.params, sources, run_flags.SEED.value, name)
+    made = translate(translator, run.params, sources, run_flags.FLAGS.seed, name)
     report = {
         "workdir": str(workdir),
         "data": name,

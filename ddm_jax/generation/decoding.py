@@ -30,7 +30,7 @@ def read_run(workdir: Path) -> Config:
             "`python -m ddm_jax.sample`, or give a run on pairs."
         )
     config = run_flags.applied(config, length=None)
-    sizes = dataclasses.replace(config.eval, batch_size=run_flags.BATCH_SIZE.value or 64)
+    sizes = dataclasses.replace(config.eval, batch_size=run_flags.FLAGS.batch_size or 64)
     return dataclasses.replace(config, eval=sizes)
 
 
@@ -42,7 +42,7 @@ def open_translator(workdir: Path, config: Config) -> tuple[Run, Translator]:
     """
     devices = jax.local_devices()[: math.gcd(config.eval.batch_size, jax.local_device_count())]
     layout = dp(devices)
-    run = open_run(workdir, layout, run_flags.WEIGHTS_OF.value)
+    run = open_run(workdir, layout, run_flags.FLAGS.weights)
     sampler = make_sampler(config)
     return run, make_translator(run.network, run.process, sampler, config, run.tokenizer, layout)
 
@@ -53,8 +53,8 @@ def settings(run: Run, config: Config) -> dict[str, Any]:
     del sampler["num"]
     return {
         "checkpoint": run.step,
-        "weights": run_flags.WEIGHTS_OF.value,
+        "weights": run_flags.FLAGS.weights,
         "sampler": sampler,
         "batch_size": config.eval.batch_size,
-        "seed": run_flags.SEED.value,
+        "seed": run_flags.FLAGS.seed,
     }

@@ -154,6 +154,7 @@ def test_run_without_exact_probabilities_is_refused():
 
 def call(*args):
     with flagsaver.flagsaver():
+        command.define_flags()
         flags.FLAGS(["judge", *map(str, args)])
         command.main([])
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.data.tokenizers.gpt2 import VOCAB
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
@@ -21,6 +20,7 @@ from tests.masking import (
     LENGTH,
     MASKS,
     TIMES,
+    VOCAB,
     X0,
     XT,
     answers,

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.data.tokenizers.gpt2 import VOCAB
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
@@ -23,6 +22,7 @@ from tests.masking import (
     LENGTH,
     NLL,
     TIMES,
+    VOCAB,
     X0,
     XT,
     answers,

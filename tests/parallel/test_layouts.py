@@ -12,14 +12,12 @@ import pytest
 from ddm_jax.config import LayoutConfig
 from ddm_jax.costs import flops, hlo
 from ddm_jax.costs.collectives import find_collectives
-from ddm_jax.data.tokenizers.gpt2 import VOCAB
 from ddm_jax.errors import UserError
 from ddm_jax.models.head import chunk_rows
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, summary, table
-from ddm_jax.run_flags import STEPS
-from tests.parallel.runs import BATCH, batches, compiled, make, start, train
+from tests.parallel.runs import BATCH, STEPS, VOCAB, batches, compiled, make, start, train
 
 OBJECTIVES = ("radd_t_dce", "sedd_uniform", "d3pm", "ar")
 PARTS = (1, 2, 4)

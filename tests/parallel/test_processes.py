@@ -53,7 +53,7 @@ from ddm_jax import cli, main
 from ddm_jax.runs.progress import Progress
 tick = Progress.tick
 Progress.tick = lambda self, step: (time.sleep(0.05), tick(self, step))
-cli.run(main.main)
+cli.run(main.main, main.define_flags)
 """
 # each process reads its own part of the arrays, and that of process 1 is torn
 TORN_FOR_ONE = """
@@ -66,7 +66,7 @@ def torn(self, folder, *args, **kwargs):
         raise ValueError("torn")
     return restore(self, folder, *args, **kwargs)
 ocp.Checkpointer.restore = torn
-cli.run(main.main)
+cli.run(main.main, main.define_flags)
 """
 
 

@@ -50,16 +50,16 @@ def measure(workdir: Path, request: Request) -> dict[str, Any] | None:
     """
     if request.mauve and not request.samples:
         raise UserError("--mauve compares samples with held-out text: give --samples=N as well.")
-    size = run_flags.BATCH_SIZE.value or BATCH_SIZE
+    size = run_flags.FLAGS.batch_size or BATCH_SIZE
     layout = dp(jax.local_devices()[: math.gcd(size, jax.local_device_count())])
-    run = open_run(workdir, layout, run_flags.WEIGHTS_OF.value)
+    run = open_run(workdir, layout, run_flags.FLAGS.weights)
     run = dataclasses.replace(run, config=run_flags.applied(run.config, length=None))
     held_out = own_split(
         run.config, run.tokenizer, request.split, max(request.samples, request.infill)
     )
     judge = open_judge(request.judge) if request.judge else None
     features = open_minilm() if request.mauve else None
-    folder, seed = workdir / "evaluation", run_flags.SEED.value
+    folder, seed = workdir / "evaluation", run_flags.FLAGS.seed
     folder.mkdir(exist_ok=True)
     report: dict[str, Any] = {"workdir": str(workdir), "checkpoint": run.step}
     if request.samples:
@@ -82,7 +82,7 @@ def measure(workdir: Path, request: Request) -> dict[str, Any] | None:
             run, layout, whole, None, judge, seed, batch_size=size
         )
     report |= {
-        "weights": run_flags.WEIGHTS_OF.value,
+        "weights": run_flags.FLAGS.weights,
         "sampler": {
             k: x for k, x in dataclasses.asdict(run.config.sampler).items() if x is not None
         },
