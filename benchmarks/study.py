@@ -24,11 +24,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.timing import sampling_speed
 from ddm_jax import cli
-from ddm_jax.evaluation.likelihood import measure as evaluate_text
+from ddm_jax.evaluation.likelihood.measure import LikelihoodRequest, measure_likelihood
 from ddm_jax.objectives.signature import PSEUDO
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import read_metrics, write_atomically
-from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
 
 # row -> the objective as ddm_jax.compare takes it, and the estimator
@@ -96,9 +95,8 @@ def likelihood(cell: Path, estimator: str) -> dict[str, Any]:
     """Of the whole test split, as ddm_jax.evaluate reports it; kept in the cell."""
     kept = cell / f"study-{estimator}.json"
     if not kept.exists():
-        config, tokenizer = read_record(cell)
-        request = evaluate_text.Request(split="test", estimator=estimator, draws=DRAWS)
-        report = evaluate_text.measure(cell, config, tokenizer, request)
+        request = LikelihoodRequest(split="test", estimator=estimator, draws=DRAWS)
+        report = measure_likelihood(cell, request)
         if report is None:
             sys.exit(1)  # interrupted, and it has said so
         write_atomically(kept, json.dumps(report, indent=1) + "\n")

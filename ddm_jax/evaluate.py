@@ -17,11 +17,11 @@ from ddm_jax import cli, run_flags
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation import pairs as evaluate_pairs
 from ddm_jax.evaluation.judges.open import HELP
-from ddm_jax.evaluation.likelihood import measure as evaluate_text
 from ddm_jax.evaluation.likelihood.corpora import DATA_ROOT, FORMS
 from ddm_jax.evaluation.likelihood.estimators import DRAWS
+from ddm_jax.evaluation.likelihood.measure import LikelihoodRequest, measure_likelihood
 from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS
-from ddm_jax.evaluation.likelihood.report import table
+from ddm_jax.evaluation.reports import two_columns
 from ddm_jax.evaluation.samples import measure as evaluate_samples
 from ddm_jax.runs.record import read_record
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     """
     del argv
     workdir = run_flags.check(_RANGES)
-    config, tokenizer = read_record(workdir)
+    config, _ = read_record(workdir)
     if config.model.kind != "lm":
         _refuse((*_OF_TEXT, *_OF_SAMPLES), "the run translates pairs")
         if FLAGS.split == "train":
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         _refuse(("source",), "the run is a language model, and has no pairs to translate")
         _refuse((*_OF_SAMPLERS, *_OF_SAMPLES), "a likelihood draws no text without --samples=N")
-        request = evaluate_text.Request(
+        request = LikelihoodRequest(
             dataset=FLAGS.dataset,
             protocol=FLAGS.protocol or "",
             split=FLAGS.split,
@@ -123,14 +123,14 @@ def main(argv: Sequence[str]) -> None:
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
         )
-        report = evaluate_text.measure(workdir, config, tokenizer, request)
+        report = measure_likelihood(workdir, request)
         beside = "the nats of every sequence"
     if report is None:
         return
     if "drawn" in report or "infilling" in report:
         print(evaluate_samples.tables(report))
     else:
-        print(table({name: x for name, x in report.items() if name != "out"}))
+        print(two_columns({name: x for name, x in report.items() if name != "out"}))
     print(f"Wrote {report['out']} and {beside} beside it")
     if FLAGS.json:
         print(json.dumps(report))

@@ -15,7 +15,7 @@ from absl import flags
 from ddm_jax import cli
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.open import HELP, open_judge
-from ddm_jax.evaluation.likelihood.report import to_json
+from ddm_jax.evaluation.reports import to_json
 from ddm_jax.evaluation.samples.quality import quality, table
 
 FLAGS = flags.FLAGS

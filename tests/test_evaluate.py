@@ -17,11 +17,14 @@ from ddm_jax.data.loading.loader import eval_batches
 from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.likelihood import estimators
-from ddm_jax.evaluation.likelihood import measure as evaluate_text
-from ddm_jax.evaluation.likelihood.kept import PartialResults
-from ddm_jax.evaluation.likelihood.measure import Request, measure
+from ddm_jax.evaluation.likelihood.measure import (
+    LikelihoodRequest,
+    likelihood,
+    measure_likelihood,
+)
 from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound
-from ddm_jax.evaluation.likelihood.report import weights_hash
+from ddm_jax.evaluation.likelihood.partial_results import PartialResults
+from ddm_jax.evaluation.reports import weights_hash
 from ddm_jax.experiment import build, with_options
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
@@ -77,9 +80,9 @@ def test_estimators_agree_on_a_trained_run(run):
 
     Except sedd_absorb, whose scores are not normalised: it is a bound, and a looser one.
     """
-    request = Request(num=24, draws=32)
+    request = LikelihoodRequest(num=24, draws=32)
     found = {
-        name: measure(*run, dataclasses.replace(request, estimator=name))
+        name: measure_likelihood(run[0], dataclasses.replace(request, estimator=name))
         for name in estimators.fitting(run[1])
     }
     pseudo, loose = found.pop("mlm_pseudo"), found.pop("sedd_absorb")
@@ -99,7 +102,7 @@ def test_estimators_agree_on_a_trained_run(run):
 def test_own_split_is_the_bound_of_validation_with_other_draws(run):
     """On the whole split; within 5 joint errors of the draws, whose error is the same in both."""
     workdir, config, _ = run
-    report = measure(*run, Request(split="validation", draws=16))
+    report = measure_likelihood(run[0], LikelihoodRequest(split="validation", draws=16))
     data = open_or_prepare(config.data)
     opened = open_run(workdir, dp(jax.devices()))
     loss = with_options(OBJECTIVES["radd_ao"], config).loss
@@ -120,7 +123,9 @@ def test_own_split_is_the_bound_of_validation_with_other_draws(run):
 
 def test_report_says_how_the_number_was_made(run):
     workdir, _, tokenizer = run
-    report = measure(*run, Request(num=5, draws=4, estimator="mdlm", time_steps=10, seed=3))
+    report = measure_likelihood(
+        run[0], LikelihoodRequest(num=5, draws=4, estimator="mdlm", time_steps=10, seed=3)
+    )
     said = {
         "checkpoint": 40,
         "weights": "ema",
@@ -158,16 +163,16 @@ def test_report_says_how_the_number_was_made(run):
 
 def test_interrupted_evaluation_goes_on_with_the_same_numbers(run, tmp_path, monkeypatch, capsys):
     """Stopped after two batches, its file torn; then other batches: nothing is done twice."""
-    request = Request(num=36, draws=2, batch_size=8, seed=11)
-    append = evaluate_text.Kept.append
+    request = LikelihoodRequest(num=36, draws=2, batch_size=8, seed=11)
+    append = PartialResults.append
 
     def stop_after_two(self, nats, tokens):
         append(self, nats, tokens)
         if len(self) == 16:
             os.kill(os.getpid(), 2)  # Ctrl-C
 
-    monkeypatch.setattr(evaluate_text.Kept, "append", stop_after_two)
-    assert measure(*run, request) is None
+    monkeypatch.setattr(PartialResults, "append", stop_after_two)
+    assert measure_likelihood(run[0], request) is None
     assert "Stopped after 16 of 36 sequences" in capsys.readouterr().out
     (file,) = (
         path
@@ -182,14 +187,14 @@ def test_interrupted_evaluation_goes_on_with_the_same_numbers(run, tmp_path, mon
         counted.append(len(tokens))
         append(self, nats, tokens)
 
-    monkeypatch.setattr(evaluate_text.Kept, "append", count)
-    report = measure(*run, dataclasses.replace(request, batch_size=16))
+    monkeypatch.setattr(PartialResults, "append", count)
+    report = measure_likelihood(run[0], dataclasses.replace(request, batch_size=16))
     assert counted == [16, 4]
     assert report["sequences_from_before"] == 16
-    again = measure(*run, request)
+    again = measure_likelihood(run[0], request)
     assert counted == [16, 4]  # all was there
     file.unlink()
-    fresh = measure(*run, request)
+    fresh = measure_likelihood(run[0], request)
     for other in (again, fresh):
         for name in NUMBERS:
             assert other[name] == pytest.approx(report[name], rel=1e-6), name
@@ -206,20 +211,25 @@ def test_kept_file_of_other_numbers_is_begun_anew(tmp_path):
 
 def test_what_decides_the_numbers_has_a_file_of_its_own(run):
     """Seeds, draws and weights do not share what they keep; the batch size does not matter."""
-    request = Request(num=8, draws=2, seed=21)
-    first = measure(*run, request)
+    request = LikelihoodRequest(num=8, draws=2, seed=21)
+    first = measure_likelihood(run[0], request)
     changes = ({"seed": 22}, {"draws": 4}, {"weights": "last"}, {"num": 7})
     for change in changes:
-        other = measure(*run, dataclasses.replace(request, **change))
+        other = measure_likelihood(run[0], dataclasses.replace(request, **change))
         assert other["sequences_from_before"] == 0, change
         assert other["nll"] != first["nll"]
-    assert measure(*run, dataclasses.replace(request, batch_size=4))["sequences_from_before"] == 8
+    assert (
+        measure_likelihood(run[0], dataclasses.replace(request, batch_size=4))[
+            "sequences_from_before"
+        ]
+        == 8
+    )
 
 
 def test_protocol_works_with_another_tokenizer_and_says_so(run, tmp_path):
     (tmp_path / "ptb.txt").write_text("it was N not the one 's\n" * 40)
-    request = Request(dataset=f"ptb={tmp_path}/ptb.txt", protocol="mdlm", draws=2)
-    report = measure(*run, request)
+    request = LikelihoodRequest(dataset=f"ptb={tmp_path}/ptb.txt", protocol="mdlm", draws=2)
+    report = measure_likelihood(run[0], request)
     assert (report["protocol"], report["dataset"], report["split"]) == ("mdlm", "ptb", "validation")
     assert report["comparable"] == "no: the run's tokenizer is bytes, the papers' gpt2"
     assert report["detokeniser"] == "ptb"
@@ -233,10 +243,51 @@ def test_protocol_works_with_another_tokenizer_and_says_so(run, tmp_path):
 
 def test_one_block_has_no_error_over_sequences(run, tmp_path):
     (tmp_path / "a.txt").write_text("so the one that we saw was not there")
-    report = measure(*run, Request(dataset=f"{tmp_path}/a.txt", draws=4))
+    report = measure_likelihood(run[0], LikelihoodRequest(dataset=f"{tmp_path}/a.txt", draws=4))
     assert report["sequences"] == 1
     assert report["stderr"] is None
     assert report["mc_stderr"] > 0
+
+
+def test_python_and_the_command_have_the_same_number(run, tmp_path):
+    """Of the run's own split, of a file, and of the texts in it."""
+    opened = open_run(run[0], dp(jax.devices()[:1]))
+    texts = ["so the one that we saw was not there", "", "é that was told", "so we saw"] * 4
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    dataset = f"{tmp_path}/texts.jsonl"
+    options = {"draws": 4, "num": 8, "batch_size": 4, "seed": 3}
+    for given, split, changes in (
+        (None, "validation", {}),
+        (dataset, None, {"dataset": dataset}),
+        (texts, None, {"dataset": dataset}),
+    ):
+        found = likelihood(opened, given, split=split, **options)
+        request = LikelihoodRequest(split=split, **changes, **options)
+        report = measure_likelihood(run[0], request)
+        for name in ("nll", "stderr", "ppl", "bits_per_byte", "tokens", "sequences", "draws"):
+            assert getattr(found, name) == report[name], (given, name)
+        assert found.estimates == report["estimates"] == "an upper bound"
+    assert str(found) == (
+        f"{found.nll:.4f} +- {found.stderr:.4f} nats per token (an upper bound), perplexity "
+        f"{found.ppl:.2f}, {found.bits_per_byte:.3f} bits per byte; 256 tokens in 8 sequences, 4 "
+        "draws each"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num": 0}, "num=0 is out of range"),
+        ({"draws": 0}, "draws=0 is neither 1 nor a positive even number"),
+        ({"texts_or_dataset": []}, "The list of texts has 0 tokens in 0 documents"),
+        ({"texts_or_dataset": ["a"], "protocol": "gpt"}, "--protocol=gpt is unknown: use one of"),
+        ({"texts_or_dataset": "ptb"}, "add --protocol=sedd or mdlm"),
+    ],
+)
+def test_likelihood_from_python_says_what_is_wrong(run, given, said):
+    with pytest.raises(UserError) as error:
+        likelihood(open_run(run[0], dp(jax.devices()[:1])), **given)
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +348,7 @@ def test_exact_estimator_takes_one_draw_without_error(files):
         ),
         ({"estimator": "d3pm"}, "use one of radd_t_dse, radd_t_dce, radd_lambda_dce, radd_ao, "),
         ({"estimator": "elbo"}, "--estimator=elbo is unknown"),
-        ({"draws": 5}, "--draws=5 is odd: give 1, or an even number"),
+        ({"draws": 5}, "--draws=5 is neither 1 nor a positive even number"),
         ({"time_steps": 10}, "does not apply to --estimator=radd_ao: use --estimator=mdlm or "),
         ({"protocol": "sedd"}, "--protocol=sedd needs a text: give --dataset="),
         ({"dataset": "ptb", "protocol": "sedd"}, "There is no "),
@@ -305,7 +356,7 @@ def test_exact_estimator_takes_one_draw_without_error(files):
 )
 def test_what_is_wrong_is_said(run, request_, said):
     with pytest.raises(UserError) as error:
-        measure(*run, Request(data_root="/nowhere", **request_))
+        measure_likelihood(run[0], LikelihoodRequest(data_root="/nowhere", **request_))
     assert said in str(error.value)
 
 

@@ -11,7 +11,7 @@ import jax
 
 from ddm_jax.compare.results import FAILED, FINISHED, RunResult
 from ddm_jax.compare.summary import LIMIT, agreement, costs, objectives, order_of_layouts
-from ddm_jax.evaluation.likelihood.report import to_json
+from ddm_jax.evaluation.reports import to_json
 
 
 def make_report(

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from ddm_jax.data.loading.loader import eval_batches
-from ddm_jax.evaluation.likelihood.monte_carlo import Bound, estimate, make_bound
+from ddm_jax.evaluation.likelihood.monte_carlo import Likelihood, estimate, make_bound
 from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import Experiment
 from ddm_jax.generation.translation import make_translator, translate
@@ -24,7 +24,7 @@ from ddm_jax.samplers.signature import SampleSpec, Stats
 class Validation:
     """The bound on held-out text, some samples with their headings, and scores of translations."""
 
-    bound: Bound
+    bound: Likelihood
     samples: list[tuple[str, str]]
     scores: dict[str, float] = field(default_factory=dict)
 
@@ -34,11 +34,7 @@ class Validation:
 
     def describe(self, step: int) -> str:
         """One line."""
-        b = self.bound
-        line = (
-            f"step {step}: validation {b.nll:.4f} +- {b.stderr:.4f} nats per token "
-            f"({b.estimates}), perplexity {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte"
-        )
+        line = f"step {step}: validation {self.bound.summary()}"
         return f"{line}, BLEU {self.scores['bleu']:.2f}" if self.scores else line
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.likelihood.corpora import open_corpus, published
+from ddm_jax.evaluation.likelihood.corpora import comparable, open_corpus
 from ddm_jax.evaluation.likelihood.detokenisers import DETOKENISERS
 from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS, Document, Protocol, cut, own_rules
 
@@ -137,18 +137,20 @@ def test_text8_is_cut_by_characters_and_counts_them(tmp_path, monkeypatch):
     corpus = open_corpus("text8", "text8", None, config(4), text8, str(tmp_path))
     assert [text8.decode(row) for row in corpus.blocks.tokens] == ["gh i", "jklm"]
     assert corpus.blocks.sizes.tolist() == [[4, 4], [4, 4]]
-    assert published(corpus, text8, 256).startswith("with D3PM")
-    assert published(corpus, text8, 4).startswith("no: the run reads 4 tokens")
+    assert comparable(corpus, text8, 256).startswith("with D3PM")
+    assert comparable(corpus, text8, 4).startswith("no: the run reads 4 tokens")
 
 
 def test_what_can_be_compared_is_said(tmp_path):
     (tmp_path / "a.txt").write_text("some words\n" * 3000)
     corpus = open_corpus(f"ptb={tmp_path}/a.txt", "sedd", None, config(), GPT2)
-    assert published(corpus, GPT2, 1024).startswith("with SEDD and RADD")
-    assert published(corpus, GPT2, 512) == "no: the run reads 512 tokens at once, the papers' 1,024"
-    assert published(corpus, BYTES, 1024) == "no: the run's tokenizer is bytes, the papers' gpt2"
+    assert comparable(corpus, GPT2, 1024).startswith("with SEDD and RADD")
+    assert (
+        comparable(corpus, GPT2, 512) == "no: the run reads 512 tokens at once, the papers' 1,024"
+    )
+    assert comparable(corpus, BYTES, 1024) == "no: the run's tokenizer is bytes, the papers' gpt2"
     other = open_corpus(f"{tmp_path}/a.txt", "sedd", None, config(), GPT2)
-    assert "is no set of this protocol" in published(other, GPT2, 1024)
+    assert "is not a set of this protocol" in comparable(other, GPT2, 1024)
 
 
 @pytest.mark.parametrize(

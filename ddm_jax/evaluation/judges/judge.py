@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ddm_jax.errors import UserError
+from ddm_jax.evaluation.reports import perplexity
 
 _BATCH_TOKENS = 4096  # judged at once
 _SHORTEST = 16  # rows are padded to a power of two from here on: few programs serve all lengths
@@ -72,12 +73,12 @@ class Judgement:
         nats, tokens = self.nats[judged], self.tokens[judged]
         rate = nats.sum() / tokens.sum()
         return {
-            "perplexity": _exp(rate),
+            "perplexity": perplexity(rate),
             "perplexity_mean": float(np.exp(nats / tokens).mean()),
             "nats_per_token": float(rate),
             "nats_per_token_stderr": _stderr(nats, tokens),
             "bits_per_byte": float(nats.sum() / math.log(2) / self.bytes[judged].sum()),
-            "word_perplexity": _exp(nats.sum() / self.words[judged].sum()),
+            "word_perplexity": perplexity(nats.sum() / self.words[judged].sum()),
             "judged_tokens": int(tokens.sum()),
             "judged_texts": len(nats),
         }
@@ -148,10 +149,6 @@ def windows(length: int, size: int) -> Iterator[tuple[int, int, int]]:
 def _judged_bytes(judge: Judge, text: str, tokens: np.ndarray) -> int:
     given = 0 if judge.byte_lengths is None else judge.byte_lengths[tokens[: judge.given]].sum()
     return len(text.encode()) - int(given)
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
 
 
 def _stderr(nats: np.ndarray, tokens: np.ndarray) -> float:

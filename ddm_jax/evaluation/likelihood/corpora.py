@@ -3,13 +3,14 @@
 import dataclasses
 import glob
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ddm_jax.config import Config
 from ddm_jax.data.open import open_or_prepare
+from ddm_jax.data.sets.text import PreparedSet
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.sources import text_files
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
@@ -17,24 +18,32 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.likelihood.detokenisers import detokenise
 from ddm_jax.evaluation.likelihood.protocols import (
     PROTOCOLS,
-    Blocks,
     Document,
     Protocol,
+    TextBlocks,
     TextSet,
     cut,
     own_rules,
 )
 
 FORMS = ("file", "lines", "rows")
+OWN = "the run's own"  # protocol
 DATA_ROOT = "~/.cache/ddm_jax/benchmarks"
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Blocks, and all that is to be said of how they were made.
+    """Blocks of tokens, and how they were made.
 
-    name: of the text. documents: that the text is made of, before blocks were left out. own: it is
-    the run's own prepared split.
+    Attributes:
+      name: of the text.
+      split: of the text; "all" where it has none.
+      protocol: the rules by which it was cut.
+      protocol_name: a name of PROTOCOLS, or "the run's own".
+      detokeniser: of DETOKENISERS, applied to every document.
+      documents: their number in the text, before `first` left blocks out.
+      blocks: the tokens.
+      own: whether it is the run's own prepared split.
     """
 
     name: str
@@ -43,7 +52,7 @@ class Corpus:
     protocol_name: str
     detokeniser: str
     documents: int
-    blocks: Blocks
+    blocks: TextBlocks
     own: bool = False
 
     @property
@@ -55,41 +64,71 @@ class Corpus:
         return digest.hexdigest()
 
     def first(self, count: int | None) -> "Corpus":
-        """The first so many blocks; all for None."""
-        kept = (x[:count] for x in (self.blocks.tokens, self.blocks.valid, self.blocks.sizes))
-        return dataclasses.replace(self, blocks=Blocks(*kept, self.blocks.dropped))
+        """The first `count` blocks; all for None."""
+        blocks = dataclasses.replace(
+            self.blocks,
+            tokens=self.blocks.tokens[:count],
+            valid=self.blocks.valid[:count],
+            sizes=self.blocks.sizes[:count],
+        )
+        return dataclasses.replace(self, blocks=blocks)
 
 
 def own_split(config: Config, tokenizer: Tokenizer, split: str, count: int | None) -> Corpus:
     """The first blocks of a split of the run's prepared set; all for None.
 
     Raises:
-      UserError: the set is gone, or the split has no block.
+      UserError: the set is gone or holds pairs, or the split has no block.
     """
     prepared = open_or_prepare(config.data)
+    if not isinstance(prepared, PreparedSet):
+        raise UserError(
+            f"config.data.source={config.data.source!r} holds pairs, and a likelihood is that of "
+            "text: give a text."
+        )
     blocks = prepared.blocks(split)
     count = len(blocks) if count is None else min(count, len(blocks))
     tokens, valid = blocks.read(range(count))
     texts = [tokenizer.decode(row[real]) for row, real in zip(tokens, valid, strict=True)]
-    # the text itself is not kept: its bytes are known on average, and here what they spell
+    # a prepared set does not keep its text: bytes are those of an average token, and characters
+    # are in proportion to them as in the decoded tokens
     decoded = np.array([[len(text.encode()), len(text)] for text in texts], float)
     bytes_ = valid.sum(axis=1) * prepared.bytes_per_token(split)
     per_byte = decoded[:, 1].sum() / max(1, decoded[:, 0].sum())
+    sizes = np.stack([bytes_, bytes_ * per_byte], axis=1)
     info = prepared.splits[split]
     return Corpus(
         name=config.data.source,
         split=split,
         protocol=own_rules(config.data.length, config.data.pack),
-        protocol_name="the run's own",
+        protocol_name=OWN,
         detokeniser="none",
         documents=info.documents,
-        blocks=Blocks(
-            tokens,
-            valid,
-            _sizes(tokenizer, valid, np.stack([bytes_, bytes_ * per_byte], axis=1)),
-            info.dropped_tokens,
-        ),
+        blocks=TextBlocks(tokens, valid, _sizes(tokenizer, valid, sizes), info.dropped_tokens),
         own=True,
+    )
+
+
+def corpus_of_texts(
+    texts: Sequence[str], config: Config, tokenizer: Tokenizer, protocol_name: str = ""
+) -> Corpus:
+    """The blocks of some texts, each a document, without a detokeniser.
+
+    protocol_name: a name of PROTOCOLS, or "": the texts are cut as the run cuts its own.
+
+    Raises:
+      UserError: the protocol is unknown, or the texts fill no block.
+    """
+    length = config.data.length
+    protocol = _protocol(protocol_name, config)
+    return Corpus(
+        name="texts",
+        split="all",
+        protocol=protocol,
+        protocol_name=protocol_name or OWN,
+        detokeniser="none",
+        documents=len(texts),
+        blocks=_cut(texts, "none", protocol, tokenizer, length, "The list of texts"),
     )
 
 
@@ -102,23 +141,23 @@ def open_corpus(
     data_root: str = DATA_ROOT,
     form: str = "file",
 ) -> Corpus:
-    """The blocks of a text that is not the run's own.
+    """The blocks of a text other than the run's own.
 
     Args:
       dataset: NAME of a set of the protocol, whose file is below `data_root`; NAME=TEXT, its rules
-        for the text that is named; or TEXT itself: a path or glob, hf:NAME or tfds:NAME.
+        applied to the text that is named; or TEXT itself: a path or glob, hf:NAME or tfds:NAME.
       protocol_name: a name of PROTOCOLS, or "": the text is cut as the run cuts its own.
       split: of a set or a hub; None: the protocol's, or test.
-      config, tokenizer: of the run, which decide the length of a block and its tokens.
+      config: of the run: its data.length is that of a block.
+      tokenizer: of the run.
       data_root: folder of the protocols' files.
-      form: what a document of a text file is, if it is of no set; one of FORMS.
+      form: what a document of a text file is, where the text is not a set's; one of FORMS.
 
     Raises:
-      UserError: there is no such text, and where to get it; or it fills no block.
+      UserError: the text does not exist, with where to get it; or it fills no block.
     """
     name, _, text = dataset.partition("=")
-    length = config.data.length
-    protocol = PROTOCOLS[protocol_name] if protocol_name else own_rules(length, config.data.pack)
+    length, protocol = config.data.length, _protocol(protocol_name, config)
     if name in protocol.sets:
         text_set = protocol.sets[name]
         split = split or next(iter(text_set.files))
@@ -129,41 +168,62 @@ def open_corpus(
         if text or not _is_text(dataset):
             raise _unknown(dataset, name, protocol_name)
         text, split = dataset, (split or "test") if _on_hub(dataset) else "all"
-    raw = _read(text, text_set.form, split)
+    texts = _read(text, text_set.form, split)
     if split in text_set.spans and text_set.form == "file":
         first, last = text_set.spans[split]
-        raw = [document[first:last] for document in raw]
-    documents = [_document(tokenizer, detokenise(text_set.detokeniser, t)) for t in raw]
-    blocks = cut(documents, protocol, tokenizer.eos_id, length)
-    if not len(blocks.tokens):
-        raise UserError(
-            f"--dataset={dataset} has {blocks.dropped} tokens in {len(documents)} documents, which "
-            f"fill no block of config.data.length={length}: give more text."
-        )
-    sizes = _sizes(tokenizer, blocks.valid, blocks.sizes)
+        texts = [document[first:last] for document in texts]
     return Corpus(
         name=name if name in protocol.sets else text,
         split=split,
         protocol=protocol,
-        protocol_name=protocol_name or "the run's own",
+        protocol_name=protocol_name or OWN,
         detokeniser=text_set.detokeniser,
-        documents=len(documents),
-        blocks=dataclasses.replace(blocks, sizes=sizes),
+        documents=len(texts),
+        blocks=_cut(
+            texts, text_set.detokeniser, protocol, tokenizer, length, f"--dataset={dataset}"
+        ),
     )
 
 
-def published(corpus: Corpus, tokenizer: Tokenizer, length: int) -> str:
-    """Whether a number on these blocks can stand beside those of the protocol's papers."""
+def comparable(corpus: Corpus, tokenizer: Tokenizer, length: int) -> str:
+    """With whose published numbers a number on these blocks compares, or why with none."""
     protocol = corpus.protocol
     if not protocol.sets:
-        return "no: this is no published protocol"
+        return "no: this is not a published protocol"
     if corpus.name not in protocol.sets:
-        return f"no: {corpus.name} is no set of this protocol"
+        return f"no: {corpus.name} is not a set of this protocol"
     if tokenizer.kind != protocol.tokenizer:
         return f"no: the run's tokenizer is {tokenizer.name}, the papers' {protocol.tokenizer}"
     if length != protocol.length:
         return f"no: the run reads {length} tokens at once, the papers' {protocol.length:,}"
     return f"with {protocol.paper}, if the text is the published one"
+
+
+def _protocol(name: str, config: Config) -> Protocol:
+    if not name:
+        return own_rules(config.data.length, config.data.pack)
+    if name not in PROTOCOLS:
+        raise UserError(f"--protocol={name} is unknown: use one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
+
+
+def _cut(
+    texts: Sequence[str],
+    detokeniser: str,
+    protocol: Protocol,
+    tokenizer: Tokenizer,
+    length: int,
+    named: str,
+) -> TextBlocks:
+    """Detokenises, encodes and cuts documents; `named` is how an error calls them."""
+    documents = [_document(tokenizer, detokenise(detokeniser, text)) for text in texts]
+    blocks = cut(documents, protocol, tokenizer.eos_id, length)
+    if not len(blocks.tokens):
+        raise UserError(
+            f"{named} has {blocks.dropped} tokens in {len(documents)} documents, which fill no "
+            f"block of config.data.length={length}: give more text."
+        )
+    return dataclasses.replace(blocks, sizes=_sizes(tokenizer, blocks.valid, blocks.sizes))
 
 
 def _sizes(tokenizer: Tokenizer, valid: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -1,22 +1,23 @@
-"""What can estimate the likelihood of a run: the objectives that read its network as it is."""
+"""Estimators of the likelihood of a run: the objectives that its network can be evaluated with."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from ddm_jax.config import Config
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import with_options
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.objectives.signature import EXACT, Objective
+from ddm_jax.objectives.signature import EXACT, Loss
 from ddm_jax.settle import fitting_estimators, option_values
 
 DRAWS = 32
-BEST = "radd_ao"  # of those that estimate one and the same bound (benchmarks/estimators.py)
+BEST = "radd_ao"  # of those that estimate the same bound (benchmarks/estimators.py)
+STEPPED = ("mdlm", "md4")  # they have a bound in T steps, too
 
 _TIME = "t uniform in [0.001, 1]"
 _STEPS = "t uniform on the grid of {} steps"
-# what is drawn for each corruption, where it is no time
+# what is drawn for each corruption, where it is not _TIME
 _LEVELS = {
     "radd_lambda_dce": "mask ratio lambda uniform in (0, 1)",
     "radd_ao": "number of masks k uniform on 1..n",
@@ -32,13 +33,18 @@ _LEVELS = {
 class Estimator:
     """An objective as an estimator.
 
-    loss: with its options bound. estimates: see Objective. draws: corruptions of a sequence, so
-    network evaluations; groups: the independent groups that they come in. levels: the noise levels
-    in words.
+    Attributes:
+      name: of the objective.
+      loss: of the objective, with its options bound.
+      estimates: what its bound is (Objective.estimates).
+      draws: corruptions of a sequence, each of which is a network evaluation.
+      groups: independent groups that the draws come in, of equal size.
+      levels: the distribution of the noise levels, in words.
+      options: of the loss.
     """
 
     name: str
-    loss: Callable[..., Any]
+    loss: Loss
     estimates: str
     draws: int
     groups: int
@@ -57,17 +63,19 @@ def choose(
 ) -> Estimator:
     """The estimator of a name for the networks of a settled config; "auto" is the best one.
 
-    That is the run's own, or BEST where it fits and has the same expectation with less noise.
+    The best one is the run's own, or BEST where it fits and has the same expectation with less
+    noise.
 
     Args:
       config: of the run.
-      name: one of `fitting`.
-      draws: corruptions of a sequence; 1, or an even number, which comes in two groups that tell
-        the error of the draws. An exact estimator takes 1.
+      name: one of `fitting`, or "auto".
+      draws: corruptions of a sequence: 1, or an even number, which comes in two groups from which
+        the error of the draws is estimated. An exact estimator takes 1.
       time_steps: T of a bound in T steps, 0 for continuous time; None: as in training.
 
     Raises:
-      UserError: it does not fit, with those that do; or it has no steps to choose.
+      UserError: the estimator does not fit, with those that do; draws is neither 1 nor a positive
+        even number; or the estimator has no steps to choose.
     """
     possible = fitting(config)
     name = _best(config, possible, time_steps) if name == "auto" else name
@@ -78,21 +86,15 @@ def choose(
             f"config.process.name={config.process.name!r}, config.model.time="
             f"{config.model.time!r}): use one of {', '.join(possible)}."
         )
-    if draws > 1 and draws % 2:
+    if draws != 1 and (draws < 1 or draws % 2):
         raise UserError(
-            f"--draws={draws} is odd: give 1, or an even number, since two halves tell the error."
+            f"--draws={draws} is neither 1 nor a positive even number: give one of these; the "
+            "error is estimated from two halves."
         )
     if time_steps is not None:
-        if name not in ("mdlm", "md4"):
-            able = [n for n in possible if n in ("mdlm", "md4")]
-            use = f"use --estimator={' or '.join(able)}, or " if able else ""
-            raise UserError(
-                f"--time_steps={time_steps} does not apply to --estimator={name}: {use}leave it "
-                "out."
-            )
-        changed = dataclasses.replace(config.objective, steps=time_steps, importance=None)
-        config = dataclasses.replace(config, objective=changed)
-    objective: Objective = with_options(OBJECTIVES[name], config)
+        config = _with_steps(config, name, possible, time_steps)
+    objective = with_options(OBJECTIVES[name], config)
+    assert objective.estimates is not None, "see fitting_estimators"
     draws = 1 if objective.estimates == EXACT else draws
     options = option_values(objective.options, config.objective)
     return Estimator(
@@ -106,10 +108,22 @@ def choose(
     )
 
 
-def _best(config: Config, possible: list[str], time_steps: int | None) -> str:
+def _best(config: Config, possible: Sequence[str], time_steps: int | None) -> str:
     own = config.eval.estimator
-    same = own in ("mdlm", "md4") and not config.objective.steps and time_steps is None
+    same = own in STEPPED and not config.objective.steps and time_steps is None
     return BEST if same and BEST in possible else own
+
+
+def _with_steps(config: Config, name: str, possible: Sequence[str], steps: int) -> Config:
+    """The config whose objective has this number of steps."""
+    if name not in STEPPED:
+        able = [n for n in possible if n in STEPPED]
+        use = f"use --estimator={' or '.join(able)}, or " if able else ""
+        raise UserError(
+            f"--time_steps={steps} does not apply to --estimator={name}: {use}leave it out."
+        )
+    changed = dataclasses.replace(config.objective, steps=steps, importance=None)
+    return dataclasses.replace(config, objective=changed)
 
 
 def _levels(name: str, options: dict[str, Any], config: Config) -> str:

@@ -1,11 +1,10 @@
-"""The likelihood of text under a trained run, for ddm_jax.evaluate."""
+"""The likelihood of text under a trained run: for Python, and as a report for ddm_jax.evaluate."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,41 @@ from ddm_jax.config import Config
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.likelihood import estimators
-from ddm_jax.evaluation.likelihood.corpora import DATA_ROOT, Corpus, open_corpus, own_split
-from ddm_jax.evaluation.likelihood.estimators import Estimator
-from ddm_jax.evaluation.likelihood.kept import PartialResults
-from ddm_jax.evaluation.likelihood.monte_carlo import make_groups, mean
-from ddm_jax.evaluation.likelihood.report import identity, result, settings, to_json
+from ddm_jax.evaluation.likelihood.corpora import (
+    DATA_ROOT,
+    Corpus,
+    corpus_of_texts,
+    open_corpus,
+    own_split,
+)
+from ddm_jax.evaluation.likelihood.estimators import DRAWS, Estimator
+from ddm_jax.evaluation.likelihood.monte_carlo import Likelihood, Mean, make_groups, mean
+from ddm_jax.evaluation.likelihood.partial_results import PartialResults
+from ddm_jax.evaluation.likelihood.report import as_likelihood, conditions, identity, numbers
+from ddm_jax.evaluation.reports import short_hash, to_json, write_report
 from ddm_jax.parallel.layouts import Layout, dp
-from ddm_jax.runs.files import write_new
 from ddm_jax.runs.interrupt import Interrupt
+from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What to evaluate, as the flags of ddm_jax.evaluate say it.
+class LikelihoodRequest:
+    """The text to evaluate, and how.
 
-    dataset: see `open_corpus`; "" is the run's own split. num: of the first blocks; None: all.
-    weights, seed, batch_size: see run_flags; None for the batch size is the run's own.
+    Attributes:
+      dataset: see `open_corpus`; "" is the run's own prepared text.
+      protocol: a name of PROTOCOLS; "" cuts text as the run cuts its own.
+      split: of the text; None: test, or the protocol's.
+      num: the number of blocks to evaluate, from the first; None: all.
+      data_root: folder of the protocols' files.
+      documents: what a document of a text file is; one of corpora.FORMS.
+      estimator: the objective that estimates the likelihood; "auto" is the best one for the run.
+      draws: corruptions of each block: 1, or an even number.
+      time_steps: T of the bound in T steps, 0 for continuous time; None: as in training.
+      weights: one of runs.run.WEIGHTS.
+      seed: of the corruptions.
+      batch_size: blocks evaluated at once; None: the run's config.eval.batch_size.
     """
 
     dataset: str = ""
@@ -44,68 +61,122 @@ class Request:
     data_root: str = DATA_ROOT
     documents: str = "file"
     estimator: str = "auto"
-    draws: int = estimators.DRAWS
+    draws: int = DRAWS
     time_steps: int | None = None
     weights: str = "ema"
     seed: int = 0
     batch_size: int | None = None
 
 
-def measure(
-    workdir: Path, config: Config, tokenizer: Tokenizer, request: Request
-) -> dict[str, Any] | None:
-    """The report, which is also written to WORKDIR/evaluation/; None where it was interrupted.
+def likelihood(
+    run: Run,
+    texts_or_dataset: Sequence[str] | str | None = None,
+    *,
+    protocol: str = "",
+    draws: int = DRAWS,
+    split: str | None = None,
+    num: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Likelihood:
+    """The likelihood of text under a run, as `python -m ddm_jax.evaluate` estimates it.
+
+    Nothing is written. The number is that of the command for the same text and arguments.
 
     Args:
-      workdir, config, tokenizer: of the run; nothing in it is changed.
-      request: what to evaluate.
+      run: of a language model.
+      texts_or_dataset: texts, each a document; or a name or path as --dataset of
+        ddm_jax.evaluate takes it; None is the run's own prepared text.
+      protocol: how published evaluations cut text (--protocol): "sedd", "mdlm" or "text8"; ""
+        cuts it as the run cuts its own.
+      draws: corruptions of each block: 1, or an even number.
+      split: of a dataset; None: test, or the protocol's.
+      num: the number of blocks to evaluate, from the first; None: all.
+      batch_size: blocks evaluated at once; None: the run's config.eval.batch_size.
+      seed: of the corruptions; the batch size and the devices do not change them.
+
+    Returns:
+      Nats per token, with the standard error over sequences, perplexity and bits per byte.
+
+    Raises:
+      UserError: the run translates pairs, an argument is out of range, the text does not exist,
+        or it fills no block.
+    """
+    if run.config.model.kind != "lm":
+        raise UserError(
+            f"The run translates pairs (config.model.kind={run.config.model.kind!r}), and a "
+            "likelihood is that of a language model's text: use `python -m ddm_jax.evaluate`."
+        )
+    for name, value in (("num", num), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value} is out of range: give a whole number of at least 1.")
+    estimator = estimators.choose(run.config, "auto", draws)
+    if texts_or_dataset is None or isinstance(texts_or_dataset, str):
+        dataset = texts_or_dataset or ""
+        request = LikelihoodRequest(dataset=dataset, protocol=protocol, split=split, num=num)
+        corpus = _corpus(run.config, run.tokenizer, request)
+    else:
+        corpus = corpus_of_texts(texts_or_dataset, run.config, run.tokenizer, protocol).first(num)
+    size, layout = _placement(run.config, corpus, batch_size)
+    run = dataclasses.replace(run, params=jax.device_put(run.params, layout.replicated))
+    batches = list(_batches(run, estimator, corpus, layout, size, seed))
+    nats, tokens = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return as_likelihood(mean(nats, tokens), corpus, estimator)
+
+
+def measure_likelihood(workdir: Path, request: LikelihoodRequest) -> dict[str, Any] | None:
+    """The report, which is also written to WORKDIR/evaluation/.
+
+    Every batch is saved there as it is computed, and an interrupted evaluation resumes from it.
+
+    Args:
+      workdir: of the run, a language model; nothing in it is changed.
+      request: the text, and how to evaluate it.
+
+    Returns:
+      The numbers, all that determined them, and `out`, the path of the report; None where Ctrl-C
+      or SIGTERM came first.
 
     Raises:
       UserError: see `estimators.choose`, `open_corpus` and `open_run`.
     """
+    config, tokenizer = read_record(workdir)
     estimator = estimators.choose(config, request.estimator, request.draws, request.time_steps)
     corpus = _corpus(config, tokenizer, request)
-    # one device more than there are sequences would have nothing to do
-    size = min(request.batch_size or config.eval.batch_size, len(corpus.blocks.tokens))
-    layout = dp(jax.local_devices()[: math.gcd(size, jax.local_device_count())])
+    size, layout = _placement(config, corpus, request.batch_size)
     run = open_run(workdir, layout, request.weights)
+    total = len(corpus.blocks.tokens)
     _say(
         f"Step {run.step} of {workdir}: {estimator.name} ({estimator.estimates}) of "
-        f"{len(corpus.blocks.tokens)} blocks of {corpus.name} ({corpus.split}), "
-        f"{estimator.draws} draws each"
+        f"{total} blocks of {corpus.name} ({corpus.split}), {estimator.draws} draws each"
     )
-    decided = identity(run, request.weights, corpus, estimator, request.seed)
+    identified = identity(run, request.weights, corpus, estimator, request.seed)
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
-    key = hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:8]
-    stem = f"{run.step:08d}-{estimator.name}-{_word(corpus)}-{key}"
-    kept = PartialResults(folder / f"{stem}.batches.jsonl", decided, estimator.groups)
-    begin = time.perf_counter()
-    before = len(kept)
-    _run(run, estimator, corpus, layout, size, request.seed, kept)
-    if len(kept) < len(corpus.blocks.tokens):
+    stem = f"{run.step:08d}-{estimator.name}-{_word(corpus)}-{short_hash(identified)}"
+    results = PartialResults(folder / f"{stem}.batches.jsonl", identified, estimator.groups)
+    begin, before = time.perf_counter(), len(results)
+    batches = _batches(run, estimator, corpus, layout, size, request.seed, start=before)
+    _complete(results, batches, total)
+    if len(results) < total:
         print(
-            f"Stopped after {len(kept)} of {len(corpus.blocks.tokens)} sequences, which are kept: "
-            "the same command goes on."
+            f"Stopped after {len(results)} of {total} sequences, which are saved. Run the same "
+            "command to resume."
         )
         return None
-    found = mean(kept.nats, kept.tokens)
-    report = to_json(
-        {
-            "workdir": str(workdir),
-            **result(found, corpus, estimator),
-            **decided,
-            **settings(run, corpus, estimator),
-            "batch_size": size,
-            "seconds": time.perf_counter() - begin,
-            "sequences_from_before": before,
-        }
-    )
-    out = write_new(folder / f"{stem}.json", json.dumps(report, indent=2) + "\n")
-    return report | {"out": str(out)}
+    report = {
+        "workdir": str(workdir),
+        **numbers(mean(results.nats, results.tokens), corpus, estimator),
+        **identified,
+        **conditions(run, corpus, estimator),
+        "batch_size": size,
+        "seconds": time.perf_counter() - begin,
+        "sequences_from_before": before,
+    }
+    return write_report(folder, stem, to_json(report))
 
 
-def _corpus(config: Config, tokenizer: Tokenizer, request: Request) -> Corpus:
+def _corpus(config: Config, tokenizer: Tokenizer, request: LikelihoodRequest) -> Corpus:
     if request.dataset:
         corpus = open_corpus(
             request.dataset,
@@ -125,31 +196,47 @@ def _corpus(config: Config, tokenizer: Tokenizer, request: Request) -> Corpus:
     return own_split(config, tokenizer, request.split or "test", request.num)
 
 
-def _run(
+def _placement(config: Config, corpus: Corpus, batch_size: int | None) -> tuple[int, Layout]:
+    """The number of blocks in a batch, and the devices over which they are split evenly."""
+    size = min(batch_size or config.eval.batch_size, len(corpus.blocks.tokens))
+    return size, dp(jax.local_devices()[: math.gcd(size, jax.local_device_count())])
+
+
+def _batches(
     run: Run,
     estimator: Estimator,
     corpus: Corpus,
     layout: Layout,
     size: int,
     seed: int,
-    kept: PartialResults,
-) -> None:
-    """Adds what is missing to `kept`, batch by batch, until all is there or Ctrl-C."""
+    start: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (nats float32[n, groups], tokens int32[n]) of the next n <= `size` blocks."""
     grouped = jax.jit(
         make_groups(run.network, estimator.loss, run.process, estimator.draws, estimator.groups)
     )
     tokens, valid = corpus.blocks.tokens, corpus.blocks.valid
-    with Interrupt() as interrupt, _Progress(len(tokens), len(kept)) as progress:
-        while len(kept) < len(tokens) and not interrupt.received:
-            first, last = len(kept), min(len(kept) + size, len(tokens))
-            # the last batch is filled with blocks of no token, so that there is one program
-            filled = ((0, size - (last - first)), (0, 0))
-            rows = {"tokens": tokens[first:last], "valid": valid[first:last]}
-            rows = layout.put_batch({k: np.pad(x, filled) for k, x in rows.items()})
-            index = jnp.arange(first, first + size)
-            nats, counts = jax.device_get(grouped(run.params, rows, index, seed))
-            kept.append(nats[: last - first], counts[: last - first])
-            progress.show(len(kept), mean(kept.nats, kept.tokens))
+    for first in range(start, len(tokens), size):
+        last = min(first + size, len(tokens))
+        # the last batch is filled with blocks without a token, so that one program serves all
+        filled = ((0, size - (last - first)), (0, 0))
+        rows = {"tokens": tokens[first:last], "valid": valid[first:last]}
+        batch = layout.put_batch({k: np.pad(x, filled) for k, x in rows.items()})
+        index = jnp.arange(first, first + size)
+        nats, counts = jax.device_get(grouped(run.params, batch, index, seed))
+        yield nats[: last - first], counts[: last - first]
+
+
+def _complete(
+    results: PartialResults, batches: Iterator[tuple[np.ndarray, np.ndarray]], total: int
+) -> None:
+    """Adds the batches that `results` does not have yet, up to the last one or a signal."""
+    with Interrupt() as interrupt, _Progress(total, len(results)) as progress:
+        for nats, tokens in batches:
+            results.append(nats, tokens)
+            progress.show(len(results), mean(results.nats, results.tokens))
+            if interrupt.received:
+                break
 
 
 class _Progress:
@@ -171,21 +258,21 @@ class _Progress:
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
 
-    def show(self, done: int, found: Any) -> None:
-        """After so many sequences."""
-        numbers = f"{found.nll:.4f} +- {found.stderr:.4f} nats per token"
+    def show(self, done: int, found: Mean) -> None:
+        """After `done` sequences."""
+        words = f"{found.nll:.4f} +- {found.stderr:.4f} nats per token"
         if not self._bar.disable:
-            self._bar.set_postfix_str(numbers, refresh=False)
+            self._bar.set_postfix_str(words, refresh=False)
             self._bar.update(done - self._bar.n)
         elif done - self._said >= self._total / 10 or done == self._total:
             self._said = done
             seconds = time.perf_counter() - self._begin
             left = (self._total - done) * seconds / (done - self._first)
-            _say(f"{done}/{self._total} sequences  {numbers}  {tqdm.format_interval(left)} left")
+            _say(f"{done}/{self._total} sequences  {words}  {tqdm.format_interval(left)} left")
 
 
 def _word(corpus: Corpus) -> str:
-    """The text's name as part of a file's."""
+    """The text's name as part of a file's name."""
     name = "own" if corpus.own else Path(corpus.name.partition(":")[2] or corpus.name).stem
     protocol = "" if corpus.own or not corpus.protocol.sets else f"{corpus.protocol_name}_"
     return f"{protocol}{''.join(c if c.isalnum() else '_' for c in name)[:40]}_{corpus.split}"

@@ -1,4 +1,4 @@
-"""A bound on the likelihood of held-out text, by Monte Carlo, with its standard error."""
+"""Monte Carlo estimates of the likelihood of text, with their standard errors."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,40 +12,69 @@ from jax import Array
 
 from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratify, uniforms
+from ddm_jax.evaluation.reports import perplexity
 from ddm_jax.models.network import Network
 from ddm_jax.objectives import Batch
 from ddm_jax.objectives.signature import Loss, Noise
 from ddm_jax.objectives.source import with_source
 
+# (params, batch, index int32[b]) -> (nats float32[b], tokens int32[b])
+BoundFn = Callable[[Any, Batch, Array], tuple[Array, Array]]
+# (params, batch, index int32[b], seed) -> (nats float32[b, groups], tokens int32[b])
+GroupedFn = Callable[[Any, Batch, Array, int], tuple[Array, Array]]
+
 
 @dataclass(frozen=True)
-class Bound:
-    """An upper bound on -log p: `nll` in nats per token, `stderr` its standard error.
+class Likelihood:
+    """The likelihood of held-out text under a network; str() says it in words.
 
-    The standard error is over sequences: it holds the Monte-Carlo noise and the choice of text.
-    `estimates` says what the number is where it is no bound (Objective.estimates).
+    Attributes:
+      nll: negative log-likelihood, or what `estimates` says, in `units`: the sum over all
+        sequences over the sum of their tokens.
+      stderr: standard error of nll over sequences: it holds the Monte Carlo noise and the choice
+        of text. nan for a single sequence.
+      ppl: perplexity, exp(nll).
+      bits_per_byte: over the UTF-8 bytes of the text; None where the text has none.
+      tokens: number of tokens, EOS included.
+      sequences: number of sequences.
+      draws: corruptions of each sequence.
+      estimates: what nll is: "an upper bound", "exact" or a pseudo-likelihood
+        (Objective.estimates).
+      units: of nll and stderr.
     """
 
     nll: float
     stderr: float
     ppl: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     tokens: int
     sequences: int
     draws: int
     estimates: str
+    units: str = "nats per token"
 
     def metrics(self) -> dict[str, float]:
-        """What a line of metrics.jsonl says of it."""
-        return {name: getattr(self, name) for name in ("nll", "stderr", "ppl", "bits_per_byte")}
+        """The fields that a line of metrics.jsonl has, but for those that are None."""
+        values = {name: getattr(self, name) for name in ("nll", "stderr", "ppl", "bits_per_byte")}
+        return {name: x for name, x in values.items() if x is not None}
+
+    def summary(self) -> str:
+        """The numbers in words, without what they were computed from."""
+        bytes_ = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.3f} bits per byte"
+        return (
+            f"{self.nll:.4f} +- {self.stderr:.4f} {self.units} ({self.estimates}), perplexity "
+            f"{self.ppl:.2f}{bytes_}"
+        )
+
+    def __str__(self) -> str:
+        draws = f"{self.draws} draw{'s' * (self.draws > 1)} each"
+        return f"{self.summary()}; {self.tokens} tokens in {self.sequences} sequences, {draws}"
 
 
-def make_bound(
-    network: Network, loss: Loss, process: Process, draws: int
-) -> Callable[[Any, Batch, Array], tuple[Array, Array]]:
+def make_bound(network: Network, loss: Loss, process: Process, draws: int) -> BoundFn:
     """Builds bound(params, batch, index) -> (nats[b], tokens[b]) for `estimate`; to be jitted.
 
-    index: int32[b], the number of each sequence in the held-out text: it alone decides the
+    index: int32[b], the number of each sequence in the held-out text: it alone determines the
     corruptions, `draws` of them with noise levels stratified within the sequence.
     """
     grouped = make_groups(network, loss, process, draws, groups=1)
@@ -59,15 +88,15 @@ def make_bound(
 
 def make_groups(
     network: Network, loss: Loss, process: Process, draws: int, groups: int, stratified: bool = True
-) -> Callable[[Any, Batch, Array, int], tuple[Array, Array]]:
+) -> GroupedFn:
     """Builds grouped(params, batch, index, seed) -> (nats float32[b, groups], tokens int32[b]).
 
-    Every sequence is corrupted `draws` times, in `groups` independent groups of equal size; nats
-    are the mean of the loss in each, and two groups tell the error of the draws. Noise levels are
-    stratified within a group, or independent.
+    Every sequence is corrupted `draws` times, in `groups` independent groups of equal size. nats
+    are the mean of the loss within each group; the Monte Carlo error can be estimated from two
+    groups. Noise levels are stratified within a group, or independent.
 
-    index: int32[b], the number of each sequence in the text; with the seed (a number, traced or
-    not) it alone decides the corruptions, so that no batch size or device changes them.
+    index: int32[b], the number of each sequence in the text. With the seed (a number, traced or
+    not) it alone determines the corruptions, so that neither batch size nor devices change them.
     """
     each = draws // groups
 
@@ -81,6 +110,7 @@ def make_groups(
             draw_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, d)
             level = stratify(u[:, group], d % each, each) if stratified else u[:, d]
             nats = loss(apply, params, batch, Noise(level, draw_keys), process).bound
+            assert nats is not None, "the objectives that estimate a likelihood have a bound"
             return total.at[:, group].add(nats / each), None
 
         total, _ = jax.lax.scan(draw, jnp.zeros((len(index), groups)), jnp.arange(draws))
@@ -91,10 +121,13 @@ def make_groups(
 
 @dataclass(frozen=True)
 class Mean:
-    """Nats per token, sum over sum, and its standard errors; nan where one cannot be told.
+    """Nats per token, a ratio of sums, and its standard errors; nan where one is undefined.
 
-    stderr: over sequences, so that it holds the choice of text and the draws. mc_stderr: of the
-    draws alone, for this very text. text_stderr: what is left of the first without the second.
+    Attributes:
+      nll: the sum of nats over the sum of tokens.
+      stderr: over sequences, so that it holds the choice of text and the draws.
+      mc_stderr: of the draws only, for this very text.
+      text_stderr: what remains of `stderr` without `mc_stderr`.
     """
 
     nll: float
@@ -106,8 +139,10 @@ class Mean:
 def mean(nats: np.ndarray, tokens: np.ndarray) -> Mean:
     """The ratio of sums, its error over sequences (linearised) and over independent groups.
 
-    nats: float[N, groups], independent unbiased estimates of each sequence's bound, of which at
-    least two tell mc_stderr. tokens: int[N], at least 1 each. stderr needs two sequences.
+    Args:
+      nats: float[N, groups], independent unbiased estimates of each sequence's bound. mc_stderr
+        needs two groups, stderr two sequences.
+      tokens: int[N], at least 1 each.
     """
     count, groups = nats.shape
     nats = nats.astype(np.float64)
@@ -124,32 +159,36 @@ def mean(nats: np.ndarray, tokens: np.ndarray) -> Mean:
 
 
 def estimate(
-    bound: Callable[[Any, Batch, Array], tuple[Array, Array]],
+    bound: BoundFn,
     params: Any,
     batches: Iterable[Batch],
     draws: int,
     bytes_per_token: float,
     estimates: str,
-) -> Bound:
+) -> Likelihood:
     """Runs a `make_bound` function over held-out batches; rows without a valid token are skipped.
 
-    Returns nats per token, sum of nats over sum of tokens, with the standard error of that ratio.
+    Args:
+      bound: of `make_bound`.
+      params: of the network.
+      batches: of held-out text, in order.
+      draws: of `bound`, for the record.
+      bytes_per_token: of the text.
+      estimates: what the bound is, for the record.
     """
-    nats, tokens, first = [], [], 0
+    found, first = [], 0
     for batch in batches:
         rows = batch["tokens"].shape[0]
-        n, t = bound(params, batch, jnp.arange(first, first + rows))
-        nats.append(n)
-        tokens.append(t)
+        found.append(bound(params, batch, jnp.arange(first, first + rows)))
         first += rows
-    nats, tokens = np.concatenate(nats), np.concatenate(tokens)
+    nats, tokens = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     nats, tokens = nats[tokens > 0], tokens[tokens > 0]
-    found = mean(nats[:, None], tokens)
-    return Bound(
-        nll=found.nll,
-        stderr=found.stderr,
-        ppl=math.exp(found.nll),
-        bits_per_byte=found.nll / math.log(2) / bytes_per_token,
+    ratio = mean(nats[:, None], tokens)
+    return Likelihood(
+        nll=ratio.nll,
+        stderr=ratio.stderr,
+        ppl=perplexity(ratio.nll),
+        bits_per_byte=ratio.nll / math.log(2) / bytes_per_token,
         tokens=int(tokens.sum()),
         sequences=len(nats),
         draws=draws,

@@ -168,7 +168,7 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class TextBlocks:
     """Blocks of a text.
 
     tokens: int32[N, L]; valid: bool[N, L], False on padding. sizes: float64[N, 2], bytes and
@@ -182,7 +182,7 @@ class Blocks:
     dropped: int
 
 
-def cut(documents: Sequence[Document], protocol: Protocol, eos_id: int, length: int) -> Blocks:
+def cut(documents: Sequence[Document], protocol: Protocol, eos_id: int, length: int) -> TextBlocks:
     """Blocks of `length` tokens, in order, by the rules of a protocol."""
     body = length - 2 if protocol.framed else length
     tokens, counts, sizes, total = [], [], [], 0
@@ -200,12 +200,12 @@ def cut(documents: Sequence[Document], protocol: Protocol, eos_id: int, length: 
         counts.append(np.diff(ends))
         sizes.append(np.stack([np.diff(np.interp(ends, edges[0], x)) for x in edges[1:]], axis=1))
     if not tokens:
-        return Blocks(
+        return TextBlocks(
             np.zeros((0, length), np.int32), np.zeros((0, length), bool), np.zeros((0, 2)), 0
         )
     kept = np.concatenate(counts)
     valid = np.arange(length) < (kept + length - body)[:, None]
-    return Blocks(np.concatenate(tokens), valid, np.concatenate(sizes), total - int(kept.sum()))
+    return TextBlocks(np.concatenate(tokens), valid, np.concatenate(sizes), total - int(kept.sum()))
 
 
 def _groups(documents: Sequence[Document], protocol: Protocol) -> Iterator[Sequence[Document]]:

@@ -1,34 +1,20 @@
-"""A likelihood and all that decided it, as one flat record."""
+"""A likelihood and all that determined it, as one flat record for JSON."""
 
-import hashlib
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from ddm_jax.evaluation.likelihood.corpora import Corpus, published
+from ddm_jax.evaluation.likelihood.corpora import Corpus, comparable
 from ddm_jax.evaluation.likelihood.estimators import Estimator
-from ddm_jax.evaluation.likelihood.monte_carlo import Mean
+from ddm_jax.evaluation.likelihood.monte_carlo import Likelihood, Mean
+from ddm_jax.evaluation.reports import environment, perplexity, weights_hash
 from ddm_jax.objectives.signature import EXACT
-from ddm_jax.runs.record import git_revision, versions
 from ddm_jax.runs.run import Run
-
-
-def weights_hash(params: Any) -> str:
-    """sha256 (hex) of all arrays, by their paths."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def identity(
     run: Run, weights: str, corpus: Corpus, estimator: Estimator, seed: int
 ) -> dict[str, Any]:
-    """All that decides the numbers, and nothing else."""
+    """All that determines the numbers, and nothing else; partial results are kept under it."""
     return {
         "checkpoint": run.step,
         "weights": weights,
@@ -45,8 +31,8 @@ def identity(
     }
 
 
-def result(found: Mean, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
-    """The numbers: nats, bits, perplexity, their errors and what they are counted over."""
+def numbers(found: Mean, corpus: Corpus, estimator: Estimator) -> dict[str, float | int]:
+    """Nats, bits and perplexity, their errors, and what they are counted over; may be nan."""
     exact = estimator.estimates == EXACT
     tokens = int(corpus.blocks.valid.sum())
     size, characters = corpus.blocks.sizes.sum(axis=0)
@@ -56,7 +42,7 @@ def result(found: Mean, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
         "stderr": found.stderr,
         "mc_stderr": 0.0 if exact else found.mc_stderr,
         "text_stderr": found.stderr if exact else found.text_stderr,
-        "ppl": math.exp(found.nll) if found.nll < 700 else math.inf,
+        "ppl": perplexity(found.nll),
         "bits_per_token": bits,
         "bits_per_byte": bits * tokens / size if size else math.nan,
         "bits_per_char": bits * tokens / characters if characters else math.nan,
@@ -67,8 +53,23 @@ def result(found: Mean, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
     }
 
 
-def settings(run: Run, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
-    """How the numbers were made, beside what `identity` says."""
+def as_likelihood(found: Mean, corpus: Corpus, estimator: Estimator) -> Likelihood:
+    """The main ones of these numbers."""
+    values = numbers(found, corpus, estimator)
+    return Likelihood(
+        nll=found.nll,
+        stderr=found.stderr,
+        ppl=values["ppl"],
+        bits_per_byte=None if math.isnan(values["bits_per_byte"]) else values["bits_per_byte"],
+        tokens=int(values["tokens"]),
+        sequences=int(values["sequences"]),
+        draws=estimator.draws,
+        estimates=estimator.estimates,
+    )
+
+
+def conditions(run: Run, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
+    """How the numbers were made, in addition to their `identity`."""
     protocol = corpus.protocol
     grid = "stratified within each group" if estimator.draws > 1 else "one for each sequence"
     return {
@@ -77,7 +78,7 @@ def settings(run: Run, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
         "dataset": corpus.name,
         "split": corpus.split,
         "protocol": corpus.protocol_name,
-        "comparable": published(corpus, run.tokenizer, run.config.data.length),
+        "comparable": comparable(corpus, run.tokenizer, run.config.data.length),
         "length": run.config.data.length,
         "eos": protocol.eos_words(),
         "wrap": protocol.wrap_words(),
@@ -89,30 +90,5 @@ def settings(run: Run, corpus: Corpus, estimator: Estimator) -> dict[str, Any]:
         "objective": run.config.objective.name,
         "process": run.config.process.name,
         "schedule": run.config.schedule.name,
-        "devices": sorted({device.device_kind for device in jax.devices()}),
-        "versions": versions(),
-        "git_revision": git_revision(),
+        **environment(),
     }
-
-
-def to_json(report: Any) -> Any:
-    """For JSON, which has no nan: None where a number cannot be told, also in what it holds."""
-    if isinstance(report, Mapping):
-        return {name: to_json(x) for name, x in report.items()}
-    if isinstance(report, list | tuple):
-        return [to_json(x) for x in report]
-    return None if isinstance(report, float) and not math.isfinite(report) else report
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """Two columns; a record in the record on rows of its own."""
-    rows: dict[str, str] = {}
-    for name, x in report.items():
-        if isinstance(x, Mapping):
-            rows[name] = ", ".join(f"{k} {v}" for k, v in x.items()) or "none"
-        elif isinstance(x, float):
-            rows[name] = f"{x:.5g}"
-        else:
-            rows[name] = "cannot be told" if x is None else str(x)
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

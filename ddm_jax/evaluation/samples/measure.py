@@ -13,7 +13,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.minilm import open_minilm
 from ddm_jax.evaluation.judges.open import open_judge
 from ddm_jax.evaluation.likelihood.corpora import Corpus, own_split
-from ddm_jax.evaluation.likelihood.report import to_json
+from ddm_jax.evaluation.reports import to_json
 from ddm_jax.evaluation.samples.infilling import evaluate_infilling
 from ddm_jax.evaluation.samples.unconditional import BATCH_SIZE, evaluate_samples, sample_table
 from ddm_jax.parallel.layouts import dp

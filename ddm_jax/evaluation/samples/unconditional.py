@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ddm_jax.evaluation.judges.judge import Judge
-from ddm_jax.evaluation.likelihood.report import weights_hash
+from ddm_jax.evaluation.reports import weights_hash
 from ddm_jax.evaluation.samples.mauve import mauve
 from ddm_jax.evaluation.samples.quality import quality, table
 from ddm_jax.experiment import make_sampler
