@@ -11,7 +11,6 @@ times as many evaluations the reference would need.
 
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ _JSON = cli.define_json()
 def main(argv: list[str]) -> None:
     """Prints one row for each estimator and way of drawing, for each number of draws."""
     del argv
-    run = open_run(Path(_WORKDIR.value).expanduser(), dp(jax.devices()[:1]))
+    run = open_run(_WORKDIR.value, layout=dp(jax.devices()[:1]))
     tokens, valid = open_or_prepare(run.config.data).blocks("test").read(range(_SEQUENCES.value))
     batch, index = {"tokens": tokens, "valid": valid}, jnp.arange(len(tokens))
     names = [n for n in estimators.fitting(run.config) if n != "sedd_absorb"]

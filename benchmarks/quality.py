@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     """Prints the table and the texts, and draws the picture."""
     del argv
     layout = dp(jax.devices()[:1])
-    run, judge = (open_run(Path(w.value).expanduser(), layout) for w in (_WORKDIR, _JUDGE))
+    run, judge = (open_run(w.value, layout=layout) for w in (_WORKDIR, _JUDGE))
     if run.tokenizer.fingerprint != judge.tokenizer.fingerprint:
         raise UserError(f"--judge={_JUDGE.value} has another tokenizer than {_WORKDIR.value}.")
     reader = judge_of(judge, _JUDGE.value)
@@ -107,7 +107,7 @@ def sampled(run: Run, names: list[str], nll: Any, label: str = "") -> Iterator[R
     shape = (_NUM.value, run.config.data.length)
     prompt = jnp.zeros(shape, jnp.int32)
     for name in names:
-        config = with_sampler(run.config, name, None, None, [])
+        config = with_sampler(run.config, name)
         program = make_program(make_sampler(config), run.network.apply, run.process)
         given = (run.params, jax.random.key(0), prompt, prompt > 0)
         spec = make_spec(1, 1.0, 0, 1.0)

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 def measure(workdir: Path) -> dict[str, Any]:
     """All of COLUMNS, and what they were measured with."""
     layout = dp(jax.local_devices()[:1])
-    run = open_run(workdir, layout)
+    run = open_run(workdir, layout=layout)
     if run.config.model.kind != "lm":
         raise UserError(f"The run in {workdir} writes targets of sources: give language models.")
     experiment = build(run.config)

@@ -108,7 +108,7 @@ def speed(cell: Path) -> dict[str, Any]:
     kept = cell / f"study-speed-{_TOKENS.value}.json"
     if not kept.exists():
         layout = dp(jax.local_devices()[:1])
-        timed = sampling_speed(open_run(cell, layout), layout, None, _TOKENS.value, 4)
+        timed = sampling_speed(open_run(cell, layout=layout), layout, None, _TOKENS.value, 4)
         write_atomically(kept, json.dumps(timed, indent=1) + "\n")
     return json.loads(kept.read_text(encoding="utf-8"))
 

@@ -32,7 +32,7 @@ def sampling_speed(
     Raises:
       UserError: `steps` does not fit.
     """
-    config = with_sampler(run.config, "auto", steps, None, [])
+    config = with_sampler(run.config, steps=steps)
     run = dataclasses.replace(run, config=config)
     length = config.data.length
     prompt = empty(length)

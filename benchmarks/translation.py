@@ -97,7 +97,7 @@ def run_cells(workdir: Path, row: str, seed: int, decoding: str) -> list[dict[st
     if not all(path.exists() for path in paths):
         config = settle(recipe(row, seed, ROWS[row][decoding]))
         layout = dp(jax.devices())
-        run = open_run(workdir, layout)
+        run = open_run(workdir, layout=layout)
         translator = make_translator(
             run.network, run.process, make_sampler(config), config, run.tokenizer, layout
         )

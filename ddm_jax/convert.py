@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if not FLAGS.out or out.exists():
         raise UserError(f"--out={FLAGS.out} must be a folder or file that is not there yet.")
     if FLAGS.to:
-        run = open_run(workdir, dp(jax.local_devices()[:1]), FLAGS.weights)
+        run = open_run(workdir, FLAGS.weights, dp(jax.local_devices()[:1]))
         origin = f"{FLAGS.weights} weights of step {run.step} of {workdir}"
         size = give(FLAGS.to, run, out, origin)
         print(f"Wrote {out}: {origin} in the layout of {FLAGS.to}, {size:,} bytes")
@@ -111,7 +111,7 @@ def _tokenizer(spec: str) -> tokenizers.Tokenizer:
 
 def _bare(workdir: Path, out: Path) -> None:
     """The weights of a run by themselves, as a work directory."""
-    run = open_run(workdir, dp(jax.local_devices()[:1]), FLAGS.weights)
+    run = open_run(workdir, FLAGS.weights, dp(jax.local_devices()[:1]))
     record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     record["config"]["train"]["checkpoints"] = ""
     record["weights"] = {"of": FLAGS.weights, "from": str(workdir), "step": run.step}

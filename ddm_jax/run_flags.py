@@ -8,10 +8,11 @@ from typing import Any
 from absl import flags
 
 from ddm_jax import cli
-from ddm_jax.config import Config
+from ddm_jax.config import TYPE_WORDS, field_type
 from ddm_jax.errors import UserError
+from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.parallel import processes
-from ddm_jax.runs.run import WEIGHTS, with_sampler
+from ddm_jax.runs.run import WEIGHTS, OptionValue
 
 FLAGS = flags.FLAGS
 
@@ -62,10 +63,35 @@ def check(ranges: Ranges) -> Path:
     return Path(FLAGS.workdir).expanduser()
 
 
-def applied(config: Config, length: int | None) -> Config:
-    """The config of a run with the sampler as the flags set it; a length of None is the run's.
+def sampling_request() -> SamplingRequest:
+    """What the flags say of the sampler.
 
     Raises:
-      UserError: see `trained.with_sampler`.
+      UserError: an --option is not name=value, or its value has the wrong type.
     """
-    return with_sampler(config, FLAGS.sampler, FLAGS.steps, length, FLAGS.option)
+    return SamplingRequest(
+        sampler=FLAGS.sampler,
+        steps=FLAGS.steps,
+        options=dict(map(_parse_option, FLAGS.option)),
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+    )
+
+
+def _parse_option(text: str) -> tuple[str, OptionValue]:
+    """`name=value` -> (name, value), of the type that the field of config.sampler has."""
+    name, equals, value = text.partition("=")
+    if not equals or name in ("name", "steps", "num"):
+        raise UserError(
+            f"--option={text} is not name=value of an option of the sampler: its name and steps "
+            "have their own flags."
+        )
+    wanted = field_type(f"sampler.{name}")
+    try:
+        if wanted is bool:
+            return name, {"true": True, "false": False}[value.lower()]
+        return name, wanted(value)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"--option={text} has the wrong type: give {TYPE_WORDS[wanted]}."
+        ) from error

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         )
     # all that can be wrong in the flags is found before weights are read, which may take minutes
     config, tokenizer = read_record(workdir)
-    config = run_flags.applied(config, FLAGS.length)
+    config = run_flags.sampling_request().apply_to(config, FLAGS.length)
     if config.model.kind != "lm":
         raise UserError(
             f"The run in {workdir} writes targets of sources: use `python -m ddm_jax.translate`."
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     prompt, texts = _read_prompt(tokenizer, length)
     batch_size = min(FLAGS.batch_size or 16, num)
     layout = dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
-    run = open_run(workdir, layout, FLAGS.weights)
+    run = open_run(workdir, FLAGS.weights, layout)
     out = workdir / "samples" / f"{run.step:08d}-{name}-{steps}.jsonl"
     out = Path(FLAGS.out).expanduser() if FLAGS.out else out
     _check_out(out)

@@ -1,7 +1,7 @@
 """Targets of sources from a trained run: python -m ddm_jax.translate --workdir=W --text='...'.
 
 One line of the input is one source, one line of the output its target. What decides how they are
-drawn: generation/decoding.py.
+drawn: generation/translation.py.
 """
 
 import json
@@ -13,8 +13,12 @@ from absl import flags
 
 from ddm_jax import cli, run_flags
 from ddm_jax.errors import UserError
-from ddm_jax.generation.decoding import open_translator, read_run, settings
-from ddm_jax.generation.translation import translate
+from ddm_jax.generation.translation import (
+    open_translator,
+    read_translation_config,
+    settings,
+    translate,
+)
 from ddm_jax.runs.files import write_atomically
 
 FLAGS = flags.FLAGS
@@ -36,13 +40,14 @@ def main(argv: Sequence[str]) -> None:
     """
     del argv
     workdir = run_flags.check({})
-    config = read_run(workdir)
+    request = run_flags.sampling_request()
+    read_translation_config(workdir, request)  # raises before the sources are read
     sources, name = _read_sources()
     out = Path(FLAGS.out).expanduser() if FLAGS.out else None
     if out and (out.exists() or not out.parent.is_dir()):
         raise UserError(f"--out={out} exists, or its folder does not: give the name of a new file.")
-    run, translator = open_translator(workdir, config)
-    made = translate(translator, run.params, sources, FLAGS.seed, name)
+    run, translator = open_translator(workdir, request, FLAGS.weights)
+    made = translate(translator, run.params, sources, request.seed, name)
     text = "".join(f"{line}\n" for line in made.texts)
     if out:
         write_atomically(out, text)
@@ -50,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         print(text, end="")
     if FLAGS.json:
-        result = settings(run, config) | {
+        result = settings(run, request.seed) | {
             "workdir": str(workdir),
             "out": str(out) if out else None,
             "num": len(made.texts),

@@ -104,7 +104,7 @@ def test_own_split_is_the_bound_of_validation_with_other_draws(run):
     workdir, config, _ = run
     report = measure_likelihood(run[0], LikelihoodRequest(split="validation", draws=16))
     data = open_or_prepare(config.data)
-    opened = open_run(workdir, dp(jax.devices()))
+    opened = open_run(workdir, layout=dp(jax.devices()))
     loss = with_options(OBJECTIVES["radd_ao"], config).loss
     bound = jax.jit(make_bound(opened.network, loss, opened.process, 16))
     batches = eval_batches(data, "validation", batch_size=16)
@@ -155,7 +155,7 @@ def test_report_says_how_the_number_was_made(run):
     written = json.loads(Path(report["out"]).read_text())
     assert written == {name: x for name, x in report.items() if name != "out"}
     assert Path(report["out"]).parent == workdir / "evaluation"
-    params = open_run(workdir, dp(jax.devices()[:1])).params
+    params = open_run(workdir, layout=dp(jax.devices()[:1])).params
     assert report["weights_sha256"] == weights_hash(params)
     params["embed"]["embedding"] = params["embed"]["embedding"].at[0, 0].add(1)
     assert report["weights_sha256"] != weights_hash(params)

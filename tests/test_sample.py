@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs.radd_tiny import get_config
-from ddm_jax import cli, sample
+from ddm_jax import cli, run_flags, sample
 from ddm_jax.config import resolve
 from ddm_jax.data.build.text import prepare
 from ddm_jax.data.sets.text import PrepareSpec
@@ -350,7 +350,7 @@ BAD_FLAGS = {
     "no batch": (["--batch_size=0"], "--batch_size=0", "from 1"),
     "negative seed": (["--seed=-1"], "--seed=-1", "from 0"),
     "short length": (["--length=1"], "config.data.length=1", "at least 2"),
-    "unknown sampler": (["--sampler=foo"], "--sampler=foo", FITTING),
+    "unknown sampler": (["--sampler=foo"], "sampler='foo'", FITTING),
     "sampler of other networks": (["--sampler=autoregressive"], "'autoregressive'", FITTING),
     "option without value": (["--option=foo"], "--option=foo", "name=value"),
     "unknown option": (["--option=foo=3"], "config.sampler.foo is unknown"),
@@ -426,20 +426,20 @@ def test_network_that_knows_the_time_is_not_sampled_by_cached(tmp_path, prepared
     [(int, "12", 12), (float, "1e-3", 1e-3), (str, "a=b", "a=b"), (bool, "False", False)],
 )
 def test_option_has_the_type_of_its_field(monkeypatch, wanted, text, value):
-    monkeypatch.setattr(trained, "field_type", {"sampler.mine": wanted}.__getitem__)
-    assert trained._parse_option(f"mine={text}") == ("mine", value)
+    monkeypatch.setattr(run_flags, "field_type", {"sampler.mine": wanted}.__getitem__)
+    assert run_flags._parse_option(f"mine={text}") == ("mine", value)
     if wanted is not str:
         with pytest.raises(UserError, match=r"--option=mine=x has the wrong type: give .*\."):
-            trained._parse_option("mine=x")
+            run_flags._parse_option("mine=x")
 
 
 def test_other_sampler_leaves_the_options_of_the_run_behind(prepared):
     config = config_of(prepared, sampler__name="ordered", sampler__order="left", sampler__steps=9)
-    assert trained.with_sampler(config, "auto", None, None, []) == config
-    assert trained.with_sampler(config, "ordered", 4, None, []).sampler.order == "left"
-    again = trained.with_sampler(config, "auto", None, 8, ["order=right"])
+    assert trained.with_sampler(config) == config
+    assert trained.with_sampler(config, "ordered", 4).sampler.order == "left"
+    again = trained.with_sampler(config, length=8, options={"order": "right"})
     assert (again.sampler.order, again.sampler.steps, again.data.length) == ("right", 9, 8)
-    other = trained.with_sampler(config, "entropy", None, None, ["gamma=0.5"])
+    other = trained.with_sampler(config, "entropy", options={"gamma": 0.5})
     assert (other.sampler.order, other.sampler.gamma, other.sampler.steps) == (None, 0.5, 9)
 
 

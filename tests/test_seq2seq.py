@@ -143,7 +143,7 @@ def test_devices_and_parts_of_a_batch_do_not_change_a_step(files):
 def test_weights_of_several_checkpoints_are_averaged(run):
     workdir, _ = run
     layout = dp(jax.devices())
-    runs = {w: open_run(workdir, layout, w) for w in ("ema", "last", "average:1", "average:3")}
+    runs = {w: open_run(workdir, w, layout) for w in ("ema", "last", "average:1", "average:3")}
     assert {r.step for r in runs.values()} == {6}
     for name in ("last", "average:1"):
         jax.tree.map(np.testing.assert_array_equal, runs[name].params, runs["last"].params)

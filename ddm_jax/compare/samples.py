@@ -114,7 +114,7 @@ def _row(run: RunResult, num: int, steps: int, judge: _Judge, folder: Path) -> d
         print(f"Drawing {num} texts of {run.label} in {steps} steps", file=sys.stderr)
         layout = dp(jax.local_devices()[:1])
         found = evaluate_samples(
-            open_run(run.folder, layout), layout, num, steps, judge.open(), (), 0, folder,
+            open_run(run.folder, layout=layout), layout, num, steps, judge.open(), (), 0, folder,
             batch_size=min(16, num),
         )  # fmt: skip
         if found is None:

@@ -12,8 +12,13 @@ from ddm_jax.data.open import open_or_prepare
 from ddm_jax.data.sources import pair_files
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.text_scores import bleu, scores
-from ddm_jax.generation.decoding import open_translator, read_run, settings
-from ddm_jax.generation.translation import Translations, translate
+from ddm_jax.generation.translation import (
+    Translations,
+    open_translator,
+    read_translation_config,
+    settings,
+    translate,
+)
 from ddm_jax.runs.files import write_new
 
 
@@ -29,9 +34,10 @@ def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str
     Raises:
       UserError: a bad flag, no run, or no pairs.
     """
-    config = read_run(workdir)
+    request = run_flags.sampling_request()
+    config = read_translation_config(workdir, request)
     pairs, name = _read(config, source, split, num)
-    run, translator = open_translator(workdir, config)
+    run, translator = open_translator(workdir, request, run_flags.FLAGS.weights)
     fitting = [pair for pair in pairs if translator.fits(pair[0])]
     left_out = len(pairs) - len(fitting)
     if not fitting:
@@ -45,7 +51,7 @@ def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str
         f"config.data.source_length={config.data.source_length} and left out",
         file=sys.stderr,
     )
-    made = translate(translator, run.params, sources, run_flags.FLAGS.seed, name)
+    made = translate(translator, run.params, sources, request.seed, name)
     report = {
         "workdir": str(workdir),
         "data": name,
@@ -56,7 +62,7 @@ def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str
         "nfe": sum(made.nfe) / len(made.nfe),
         "seconds_per_source": made.seconds / len(sources),
         "compile_s": made.compile_s,
-        **settings(run, config),
+        **settings(run, request.seed),
     }
     return report | {"out": str(_write(workdir, report, fitting, made))}
 

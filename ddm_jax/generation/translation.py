@@ -1,44 +1,56 @@
-"""Targets of sources: lengths first, then a sample at each of them, then the best candidate.
+"""Translation: lengths first, then a sample at each of them, then the best candidate.
 
 The length head proposes the most likely lengths (Ghazvininejad et al. 2019, arXiv:1904.09324, as in
-RDM, Zheng et al. 2023, arXiv:2302.05737); every candidate is drawn at its own length, and one is
-chosen by what the network thought of it, or by minimum Bayes risk. Sources are grouped into the
-shapes of training, so that few programs are compiled.
+RDM, Zheng et al. 2023, arXiv:2302.05737). Every candidate is drawn at its own length, and one is
+chosen by the mean log-probability that the network gave it, or by minimum Bayes risk. Sources are
+grouped into the shapes of training, so that few programs are compiled.
 """
 
+import dataclasses
 import functools
 import itertools
-import sys
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
 from ddm_jax.config import Config
 from ddm_jax.data.pair_encoding import buckets, decode, encode
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.diffusion.process import Process
 from ddm_jax.errors import UserError
+from ddm_jax.experiment import make_sampler
 from ddm_jax.generation.candidates import mbr
-from ddm_jax.models.network import Network
-from ddm_jax.parallel.layouts import Layout
-from ddm_jax.samplers.signature import SampleSpec
+from ddm_jax.generation.request import SamplingRequest
+from ddm_jax.models.network import Network, Params
+from ddm_jax.parallel.layouts import Layout, dp
+from ddm_jax.runs.progress import ProgressBar
+from ddm_jax.runs.record import read_record
+from ddm_jax.runs.run import Run, open_run
+from ddm_jax.samplers.signature import SampleSpec, Stats
 
+BATCH_SIZE = 64  # targets drawn at once
 Rows = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Translations:
-    """For each source, in order: the text that was chosen, all candidates, and what they cost.
+    """The translations of some sources, in their order.
 
-    nfe: evaluations of the decoder, over all candidates of a source. seconds: all of it, but for
-    compiling, which took compile_s.
+    Attributes:
+      texts: the chosen target of each source.
+      candidates: all targets that were drawn for it.
+      nfe: evaluations of the decoder, over all candidates of a source.
+      seconds: wall-clock time of the device programs, compilation excluded.
+      compile_s: seconds that compilation took.
     """
 
     texts: list[str]
@@ -50,7 +62,15 @@ class Translations:
 
 @dataclass(frozen=True)
 class Translator:
-    """What `translate` needs of a run; `lengths` and `draw` are compiled once a shape."""
+    """What `translate` needs of a run, apart from the weights.
+
+    Attributes:
+      config: settled; data, sampler and eval.batch_size are read.
+      tokenizer: of both sides.
+      layout: what a batch is split over.
+      lengths: (params, source=, source_valid=) -> the most likely lengths, best first, int32[B, K].
+      draw: (params, key data, spec, **rows) -> targets int32[B, N], nfe int32[B], score float32[B].
+    """
 
     config: Config
     tokenizer: Tokenizer
@@ -60,7 +80,7 @@ class Translator:
 
     @property
     def from_left(self) -> bool:
-        """Whether a target grows token by token and says itself where it ends."""
+        """Whether a target is drawn from left to right and ends at its own EOS."""
         return self.config.sampler.name == "autoregressive"
 
     def fits(self, source: str) -> bool:
@@ -70,33 +90,106 @@ class Translator:
 
 @dataclass(frozen=True)
 class _Item:
-    """A target to be drawn: of which source, how long, and (S, N), the room for both."""
+    """A target to be drawn.
+
+    Attributes:
+      source: index of its source.
+      length: tokens without the EOS.
+      shape: (S, N), the bucket that holds both.
+    """
 
     source: int
     length: int
     shape: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A target that was drawn, with its score in nats (samplers.signature.Stats)."""
+
+    text: str
+    nfe: int
+    score: float
+
+
+def read_translation_config(workdir: Path, request: SamplingRequest) -> Config:
+    """The settled config of a run on pairs as the request changes it; reads no weights.
+
+    Raises:
+      UserError: there is no run, it has no sources, or the request does not fit it.
+    """
+    config, _ = read_record(workdir)
+    if config.model.kind == "lm":
+        raise UserError(
+            f"The run in {workdir} has no sources (config.model.kind='lm'): use "
+            "`python -m ddm_jax.sample`, or give a run on pairs."
+        )
+    config = request.apply_to(config)
+    sizes = dataclasses.replace(config.eval, batch_size=request.batch_size or BATCH_SIZE)
+    return dataclasses.replace(config, eval=sizes)
+
+
+def open_translator(
+    workdir: Path, request: SamplingRequest, weights: str = "ema"
+) -> tuple[Run, Translator]:
+    """Opens a run on pairs, and what translates with its weights.
+
+    Args:
+      workdir: the folder of the run.
+      request: how to draw; its seed is an argument of `translate`.
+      weights: see `runs.run.open_run`.
+
+    Returns:
+      The run, with the config that the request asks for, and the translator.
+
+    Raises:
+      UserError: as `read_translation_config`, or there is no checkpoint.
+    """
+    config = read_translation_config(workdir, request)
+    devices = jax.local_devices()[: math.gcd(config.eval.batch_size, jax.local_device_count())]
+    layout = dp(devices)
+    run = dataclasses.replace(open_run(workdir, weights, layout), config=config)
+    sampler = make_sampler(config)
+    return run, make_translator(run.network, run.process, sampler, config, run.tokenizer, layout)
+
+
+def settings(run: Run, seed: int) -> dict[str, Any]:
+    """All that decides the translations of `open_translator`'s run, for a report."""
+    sampler = dataclasses.asdict(run.config.sampler)
+    return {
+        "checkpoint": run.step,
+        "weights": run.weights,
+        "sampler": {k: x for k, x in sampler.items() if x is not None and k != "num"},
+        "batch_size": run.config.eval.batch_size,
+        "seed": seed,
+    }
+
+
 def make_translator(
     network: Network,
     process: Process,
-    sampler: Callable,
+    sampler: Callable[..., tuple[Array, Stats]],
     config: Config,
     tokenizer: Tokenizer,
     layout: Layout,
 ) -> Translator:
-    """config: a settled one, of which data, sampler and eval.batch_size are read."""
+    """The translator of a settled config, of which data, sampler and eval.batch_size are read."""
+    if network.encode is None:
+        raise UserError(
+            f"config.model.kind={config.model.kind!r} reads no source: give a run on pairs."
+        )
+    encode_source = network.encode
 
-    def lengths(params: Any, source: Array, source_valid: Array) -> Array:
+    def lengths(params: Params, source: Array, source_valid: Array) -> Array:
         """The most likely lengths, best first: int32[B, K]."""
-        logits = network.encode(params, source, source_valid).length_logits
+        logits = encode_source(params, source, source_valid).length_logits
         length = jnp.arange(logits.shape[1])
         possible = (length >= 1) & (length < config.data.length)
         number = min(config.sampler.lengths, config.data.length - 1)
         return jax.lax.top_k(jnp.where(possible, logits, -jnp.inf), number)[1]
 
     def draw(
-        params: Any,
+        params: Params,
         key_data: Array,
         spec: SampleSpec,
         source: Array,
@@ -107,7 +200,7 @@ def make_translator(
     ) -> tuple[Array, Array, Array]:
         """Targets int32[B, N], with nfe int32[B] and score float32[B]."""
         key = jax.random.wrap_key_data(key_data)
-        memory = network.encode(params, source, source_valid)
+        memory = encode_source(params, source, source_valid)
         apply = functools.partial(network.apply, memory=memory)
         if config.sampler.name != "autoregressive":  # that one sees what it has drawn
             apply = functools.partial(apply, seen=seen)
@@ -118,7 +211,12 @@ def make_translator(
 
 
 def translate(
-    translator: Translator, params: Any, sources: Sequence[str], seed: int = 0, name: str = "source"
+    translator: Translator,
+    params: Params,
+    sources: Sequence[str],
+    seed: int = 0,
+    name: str = "source",
+    nested: bool = False,
 ) -> Translations:
     """Translates; an empty source has an empty target and costs nothing.
 
@@ -128,61 +226,71 @@ def translate(
       sources: texts of one line.
       seed: the same seed, sources and eval.batch_size draw the same targets.
       name: what to call the sources in an error.
+      nested: whether another progress bar is shown at the same time (`ProgressBar`).
 
     Raises:
       UserError: a source is longer than data.source_length.
     """
-    config, tokenizer, layout = translator.config, translator.tokenizer, translator.layout
     timed = (translator.lengths, translator.draw)
     before = [(t.seconds, t.compile_s) for t in timed]
     ids = _encoded(translator, sources, name)
-    items = [x for x in _items(translator, params, ids) for _ in range(config.sampler.candidates)]
+    number = translator.config.sampler.candidates
+    items = [x for x in _items(translator, params, ids) for _ in range(number)]
     items.sort(key=lambda item: item.shape)
+    found: list[list[_Drawn]] = [[] for _ in sources]
+    with ProgressBar(len(items), unit="target", nested=nested) as progress:
+        for done, (item, drawn) in enumerate(_draw(translator, params, ids, items, seed), start=1):
+            found[item.source].append(drawn)
+            progress.update(done)
+    return Translations(
+        texts=[_chosen(translator.config, of) for of in found],
+        candidates=[[drawn.text for drawn in of] or [""] for of in found],
+        nfe=[sum(drawn.nfe for drawn in of) for of in found],
+        seconds=sum(t.seconds - b[0] for t, b in zip(timed, before, strict=True)),
+        compile_s=sum(t.compile_s - b[1] for t, b in zip(timed, before, strict=True)),
+    )
+
+
+def _draw(
+    translator: Translator,
+    params: Params,
+    ids: Sequence[np.ndarray],
+    items: Sequence[_Item],
+    seed: int,
+) -> Iterator[tuple[_Item, _Drawn]]:
+    """Draws the sorted items, batch by batch; batch i has the key fold_in(key(seed), i)."""
+    config, tokenizer, layout = translator.config, translator.tokenizer, translator.layout
+    size = config.eval.batch_size
     # on the host, from where every process gives its devices the same
     spec = SampleSpec(
         np.int32(config.sampler.steps),
         np.float32(config.sampler.temperature),
         stop=np.int32(tokenizer.eos_id),
     )
-    found: dict[int, list[tuple[str, int, float]]] = {i: [] for i in range(len(sources))}
-    with tqdm(
-        total=len(items), desc="translate", disable=not sys.stderr.isatty(), leave=False
-    ) as bar:
-        for number, batch in enumerate(_batches(items, config.eval.batch_size)):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            rows = _source_rows([ids[x.source] for x in batch], batch[0].shape[0], tokenizer)
-            rows |= _target_rows(translator, batch)
-            key_data = np.asarray(jax.random.key_data(key))
-            drawn = translator.draw(
-                params, key_data, spec, **_put(layout, rows, config.eval.batch_size)
-            )
-            for item, tokens, nfe, score in zip(batch, *drawn, strict=False):
-                found[item.source].append((decode(tokenizer, tokens), int(nfe), float(score)))
-            bar.update(len(batch))
-    candidates = [[text for text, *_ in of] or [""] for of in found.values()]
-    return Translations(
-        texts=[_chosen(config, of) for of in found.values()],
-        candidates=candidates,
-        nfe=[sum(nfe for _, nfe, _ in of) for of in found.values()],
-        seconds=sum(t.seconds - b[0] for t, b in zip(timed, before, strict=True)),
-        compile_s=sum(t.compile_s - b[1] for t, b in zip(timed, before, strict=True)),
-    )
+    for number, batch in enumerate(_batches(items, size)):
+        key_data = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), number)))
+        rows = _source_rows([ids[x.source] for x in batch], batch[0].shape[0], tokenizer)
+        rows |= _target_rows(translator, batch)
+        drawn = translator.draw(params, key_data, spec, **_put(layout, rows, size))
+        for item, tokens, nfe, score in zip(batch, *drawn, strict=False):
+            yield item, _Drawn(decode(tokenizer, tokens), int(nfe), float(score))
 
 
-def _chosen(config: Config, found: Sequence[tuple[str, int, float]]) -> str:
+def _chosen(config: Config, found: Sequence[_Drawn]) -> str:
     if not found:
         return ""
     if config.sampler.selection == "mbr":
-        return found[mbr([text for text, *_ in found])][0]
-    return max(found, key=lambda x: x[2])[0]
+        return found[mbr([drawn.text for drawn in found])].text
+    return max(found, key=lambda drawn: drawn.score).text
 
 
 def _encoded(translator: Translator, sources: Sequence[str], name: str) -> list[np.ndarray]:
     """Ids of each source with its EOS, which is all of an empty one."""
     eos, longest = translator.tokenizer.eos_id, translator.config.data.source_length
     texts = [text.strip() for text in sources]
-    ids = [encode(translator.tokenizer, text) if text else [] for text in texts]
-    ids = [np.append(np.asarray(x, np.int32), np.int32(eos)) for x in ids]
+    none = np.zeros(0, np.int32)
+    words = [encode(translator.tokenizer, text) if text else none for text in texts]
+    ids = [np.append(x, np.int32(eos)) for x in words]
     for line, x in enumerate(ids, start=1):
         if len(x) > longest:
             raise UserError(
@@ -192,7 +300,7 @@ def _encoded(translator: Translator, sources: Sequence[str], name: str) -> list[
     return ids
 
 
-def _items(translator: Translator, params: Any, ids: Sequence[np.ndarray]) -> Iterator[_Item]:
+def _items(translator: Translator, params: Params, ids: Sequence[np.ndarray]) -> Iterator[_Item]:
     """The sources that are not empty, each at its most likely lengths."""
     data, size = translator.config.data, translator.config.eval.batch_size
     shapes = buckets(data.length, data.source_length, data.buckets)
@@ -214,10 +322,10 @@ def _items(translator: Translator, params: Any, ids: Sequence[np.ndarray]) -> It
                 yield from (_Item(i, int(n), shape(ids[i], n)) for n in lengths)
 
 
-def _parts(group: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _parts(group: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` at most."""
-    group = list(group)
-    yield from (group[start : start + size] for start in range(0, len(group), size))
+    items = list(group)
+    yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _batches(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
@@ -253,12 +361,15 @@ def _put(layout: Layout, rows: Mapping[str, np.ndarray], size: int) -> dict[str,
 
 
 class _Timed:
-    """A jitted function, compiled once a shape; seconds of compiling and of running apart."""
+    """A jitted function that counts its seconds of compiling and of running.
+
+    It is compiled once for each shape of its rows.
+    """
 
     def __init__(self, function: Callable, layout: Layout):
         # every process reads all of the result
         self._function = jax.jit(function, out_shardings=layout.replicated)
-        self._compiled = {}
+        self._compiled: dict[tuple[tuple[int, ...], ...], Callable] = {}
         self.seconds = self.compile_s = 0.0
 
     def __call__(self, *args: Any, **rows: Array) -> Any:

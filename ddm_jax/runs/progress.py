@@ -26,18 +26,19 @@ class ProgressBar:
       progress.update(done, "12.0 evaluations each")
     """
 
-    def __init__(self, total: int, done: int = 0, unit: str = "sequence", lines: bool = True):
+    def __init__(self, total: int, done: int = 0, unit: str = "sequence", nested: bool = False):
         """Starts the clock.
 
         Args:
           total: items.
           done: items that were done before, to resume.
           unit: the word for one item.
-          lines: whether to print lines where there is no terminal.
+          nested: whether another bar is shown at the same time, as in training: the bar then goes
+            away at the end, and no lines are printed elsewhere.
         """
-        self._total, self._first, self._said, self._lines = total, done, done, lines
-        self._unit, self._begin = unit, time.perf_counter()
-        self._bar = _bar(total, done, unit)
+        self._total, self._first, self._said = total, done, done
+        self._unit, self._nested, self._begin = unit, nested, time.perf_counter()
+        self._bar = _bar(total, done, unit, leave=not nested)
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -50,7 +51,7 @@ class ProgressBar:
         if not self._bar.disable:
             self._bar.set_postfix_str(numbers, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif self._lines and (done - self._said >= self._total / 10 or done >= self._total):
+        elif not self._nested and (done - self._said >= self._total / 10 or done >= self._total):
             self._said = done
             seconds = time.perf_counter() - self._begin
             left = tqdm.format_interval((self._total - done) * seconds / (done - self._first))
@@ -107,11 +108,12 @@ class Progress:
         self._bar.close()
 
 
-def _bar(total: int, done: int, unit: str) -> tqdm:
+def _bar(total: int, done: int, unit: str, leave: bool = True) -> tqdm:
     return tqdm(
         total=total,
         initial=done,
         disable=not (processes.is_first() and sys.stderr.isatty()),
         unit=unit,
+        leave=leave,
         dynamic_ncols=True,
     )

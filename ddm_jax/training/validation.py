@@ -125,7 +125,7 @@ def _translations(experiment: Experiment) -> Callable[[Any], Shown]:
     sources, references = (list(side) for side in zip(*pairs, strict=True))
 
     def show(ema: Any) -> Shown:
-        made = translate(translator, ema, sources, config.seed)
+        made = translate(translator, ema, sources, config.seed, nested=True)
         samples = [
             (
                 f"{nfe} network evaluations",

@@ -169,7 +169,7 @@ def test_speed_counts_what_was_drawn_after_the_first_batch(run, layout, monkeypa
         return [dataclasses.replace(x, seconds=0.5 if i else 100.0) for i, x in batches]
 
     monkeypatch.setattr(speed, "draw_batches", timed)
-    config = module.with_sampler(run.config, "ancestral", None, None, [])
+    config = module.with_sampler(run.config, "ancestral")
     ancestral = dataclasses.replace(run, config=config)
     found = speed.sampling_speed(ancestral, layout, 3, tokens=5 * 4 * LENGTH - 1, batch_size=4)
     assert found["batches"] == 5

@@ -71,4 +71,4 @@ def convert(name: str, source: Path, workdir: Path, weights: dict, **options: An
     uniform = config.process.name == "uniform"
     vocab = len(rows) - release.added_tokens - (release.mask and not uniform)
     bring(name, found, config, letters(vocab), workdir)
-    return open_run(workdir, dp(jax.local_devices()[:1]))
+    return open_run(workdir, layout=dp(jax.local_devices()[:1]))

@@ -37,7 +37,7 @@ def test_round_trip_is_bitwise(name, tmp_path):
             continue
         assert getattr(config.model, field) == getattr(run.config.model, field)
     bring(name, found, run.config, letters(32), tmp_path / "ours")
-    back = open_run(tmp_path / "ours", dp(jax.local_devices()[:1]))
+    back = open_run(tmp_path / "ours", layout=dp(jax.local_devices()[:1]))
     assert_same(name, run, back.params)
     record = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert len(record["converted"]["sha256"]) == 64

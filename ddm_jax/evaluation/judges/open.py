@@ -31,7 +31,7 @@ def open_judge(spec: str) -> Judge:
         raise UserError(f"--judge={spec} is not a judge: give {HELP}.")
     if is_hugging_face(folder):
         return open_gpt2(folder)
-    return judge_of(open_run(folder, dp(jax.local_devices()[:1])), str(folder))
+    return judge_of(open_run(folder, layout=dp(jax.local_devices()[:1])), str(folder))
 
 
 def judge_of(run: Run, name: str) -> Judge:

@@ -144,7 +144,7 @@ def measure_likelihood(workdir: Path, request: LikelihoodRequest) -> dict[str, A
     estimator = estimators.choose(config, request.estimator, request.draws, request.time_steps)
     corpus = _corpus(config, tokenizer, request)
     size, layout = _placement(config, corpus, request.batch_size)
-    run = open_run(workdir, layout, request.weights)
+    run = open_run(workdir, request.weights, layout)
     total = len(corpus.blocks.tokens)
     _say(
         f"Step {run.step} of {workdir}: {estimator.name} ({estimator.estimates}) of "

@@ -41,7 +41,7 @@ def evaluate_infilling(
       perplexity_drawn, perplexity_true, and bits_per_byte_*. A token of the judge that reaches
       into a span counts. Without these where the judge is a run with another tokenizer.
     """
-    config = with_sampler(run.config, "auto", steps, None, [])
+    config = with_sampler(run.config, steps=steps)
     rng = np.random.default_rng(seed)
     masked = np.array([spans(rng, tokens.shape[1], share, span) for _ in tokens])
     spec = make_spec(config.sampler.steps, config.sampler.temperature, 0, 1.0)

@@ -52,8 +52,8 @@ def measure(workdir: Path, request: Request) -> dict[str, Any] | None:
         raise UserError("--mauve compares samples with held-out text: give --samples=N as well.")
     size = run_flags.FLAGS.batch_size or BATCH_SIZE
     layout = dp(jax.local_devices()[: math.gcd(size, jax.local_device_count())])
-    run = open_run(workdir, layout, run_flags.FLAGS.weights)
-    run = dataclasses.replace(run, config=run_flags.applied(run.config, length=None))
+    run = open_run(workdir, run_flags.FLAGS.weights, layout)
+    run = dataclasses.replace(run, config=run_flags.sampling_request().apply_to(run.config))
     held_out = own_split(
         run.config, run.tokenizer, request.split, max(request.samples, request.infill)
     )

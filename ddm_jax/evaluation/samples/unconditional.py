@@ -106,7 +106,7 @@ def draw_samples(
     batch_size: int = BATCH_SIZE,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
     """(settings, the first `num` samples or fewer, their file); see `evaluate_samples`."""
-    config = with_sampler(run.config, "auto", steps, None, [])
+    config = with_sampler(run.config, steps=steps)
     length, sampler = config.data.length, config.sampler
     settings = {
         "checkpoint": run.step,
