@@ -251,7 +251,7 @@ def test_one_block_has_no_error_over_sequences(run, tmp_path):
 
 def test_python_and_the_command_have_the_same_number(run, tmp_path):
     """Of the run's own split, of a file, and of the texts in it."""
-    opened = open_run(run[0], dp(jax.devices()[:1]))
+    opened = open_run(run[0], layout=dp(jax.devices()[:1]))
     texts = ["so the one that we saw was not there", "", "é that was told", "so we saw"] * 4
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     dataset = f"{tmp_path}/texts.jsonl"
@@ -286,7 +286,7 @@ def test_python_and_the_command_have_the_same_number(run, tmp_path):
 )
 def test_likelihood_from_python_says_what_is_wrong(run, given, said):
     with pytest.raises(UserError) as error:
-        likelihood(open_run(run[0], dp(jax.devices()[:1])), **given)
+        likelihood(open_run(run[0], layout=dp(jax.devices()[:1])), **given)
     assert said in str(error.value)
 
 
