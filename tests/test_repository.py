@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -86,3 +88,10 @@ def test_no_files_import_each_other():
 def test_files_and_functions_are_short():
     long = {name: lines for name, kind, lines in lengths() if lines > MOST_LINES[kind]}
     assert long.keys() == LENGTHS_ALLOWED.keys(), long
+
+
+def test_one_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    changes, citation = (ROOT / "CHANGELOG.md", ROOT / "CITATION.cff")
+    assert re.search(r"^## (\S+)", changes.read_text(), re.MULTILINE)[1] == version
+    assert re.search(r"^version: (\S+)", citation.read_text(), re.MULTILINE)[1] == version
