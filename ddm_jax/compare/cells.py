@@ -1,9 +1,10 @@
-"""The cells of a comparison: what each trains, where, by which command, and how far it is.
+"""The cells of a comparison: what each one trains, by which command, and whether it is finished.
 
-A cell is an ordinary run in WORKDIR/cells/NAME. Beside what ddm_jax.main writes there, the folder
-has log.txt, its output, and cell.json, what the comparison knows of it.
+A cell is an ordinary run in WORKDIR/cells/NAME. In addition to what ddm_jax.main writes there, the
+folder has log.txt, its output, and cell.json, a `CellRecord`.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -31,15 +32,21 @@ DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What all cells share: --config as given, its overrides by field, virtual CPU devices."""
+class RecipeFlags:
+    """What the commands of all cells share.
+
+    Attributes:
+      path: --config as given.
+      overrides: fields set by --config.FIELD=VALUE.
+      devices: virtual CPU devices; None for the devices of the machine.
+    """
 
     path: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
 
     def environment(self) -> dict[str, str]:
-        """The variables that a cell gets on top of those that there are."""
+        """The environment variables that a cell gets in addition to those of this process."""
         if self.devices is None:
             return {}
         others = [
@@ -51,27 +58,52 @@ class Recipe:
         return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
     def flags(self, changes: Mapping[str, Any]) -> list[str]:
-        """--config and its overrides, those of `changes` last."""
+        """--config and its overrides; `changes` take precedence."""
         fields = {**self.overrides, **changes}
         return [f"--config={self.path}", *(f"--config.{k}={v}" for k, v in fields.items())]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run.
+class Grid:
+    """The cells are all combinations of these.
 
-    config: settled, or None where `mistake` says why there is none. suffix: of the files that this
-    process writes.
+    Attributes:
+      objectives: NAME or NAME:FIELD=VALUE:..., see `parse_objective`.
+      layouts: names of layouts.
+      seeds: of the runs.
+      steps: of training; None for the recipe's.
+    """
+
+    objectives: Sequence[str]
+    layouts: Sequence[str]
+    seeds: Sequence[int]
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison.
+
+    Attributes:
+      objective: its name.
+      layout: its name.
+      seed: of the run.
+      folder: its work directory.
+      recipe: what all cells share.
+      changes: config fields that this cell sets.
+      config: settled; None if `config_error` says why it is invalid.
+      config_error: a sentence; empty if the config is valid.
+      suffix: of the names of the files that this process writes in the folder.
     """
 
     objective: str
     layout: str
     seed: int
     folder: Path
-    recipe: Recipe
+    recipe: RecipeFlags
     changes: Mapping[str, Any]
     config: Config | None
-    mistake: str = ""
+    config_error: str = ""
     suffix: str = ""
 
     @property
@@ -81,19 +113,34 @@ class Cell:
 
     @property
     def command(self) -> list[str]:
-        """What trains it, as arguments."""
+        """The program that trains it, and its arguments."""
         flags = self.recipe.flags(self.changes)
         program = [sys.executable, "-m", "ddm_jax.main"]
         return [*program, *flags, f"--workdir={self.folder}", "--json"]
 
     @property
-    def shown(self) -> str:
-        """The same as one types it."""
+    def shell_command(self) -> str:
+        """The command and its environment as one types them in a shell."""
         variables = [f"{k}={shlex.quote(v)}" for k, v in self.recipe.environment().items()]
         return " ".join([*variables, "python", shlex.join(self.command[1:])])
 
+    @property
+    def log_file(self) -> Path:
+        """Where its output goes."""
+        return self.folder / f"log{self.suffix}.txt"
+
+    def require_config(self) -> Config:
+        """The settled config.
+
+        Raises:
+          UserError: it is invalid.
+        """
+        if self.config is None:
+            raise UserError(self.config_error)
+        return self.config
+
     def is_finished(self) -> bool:
-        """Whether it has been trained, validated and saved to the end.
+        """Whether the last step has been trained, validated and saved.
 
         Raises:
           UserError: its folder holds another run.
@@ -101,62 +148,85 @@ class Cell:
         if self.config is None or check_workdir(self.folder, self.config) is None:
             return False
         steps = self.config.train.steps
-        ended = [
+        validated = [
             r["step"]
             for r in read_metrics(self.folder / "metrics.jsonl")
             if r["step"] >= steps and "nll" in r
         ]
         checkpoints = folder_of(self.folder, self.config.train)
-        return any((checkpoints / str(step)).exists() for step in ended)
+        return any((checkpoints / str(step)).exists() for step in validated)
 
 
-def suffix() -> str:
-    """Of the files of this process, where several share the work directory (a pod)."""
-    number = os.environ.get(BY_HAND[2]) or os.environ.get("SLURM_PROCID", "0")
-    return f"-{socket.gethostname()}-{number}"
+@dataclass(frozen=True)
+class CellRecord:
+    """What cell.json says. The later fields are None until the cell has ended.
 
-
-def write_cell(cell: Cell, **ended: Any) -> None:
-    """Writes cell.json.
-
-    ended: of a run that has stopped, its exit `code`, the `reason` why it failed, or how many
-    `seconds` it took, in one go if `whole`, beside how many others (`at_once`).
+    Attributes:
+      objective: its name.
+      layout: its name.
+      seed: of the run.
+      command: as one types it.
+      code: exit code.
+      reason: why it failed.
+      seconds: wall-clock time that its process took.
+      whole: whether that process ran it from its first step to its last.
+      at_once: cells that ran at the same time.
     """
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    known = {
-        "objective": cell.objective,
-        "layout": cell.layout,
-        "seed": cell.seed,
-        "command": cell.shown,
-    }
-    text = json.dumps(known | ended, indent=2) + "\n"
-    write_atomically(cell.folder / f"cell{cell.suffix}.json", text)
+
+    objective: str
+    layout: str
+    seed: int
+    command: str
+    code: int | None = None
+    reason: str | None = None
+    seconds: float | None = None
+    whole: bool | None = None
+    at_once: int | None = None
 
 
-def read_cell(folder: Path) -> dict[str, Any]:
-    """What the newest cell.json of a folder says; nothing where there is none."""
-    found = sorted(folder.glob("cell*.json"), key=lambda path: path.stat().st_mtime)
-    return json.loads(found[-1].read_text(encoding="utf-8")) if found else {}
+def make_cells(
+    config: ConfigDict, recipe: RecipeFlags, grid: Grid, workdir: Path, suffix: str = ""
+) -> list[Cell]:
+    """All cells of a grid: each layout of the first objective and seed first.
 
+    In this order a page of an interrupted comparison soon has all layouts.
 
-def seconds_of(cells: Sequence[Cell]) -> dict[str, float]:
-    """Wall-clock seconds of the cells that ran from start to end in one go, by name."""
-    known = {cell.name: read_cell(cell.folder) for cell in cells}
-    return {name: x["seconds"] for name, x in known.items() if x.get("whole")}
+    Args:
+      config: the recipe with its overrides.
+      recipe: the flags that gave it.
+      grid: what to combine.
+      workdir: of the comparison.
+      suffix: see `Cell`.
 
-
-def expected_seconds(cell: Cell, known: Mapping[str, float], cells: Sequence[Cell]) -> float | None:
-    """Of a cell that has not run: the mean of those of its layout, else of all; None if none."""
-    alike = [known[c.name] for c in cells if c.name in known and c.layout == cell.layout]
-    alike = alike or list(known.values())
-    return sum(alike) / len(alike) if alike else None
+    Raises:
+      UserError: an objective sets a field that is unknown or has another type.
+    """
+    cells = []
+    for seed, entry, layout in itertools.product(grid.seeds, grid.objectives, grid.layouts):
+        objective, fields = parse_objective(entry)
+        changes = {"objective.name": objective, **fields, "layout.name": layout, "seed": seed}
+        if grid.steps is not None:
+            changes["train.steps"] = grid.steps
+        name = re.sub(r"[^\w.=,-]", "_", entry.replace(":", ","))
+        folder = workdir / "cells" / f"{name}-{layout}-{seed}"
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        settled, config_error = None, ""
+        try:
+            settled = settle(resolve(changed))
+        except UserError as error:
+            config_error = str(error)
+        cells.append(
+            Cell(objective, layout, seed, folder, recipe, changes, settled, config_error, suffix)
+        )
+    return cells
 
 
 def parse_objective(entry: str) -> tuple[str, dict[str, Any]]:
-    """`udlm:model.time=adaln:optim.lr=0.001` -> the name, and what it sets beside the recipe.
+    """`udlm:model.time=adaln:optim.lr=0.001` -> the name, and the config fields that it sets.
 
     Raises:
-      UserError: there is no such objective or field, or a value of another type.
+      UserError: the objective or a field is unknown, or a value has another type.
     """
     name, *settings = entry.split(":")
     lookup(OBJECTIVES, name, "--objectives")
@@ -177,40 +247,60 @@ def parse_objective(entry: str) -> tuple[str, dict[str, Any]]:
     return name, fields
 
 
-def plan(
-    config: ConfigDict,
-    recipe: Recipe,
-    objectives: Sequence[str],
-    layouts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int | None,
-    workdir: Path,
-    suffix: str = "",
-) -> list[Cell]:
-    """All cells: layouts of the first objective and seed first, so that a page has one early.
+def process_suffix() -> str:
+    """The suffix of this process's files, where several share the work directory (a pod)."""
+    number = os.environ.get(BY_HAND[2]) or os.environ.get("SLURM_PROCID", "0")
+    return f"-{socket.gethostname()}-{number}"
 
-    config: the recipe with its overrides. objectives: see parse_objective. steps: None for the
-    recipe's.
 
-    Raises:
-      UserError: an objective has a field that is unknown or of another type.
+def write_cell(
+    cell: Cell,
+    *,
+    code: int | None = None,
+    reason: str | None = None,
+    seconds: float | None = None,
+    whole: bool | None = None,
+    at_once: int | None = None,
+) -> None:
+    """Writes cell.json; for the arguments see `CellRecord`."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    record = CellRecord(
+        objective=cell.objective,
+        layout=cell.layout,
+        seed=cell.seed,
+        command=cell.shell_command,
+        code=code,
+        reason=reason,
+        seconds=seconds,
+        whole=whole,
+        at_once=at_once,
+    )
+    known = {name: x for name, x in dataclasses.asdict(record).items() if x is not None}
+    text = json.dumps(known, indent=2) + "\n"
+    write_atomically(cell.folder / f"cell{cell.suffix}.json", text)
+
+
+def read_cell(folder: Path) -> CellRecord | None:
+    """The newest cell.json of a folder; None if there is none."""
+    found = sorted(folder.glob("cell*.json"), key=lambda path: path.stat().st_mtime)
+    return CellRecord(**json.loads(found[-1].read_text(encoding="utf-8"))) if found else None
+
+
+def seconds_of(cells: Sequence[Cell]) -> dict[str, float]:
+    """Wall-clock seconds, by name, of the cells that one process ran from start to end."""
+    found = {}
+    for cell in cells:
+        record = read_cell(cell.folder)
+        if record and record.whole and record.seconds is not None:
+            found[cell.name] = record.seconds
+    return found
+
+
+def expected_seconds(cell: Cell, known: Mapping[str, float], cells: Sequence[Cell]) -> float | None:
+    """The mean of the known seconds of cells of the same layout, else of all cells.
+
+    None if no seconds are known.
     """
-    cells = []
-    for seed, entry, layout in itertools.product(seeds, objectives, layouts):
-        objective, fields = parse_objective(entry)
-        changes = {"objective.name": objective, **fields, "layout.name": layout, "seed": seed}
-        if steps is not None:
-            changes["train.steps"] = steps
-        name = re.sub(r"[^\w.=,-]", "_", entry.replace(":", ","))
-        folder = workdir / "cells" / f"{name}-{layout}-{seed}"
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(changes)
-        settled, mistake = None, ""
-        try:
-            settled = settle(resolve(changed))
-        except UserError as error:
-            mistake = str(error)
-        cells.append(
-            Cell(objective, layout, seed, folder, recipe, changes, settled, mistake, suffix)
-        )
-    return cells
+    alike = [known[c.name] for c in cells if c.name in known and c.layout == cell.layout]
+    alike = alike or list(known.values())
+    return sum(alike) / len(alike) if alike else None

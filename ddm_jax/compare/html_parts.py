@@ -1,32 +1,38 @@
-"""Pieces of HTML: sections, tables that sort, figures. All text is escaped."""
+"""Pieces of HTML: sections, sortable tables, figures. All text is escaped."""
 
 import html
 from collections.abc import Mapping, Sequence
 
+# a cell of a table: its text, or (its text, what it is sorted by)
 Entry = str | tuple[str, float | str]
 
 
+def escape(text: str) -> str:
+    """Text as it is written in HTML, within an element or an attribute."""
+    return html.escape(text, quote=True)
+
+
 def section(title: str, content: str) -> str:
-    """A heading with its content, and an id to link to: the title in lower case, with dashes."""
+    """A heading with its content; its id is the title in lower case with dashes."""
     name = title.lower().replace(" ", "-")
-    return f'<section id="{name}"><h2>{e(title)}</h2>\n{content}</section>'
+    return f'<section id="{name}"><h2>{escape(title)}</h2>\n{content}</section>'
 
 
 def answer(text: str) -> str:
     """The sentence that answers the heading."""
-    return f'<p class="answer">{e(text)}</p>'
+    return f'<p class="answer">{escape(text)}</p>'
 
 
-def quiet(text: str) -> str:
-    """A note; nothing if it is empty."""
-    return f'<p class="quiet">{e(text)}</p>' if text else ""
+def note(text: str) -> str:
+    """A paragraph in small print; an empty string for empty text."""
+    return f'<p class="quiet">{escape(text)}</p>' if text else ""
 
 
 def figures(plots: Mapping[str, str], captions: Mapping[str, str], *names: str) -> str:
-    """Those of the plots that there are, beside each other where there is room."""
+    """The named plots that exist, side by side where there is room."""
     found = [
-        f'<figure role="img" aria-label="{e(captions[name])}">{plots[name]}'
-        f"<figcaption>{e(captions[name])}</figcaption></figure>"
+        f'<figure role="img" aria-label="{escape(captions[name])}">{plots[name]}'
+        f"<figcaption>{escape(captions[name])}</figcaption></figure>"
         for name in names
         if name in plots
     ]
@@ -34,43 +40,60 @@ def figures(plots: Mapping[str, str], captions: Mapping[str, str], *names: str) 
 
 
 def number(value: float | None, form: str, scale: float = 1.0) -> Entry:
-    """How a number is shown, and what it is sorted by; a dash comes last."""
+    """A table entry of a number, sorted by its value; None is a dash, which is sorted last.
+
+    Args:
+      value: the number.
+      form: format specification, such as ".2f"; "d" shows the value without scaling it.
+      scale: factor between the value and the number shown.
+    """
     if value is None:
         return "-", ""
     shown = value if form == "d" else value * scale
     return format(shown, form), value
 
 
-def table(
+def html_table(
     heads: Sequence[str],
     rows: Sequence[Sequence[Entry]],
     words: Sequence[int] = (),
     long: Sequence[int] = (),
 ) -> str:
-    """A table that sorts by any column. words: columns of text; long: of text that wraps."""
+    """A table that can be sorted by any column.
+
+    Args:
+      heads: titles of the columns.
+      rows: entries, one for each column.
+      words: indices of columns that hold text.
+      long: indices of columns whose text wraps.
+    """
     if not rows:
-        return quiet("Nothing to show yet.")
-
-    def mark(i: int) -> str:
-        names = ["words"] * (i in words) + ["long"] * (i in long)
-        return f' class="{" ".join(names)}"' if names else ""
-
-    def cell(i: int, entry: Entry) -> str:
-        text, key = entry if isinstance(entry, tuple) else (entry, None)
-        data = "" if key is None else f' data-key="{e(str(key))}"'
-        return f"<td{mark(i)}{data}>{e(text)}</td>"
-
+        return note("Nothing to show yet.")
     head = "".join(
-        f'<th{mark(i)} scope="col"><button type="button">{e(text)}</button></th>'
+        f'<th{_class(i, words, long)} scope="col">'
+        f'<button type="button">{escape(text)}</button></th>'
         for i, text in enumerate(heads)
     )
-    body = "\n".join(f"<tr>{''.join(map(cell, range(len(row)), row))}</tr>" for row in rows)
+    body = "\n".join(
+        "<tr>"
+        + "".join(_cell(entry, _class(i, words, long)) for i, entry in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
-def e(text: str) -> str:
-    """Text as it stands in a page."""
-    return html.escape(text, quote=True)
+def _class(column: int, words: Sequence[int], long: Sequence[int]) -> str:
+    """The class attribute of a column's cells, with a leading space; empty for numbers."""
+    names = [name for name, columns in (("words", words), ("long", long)) if column in columns]
+    return f' class="{" ".join(names)}"' if names else ""
+
+
+def _cell(entry: Entry, attribute: str) -> str:
+    if isinstance(entry, str):
+        return f"<td{attribute}>{escape(entry)}</td>"
+    text, key = entry
+    return f'<td{attribute} data-key="{escape(str(key))}">{escape(text)}</td>'

@@ -1,26 +1,38 @@
-"""All numbers of a comparison as one record, W/report.json, from which the page is made."""
+"""All numbers of a comparison as one record, WORKDIR/report.json, from which the page is made."""
 
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from ddm_jax.compare.results import FAILED, FINISHED, RunResult
-from ddm_jax.compare.summary import LIMIT, agreement, costs, objectives, order_of_layouts
+from ddm_jax.compare.summary import (
+    LIMIT,
+    agreement_rows,
+    cost_rows,
+    objective_rows,
+    order_of_layouts,
+)
 from ddm_jax.evaluation.reports import to_json
 
 
 def make_report(
-    runs: Sequence[RunResult], layouts: Sequence[str], texts: dict[str, Any] | None, command: str
+    runs: Sequence[RunResult],
+    layouts: Sequence[str],
+    texts: Mapping[str, Any] | None,
+    command: str,
 ) -> dict[str, Any]:
-    """The record, as JSON takes it: nan is None.
+    """The record, ready for JSON: nan becomes None.
 
-    runs: told apart (summary.labelled). layouts: the reference first. texts: of texts.draw.
-    command: that made it.
+    Args:
+      runs: with labels (summary.label_runs).
+      layouts: the reference first.
+      texts: of samples.draw_texts; None if no texts were drawn.
+      command: that made the page.
     """
     layouts = order_of_layouts(runs, layouts)
     return to_json(
@@ -35,37 +47,39 @@ def make_report(
             "labels": list(dict.fromkeys(run.label for run in runs)),
             "layouts": layouts,
             "limit": LIMIT,
-            "notes": notes(runs),
-            "objectives": objectives(runs, layouts),
-            "costs": costs(runs, layouts),
-            "agreement": agreement(runs, layouts),
+            "notes": comparability_notes(runs),
+            "objectives": objective_rows(runs, layouts),
+            "costs": cost_rows(runs, layouts),
+            "agreement": agreement_rows(runs, layouts),
             "texts": texts,
-            "runs": [_run(run) for run in runs],
+            "runs": [_run_row(run) for run in runs],
         }
     )
 
 
-def notes(runs: Sequence[RunResult]) -> list[str]:
-    """What a reader must know before comparing these runs."""
-    begun = [run.record for run in runs if run.record]
+def comparability_notes(runs: Sequence[RunResult]) -> list[str]:
+    """Warnings on differences between the runs that limit what can be compared."""
+    records = [run.record for run in runs if run.record]
     said = []
-    data = {r["data"]["tokenizer"]["fingerprint"] + r["data"]["source_fingerprint"] for r in begun}
+    data = {
+        r["data"]["tokenizer"]["fingerprint"] + r["data"]["source_fingerprint"] for r in records
+    }
     if len(data) > 1:
         said.append(
-            "These runs read different text or use different tokenizers: their nats per token do "
-            "not compare, bits per byte do if the text is the same."
+            "These runs read different text or use different tokenizers: their nats per token are "
+            "not comparable; bits per byte are, if the text is the same."
         )
-    if len({str(r["versions"]) + r["git_revision"] for r in begun}) > 1:
+    if len({str(r["versions"]) + r["git_revision"] for r in records}) > 1:
         said.append("These runs were made by different versions of the code or of its packages.")
-    if len({str(r["devices"]) for r in begun}) > 1:
-        said.append("These runs had different devices: their times do not compare.")
+    if len({str(r["devices"]) for r in records}) > 1:
+        said.append("These runs had different devices: their times are not comparable.")
     if (most := max((run.at_once for run in runs), default=1)) > 1:
-        said.append(f"Up to {most} runs shared the machine: their times hold each other's.")
+        said.append(f"Up to {most} runs shared the machine: their times include each other's.")
     return said
 
 
 def machine() -> dict[str, Any]:
-    """Where the page was made; the devices of each run are in its own record."""
+    """The machine that made the page; the devices of each run are in its own record."""
     return {
         "system": platform.platform(),
         "cpu": _cpu(),
@@ -85,23 +99,28 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _run(run: RunResult) -> dict[str, Any]:
-    record = run.record or {}
+def _run_row(run: RunResult) -> dict[str, Any]:
     return {
-        **{
-            name: getattr(run, name)
-            for name in ("label", "objective", "layout", "seed", "state", "reason", "command")
-        },
+        "label": run.label,
+        "objective": run.objective,
+        "layout": run.layout,
+        "seed": run.seed,
+        "state": run.state,
+        "reason": run.reason,
+        "command": run.command,
         "folder": str(run.folder),
         "step": run.step,
         "steps": run.steps,
-        "final": run.final,
+        "final": run.final or None,
         "estimates": run.estimates,
         "step_s": run.step_s,
         "tokens_per_s": run.tokens_per_s,
         "train": [list(point) for point in run.train],
         "validation": [list(point) for point in run.validation],
-        "program": run.program,
-        **{name: record.get(name) for name in ("config", "versions", "git_revision", "devices")},
-        "data": record.get("data"),
+        "program": run.program or None,
+        "config": run.record.get("config"),
+        "versions": run.record.get("versions"),
+        "git_revision": run.record.get("git_revision"),
+        "devices": run.record.get("devices"),
+        "data": run.record.get("data"),
     }

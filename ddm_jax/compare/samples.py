@@ -1,13 +1,14 @@
-"""Texts that each objective writes, at several numbers of steps, and how good they are.
+"""Texts that each objective writes, at several numbers of steps, and their scores.
 
-Of each, the run of the first seed under the reference layout writes, with its own sampler. What has
-been drawn and judged is kept in files and is not done again.
+The run of the first seed under the reference layout writes for its objective, with its own
+sampler. What has been drawn and scored is kept in files, and is not repeated.
 """
 
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,33 @@ from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.run import open_run
 
-SHOWN = 3  # texts of each that a page has
-ONE_BY_ONE = ("autoregressive",)  # samplers that take as many steps as there are tokens
+SHOWN = 3  # texts of each objective on the page
+# samplers whose number of steps is the number of tokens
+ONE_TOKEN_PER_STEP = ("autoregressive",)
 
 
-class Stopped(Exception):
-    """A signal came before all was drawn; what there is, is kept."""
+class SamplingStopped(Exception):
+    """A signal came before all texts were drawn; those that were drawn are kept."""
 
 
-def writers(runs: Sequence[RunResult], layouts: Sequence[str]) -> list[RunResult]:
-    """For each label the finished run of the first layout, and of that the lowest seed."""
-    found = {}
+@dataclass(frozen=True)
+class TextRequest:
+    """Which texts to draw.
+
+    Attributes:
+      num: texts of each objective at each number of steps.
+      steps: of the samplers.
+      judge: of ddm_jax.evaluate; "auto" for the first autoregressive run; "none".
+    """
+
+    num: int
+    steps: Sequence[int]
+    judge: str = "auto"
+
+
+def choose_writers(runs: Sequence[RunResult], layouts: Sequence[str]) -> list[RunResult]:
+    """For each label, the finished run of the first layout, and of these the lowest seed."""
+    found: dict[str, RunResult] = {}
     for run in sorted(runs, key=lambda r: (layouts.index(r.layout), r.seed)):
         if run.state == FINISHED:
             found.setdefault(run.label, run)
@@ -42,8 +59,49 @@ def writers(runs: Sequence[RunResult], layouts: Sequence[str]) -> list[RunResult
     return [found[label] for label in labels if label in found]
 
 
-def choose_judge(asked: str, runs: Sequence[RunResult]) -> str | None:
-    """The --judge of open_judge: `auto` is the first of these runs that is autoregressive."""
+def draw_texts(runs: Sequence[RunResult], request: TextRequest, folder: Path) -> dict[str, Any]:
+    """Draws and scores texts of each run at each number of steps.
+
+    Args:
+      runs: one for each label (`choose_writers`).
+      request: what to draw.
+      folder: where the texts and scores are kept.
+
+    Returns:
+      {"judge": its name or None, "num", "rows": [{label, sampler, steps, nfe, seconds (per text),
+      scores (samples.quality), texts (the first few)}], "real": scores of held-out text, "failed":
+      {label: reason}}.
+
+    Raises:
+      SamplingStopped: Ctrl-C or SIGTERM came before all texts were drawn.
+      UserError: the judge is unknown or cannot be opened.
+    """
+    judge = _LazyJudge(_judge_spec(request.judge, runs))
+    rows: list[dict[str, Any]] = []
+    failed = {}
+    for run in runs:
+        config = config_of(run)
+        if config.model.kind != "lm":
+            failed[run.label] = "it translates sources to targets: use ddm_jax.evaluate"
+            continue
+        steps = sorted(set(request.steps))
+        if config.sampler.name in ONE_TOKEN_PER_STEP:
+            steps = [config.data.length]
+        try:
+            rows += [_drawn_row(run, request.num, n, judge, folder) for n in steps]
+        except UserError as error:
+            failed[run.label] = str(error)
+    return {
+        "judge": judge.name if rows else None,
+        "num": request.num,
+        "rows": rows,
+        "real": _real_row(runs[0], request.num, judge, folder) if rows else None,
+        "failed": failed,
+    }
+
+
+def _judge_spec(asked: str, runs: Sequence[RunResult]) -> str | None:
+    """What `open_judge` takes; None for no judge."""
     if asked == "none":
         return None
     if asked != "auto":
@@ -51,74 +109,50 @@ def choose_judge(asked: str, runs: Sequence[RunResult]) -> str | None:
     return next((str(run.folder) for run in runs if run.objective == "ar"), None)
 
 
-def draw(
-    runs: Sequence[RunResult], num: int, steps: Sequence[int], judge: str | None, folder: Path
-) -> dict[str, Any]:
-    """Draws `num` texts of each run at each number of steps, and scores them.
-
-    judge: for open_judge, or None. folder: takes the draws and the scores.
-
-    Returns:
-      {"judge": its name or None, "num", "rows": [{label, sampler, steps, nfe, seconds (each),
-      scores (sample_quality.quality), texts (the first few)}], "real": scores of held-out text,
-      "failed": {label: reason}}.
-
-    Raises:
-      Stopped: Ctrl-C or SIGTERM came first.
-      UserError: there is no such judge.
-    """
-    opened = _Judge(judge)
-    rows, failed = [], {}
-    for run in runs:
-        config = config_of(run)
-        if config.model.kind != "lm":
-            failed[run.label] = "writes targets of sources: see ddm_jax.evaluate"
-            continue
-        each = [config.data.length] if config.sampler.name in ONE_BY_ONE else sorted(set(steps))
-        try:
-            rows += [_row(run, num, n, opened, folder) for n in each]
-        except UserError as error:
-            failed[run.label] = str(error)
-    return {
-        "judge": opened.name if rows else None,
-        "num": num,
-        "rows": rows,
-        "real": _real(runs[0], num, opened, folder) if rows else None,
-        "failed": failed,
-    }
-
-
-class _Judge:
-    """A judge that is opened when it is first needed."""
+class _LazyJudge:
+    """A judge that is opened when it is first needed: kept scores do not need it."""
 
     def __init__(self, spec: str | None):
-        self.spec, self._judge = spec, None
+        self._spec = spec
+        self._judge: Judge | None = None
         record = Path(spec, "metrics.jsonl") if spec else Path()
-        # a run that has gone on since is another judge
+        # a run that has been trained further since is another judge
         self.identity = [spec, read_metrics(record)[-1:] if record.is_file() else []]
 
     @property
     def name(self) -> str | None:
         """For the page."""
-        return self.open().name if self.spec else None
+        judge = self.open()
+        return judge.name if judge else None
 
     def open(self) -> Judge | None:
-        """The judge, if there is to be one."""
-        if self.spec and self._judge is None:
-            self._judge = open_judge(self.spec)
+        """The judge; None if there is none."""
+        if self._spec and self._judge is None:
+            self._judge = open_judge(self._spec)
         return self._judge
 
 
-def _row(run: RunResult, num: int, steps: int, judge: _Judge, folder: Path) -> dict[str, Any]:
+def _drawn_row(
+    run: RunResult, num: int, steps: int, judge: _LazyJudge, folder: Path
+) -> dict[str, Any]:
+    """Scores of texts drawn by a run at a number of steps."""
+
     def make() -> dict[str, Any]:
         print(f"Drawing {num} texts of {run.label} in {steps} steps", file=sys.stderr)
         layout = dp(jax.local_devices()[:1])
         found = evaluate_samples(
-            open_run(run.folder, layout=layout), layout, num, steps, judge.open(), (), 0, folder,
+            open_run(run.folder, layout=layout),
+            layout,
+            num,
+            steps,
+            judge.open(),
+            reference_texts=(),
+            seed=0,
+            folder=folder,
             batch_size=min(16, num),
-        )  # fmt: skip
+        )
         if found is None:
-            raise Stopped
+            raise SamplingStopped
         return {
             "label": run.label,
             "sampler": found["sampler"],
@@ -129,12 +163,12 @@ def _row(run: RunResult, num: int, steps: int, judge: _Judge, folder: Path) -> d
             "texts": [line["text"] for line in read_metrics(Path(found["path"]))[:SHOWN]],
         }
 
-    about = [run.label, run.record["config"], run.final, num, steps]
-    return _kept(folder, [*about, judge.identity], make)
+    key = [run.label, run.record["config"], run.final, num, steps, judge.identity]
+    return _kept_or_made(folder, key, make)
 
 
-def _real(run: RunResult, num: int, judge: _Judge, folder: Path) -> dict[str, Any]:
-    """Scores of the first held-out blocks, whose tokens no model wrote."""
+def _real_row(run: RunResult, num: int, judge: _LazyJudge, folder: Path) -> dict[str, Any]:
+    """Scores of the first held-out blocks of a run's data."""
     data = run.record["data"]
 
     def make() -> dict[str, Any]:
@@ -146,12 +180,14 @@ def _real(run: RunResult, num: int, judge: _Judge, folder: Path) -> dict[str, An
         scores = quality(texts, rows, judge.open(), prepared.tokenizer.fingerprint)
         return {"scores": scores, "texts": texts[:SHOWN]}
 
-    return _kept(folder, [data, num, judge.identity], make)
+    return _kept_or_made(folder, [data, num, judge.identity], make)
 
 
-def _kept(folder: Path, about: Any, make: Any) -> dict[str, Any]:
-    """What `make` returned before, in a file named after what decides it."""
-    text = json.dumps(about, sort_keys=True, default=str)
+def _kept_or_made(
+    folder: Path, key: Sequence[Any], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `make` returned before for this key, from a file named by its hash; else calls it."""
+    text = json.dumps(key, sort_keys=True, default=str)
     path = folder / f"scores-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The sentences at the head of each section of the page."""
+"""The sentence that answers each section of the page."""
 
 import statistics
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 from ddm_jax.objectives.signature import PSEUDO
 
 
-def best(report: Mapping[str, Any]) -> str:
-    """Which objective has the lowest number, at equal steps and at equal time."""
+def best_objective(report: Mapping[str, Any]) -> str:
+    """Ranks the objectives at equal steps and at equal time, the lowest number first."""
     rows = [row for row in report["objectives"] if row["estimates"] != PSEUDO]
     if not rows:
         return "No run has finished yet."
@@ -22,24 +22,27 @@ def best(report: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def cost(report: Mapping[str, Any]) -> str:
+def layout_cost(report: Mapping[str, Any]) -> str:
     """Step time of each layout relative to the reference, over objectives."""
     reference, *others = report["layouts"]
     parts = []
     for layout in others:
         ratios = [r["ratio"] for r in report["costs"] if r["layout"] == layout and r["ratio"]]
         if ratios:
-            parts.append(f"{layout} takes {statistics.geometric_mean(ratios):.2f} times")
+            parts.append(f"{statistics.geometric_mean(ratios):.2f} times as long under {layout}")
     if not parts:
-        return "There is one layout only, or no other has been timed."
-    return f"A step under {', '.join(parts)} as long as under {reference}, over objectives."
+        return "Only one layout has been timed."
+    return (
+        f"Compared with {reference}, a training step takes {' and '.join(parts)} "
+        "(geometric mean over objectives)."
+    )
 
 
-def agree(report: Mapping[str, Any]) -> str:
-    """The largest difference, and whether it is below the limit."""
+def layout_agreement(report: Mapping[str, Any]) -> str:
+    """The largest difference between layouts, and whether it is below the limit."""
     rows = report["agreement"]
     if not rows:
-        return "No two runs differ in their layout alone."
+        return "No two runs differ only in their layout."
     worst = max(rows, key=lambda row: max(row["loss"], row["nll"] or 0.0))
     most = max(worst["loss"], worst["nll"] or 0.0)
     holds = all(row["holds"] for row in rows)
@@ -54,18 +57,19 @@ def about_texts(report: Mapping[str, Any]) -> str:
     """What to know when reading the texts."""
     texts = report["texts"]
     words = (
-        f"The first of {texts['num']} texts of each, at the most evaluations that were tried, "
-        "neither chosen nor edited. dist-2 is the share of distinct pairs of words."
+        f"These are the first of the {texts['num']} texts drawn for each objective, at the largest "
+        "number of network evaluations that was tried; they are neither selected nor edited. "
+        "dist-2 is the share of distinct pairs of words."
     )
     if texts["judge"]:
-        words += f" The judge is {texts['judge']}; texts that it wrote itself please it most."
+        words += f" The judge is {texts['judge']}; it favours texts that it wrote itself."
     return words
 
 
 def _ranked(rows: list[Mapping[str, Any]], name: str) -> str:
     ordered = sorted(rows, key=lambda row: row[name]["mean"])
-    return ", then ".join(f"{row['label']} {_spread(row[name])}" for row in ordered)
+    return ", then ".join(f"{row['label']} {_mean_and_sd(row[name])}" for row in ordered)
 
 
-def _spread(found: Mapping[str, Any]) -> str:
+def _mean_and_sd(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.3f}" + (f" ± {found['sd']:.3f}" if found["sd"] is not None else "")

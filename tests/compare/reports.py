@@ -3,8 +3,8 @@
 import json
 
 from ddm_jax.compare.report import make_report
-from ddm_jax.compare.results import read_run
-from ddm_jax.compare.summary import labelled
+from ddm_jax.compare.results import read_result
+from ddm_jax.compare.summary import label_runs
 from tests.compare.made import make_run
 
 NASTY = "</article></script><script>document.title = 'broken'</script><img src=//evil/x.png> &amp;"
@@ -49,9 +49,9 @@ def full_report(folder):
         "real": {"scores": SCORES, "texts": ["real text"]},
         "failed": {"mlm": f"cannot {NASTY}"},
     }  # fmt: skip
-    return make_report(labelled(map_runs(folders)), ["dp"], texts, f"python {NASTY}")
+    return make_report(label_runs(map_runs(folders)), ["dp"], texts, f"python {NASTY}")
 
 
 def map_runs(folders):
     """The runs of some folders."""
-    return [read_run(folder) for folder in folders]
+    return [read_result(folder) for folder in folders]

@@ -7,16 +7,16 @@ import pytest
 
 from configs.compare_tiny import get_config
 from ddm_jax.compare import planning
-from ddm_jax.compare.cells import Recipe, plan, read_cell, write_cell
+from ddm_jax.compare.cells import Grid, RecipeFlags, make_cells, read_cell, write_cell
 from ddm_jax.errors import UserError
 from tests.compare.made import make_run
 
-RECIPE = Recipe("configs/compare_tiny.py", {"train.batch_size": 16}, devices=8)
+RECIPE = RecipeFlags("configs/compare_tiny.py", {"train.batch_size": 16}, devices=8)
 
 
 def cells_of(workdir, objectives=("ar",), layouts=("dp", "tp"), seeds=(0, 1), steps=20):
     config = get_config()
-    return plan(config, RECIPE, objectives, layouts, seeds, steps, workdir)
+    return make_cells(config, RECIPE, Grid(objectives, layouts, seeds, steps), workdir)
 
 
 def done(cell, **changes):
@@ -48,13 +48,15 @@ def test_the_command_is_an_ordinary_run(tmp_path, monkeypatch):
     ]  # fmt: skip
     flags = "--a=1 --xla_force_host_platform_device_count=8"
     assert RECIPE.environment() == {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    assert cell.shown.startswith(f"XLA_FLAGS='{flags}' JAX_PLATFORMS=cpu python -m ddm_jax.main ")
+    assert cell.shell_command.startswith(
+        f"XLA_FLAGS='{flags}' JAX_PLATFORMS=cpu python -m ddm_jax.main "
+    )
 
 
 def test_an_objective_may_set_fields_of_its_own(tmp_path):
     entries = ("udlm:model.time=adaln:optim.lr=0.5", "ar")
     udlm, ar = cells_of(tmp_path, entries, ("dp",), (0,))
-    assert (udlm.objective, udlm.mistake) == ("udlm", "")
+    assert (udlm.objective, udlm.config_error) == ("udlm", "")
     assert (udlm.config.model.time, udlm.config.optim.lr) == ("adaln", 0.5)
     assert (ar.config.model.time, ar.config.optim.lr) == ("constant", get_config().optim.lr)
     assert "--config.model.time=adaln" in udlm.command
@@ -91,39 +93,39 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
         cell.is_finished()
 
 
-def test_a_cell_that_cannot_be_says_so(tmp_path):
+def test_a_cell_of_an_invalid_config_says_so(tmp_path):
     (cell,) = cells_of(tmp_path, ("udlm",), ("dp",), (0,))
     assert cell.config is None
-    assert "config.model.time='constant' does not fit" in cell.mistake
-    (row,) = planning.plan_of([cell], None)
-    assert row["state"].startswith("will fail: config.model.time")
+    assert "config.model.time='constant' does not fit" in cell.config_error
+    (row,) = planning.plan_cells([cell], None)
+    assert row.state.startswith("will fail: config.model.time")
 
 
 def test_a_plan_goes_by_the_cells_of_the_same_layout(tmp_path):
     cells = cells_of(tmp_path)
     dp0, tp0, dp1, tp1 = cells
-    unknown = planning.plan_of(cells, None)
-    assert {row["from"] for row in unknown} == {"unknown"}
-    assert "time unknown" in planning.table(unknown, 1)
+    unknown = planning.plan_cells(cells, None)
+    assert {row.source for row in unknown} == {"unknown"}
+    assert "time unknown" in planning.plan_text(unknown, 1)
     for cell, seconds, whole in ((dp0, 30.0, True), (tp0, 7.0, False)):
         done(cell)
         write_cell(cell, code=0, seconds=seconds, whole=whole)
-    rows = {row["cell"]: row for row in planning.plan_of(cells, None)}
-    assert rows[dp0.name]["state"] == rows[tp0.name]["state"] == "finished"
-    assert rows[dp1.name]["seconds"] == 30.0
-    assert rows[dp1.name]["from"] == "finished cells of its layout"
+    rows = {row.cell: row for row in planning.plan_cells(cells, None)}
+    assert rows[dp0.name].state == rows[tp0.name].state == "finished"
+    assert rows[dp1.name].seconds == 30.0
+    assert rows[dp1.name].source == "finished cells of its layout"
     # a cell that was stopped on the way says nothing of how long one takes
-    assert rows[tp1.name]["seconds"] == 30.0
-    assert rows[tp1.name]["from"] == "finished cells"
-    assert "2 to run, about 00:30 with 2 at once" in planning.table(list(rows.values()), 2)
-    given = planning.plan_of(cells, 0.5)[2]
-    assert (given["seconds"], given["from"]) == (
+    assert rows[tp1.name].seconds == 30.0
+    assert rows[tp1.name].source == "finished cells"
+    assert "2 to run, about 00:30 with 2 at once" in planning.plan_text(list(rows.values()), 2)
+    given = planning.plan_cells(cells, 0.5)[2]
+    assert (given.seconds, given.source) == (
         10.0,
-        "steps x --step_s, without start and compiling",
+        "steps x --step_s, without startup and compilation",
     )
 
 
-def test_verdicts_are_those_of_aot_or_its_sentence(tmp_path, monkeypatch):
+def test_answers_are_those_of_aot_or_its_sentence(tmp_path, monkeypatch):
     def run(command, **_):
         calls.append(command)
         fits = "--layout=dp" in command
@@ -135,19 +137,19 @@ def test_verdicts_are_those_of_aot_or_its_sentence(tmp_path, monkeypatch):
 
     calls = []
     monkeypatch.setattr(planning.subprocess, "run", run)
-    rows = planning.verdicts(cells_of(tmp_path, ("ar", "md4")), "v5e:4x4")
-    words = {(row["objective"], row["layout"]): planning.in_words(row) for row in rows}
+    answers = planning.ask_aot(cells_of(tmp_path, ("ar", "md4")), "v5e:4x4")
+    words = {(one.objective, one.layout): planning.in_words(one) for one in answers}
     assert len(calls) == 4  # seeds do not matter
-    assert words["ar", "dp"] == "fits: 3.00 of 16.00 GiB a device, a step of 20.0 ms at best"
-    assert words["ar", "tp"] == "does not fit: needs 3.00 of 16.00 GiB a device"
+    assert words["ar", "dp"] == "fits: 3.00 of 16.00 GiB per device, a step takes at least 20.0 ms"
+    assert words["ar", "tp"] == "does not fit: needs 3.00 of 16.00 GiB per device"
     assert words["md4", "dp"] == words["md4", "tp"] == "No compiler."
 
 
 def test_what_is_known_of_a_cell_is_what_was_written_last(tmp_path):
     cell = cells_of(tmp_path)[0]
-    assert read_cell(cell.folder) == {}
+    assert read_cell(cell.folder) is None
     write_cell(cell)
-    assert "reason" not in read_cell(cell.folder)
+    assert read_cell(cell.folder).reason is None
     write_cell(cell, code=2, reason="No.")
-    assert read_cell(cell.folder)["reason"] == "No."
-    assert read_cell(cell.folder)["command"] == cell.shown
+    assert read_cell(cell.folder).reason == "No."
+    assert read_cell(cell.folder).command == cell.shell_command

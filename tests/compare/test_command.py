@@ -92,7 +92,7 @@ def finished(comparison):
 
 def test_stopped_it_saves_and_makes_the_page_of_what_there_is(finished):
     _, stopped, early, _ = finished
-    assert "Stopped and saved: the same command goes on." in stopped
+    assert "Stopped and saved. Run the same command to resume." in stopped
     states = {run["layout"]: run["state"] for run in early["runs"]}
     assert states == {"dp": "failed", "tp": "unfinished"}
     assert early["texts"] is None
@@ -178,4 +178,7 @@ def test_of_several_processes_none_makes_the_page(tmp_path):
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert f"add --cells_only, and then make it in one, with --from={tmp_path}" in done.stderr
+    assert (
+        f"add --cells_only, and make the page afterwards in one process, with --from={tmp_path}"
+        in done.stderr
+    )

@@ -10,8 +10,8 @@ import pytest
 
 from ddm_jax.compare.page import render
 from ddm_jax.compare.report import make_report
-from ddm_jax.compare.results import read_run
-from ddm_jax.compare.summary import labelled
+from ddm_jax.compare.results import read_result
+from ddm_jax.compare.summary import label_runs
 from tests.compare.made import make_run
 from tests.compare.reports import NASTY, full_report
 
@@ -68,7 +68,7 @@ def test_sections_answer_in_order(page):
     assert "At equal steps (30): ar 3.050 ± 0.071, then gidd 4.050 ± 0.071." in words
     assert "mlm" not in re.search(r"At equal steps.*?At equal time.*?\.", words)[0]
     assert "a pseudo-likelihood, not comparable with bounds" in words
-    assert "A step under tp takes 1.00 times as long as under dp" in words
+    assert "Compared with dp, a training step takes 1.00 times as long under tp" in words
     # 1e-5 of a loss of 3
     assert "The largest relative difference to dp is 3.3e-06" in words
     assert "below the limit of 0.0001" in words
@@ -80,7 +80,7 @@ def test_a_difference_above_the_limit_is_said(tmp_path):
         make_run(tmp_path / "a", losses=(4.0, 2.0)),
         make_run(tmp_path / "b", layout="tp", losses=(4.0, 2.1)),
     ]
-    page = render(make_report(labelled([read_run(r) for r in runs]), ["dp"], None, ""))
+    page = render(make_report(label_runs([read_result(r) for r in runs]), ["dp"], None, ""))
     assert "NOT below the limit" in page
     assert ">ABOVE<" in page
 
@@ -90,11 +90,11 @@ def test_failures_and_unfinished_runs_are_at_the_top_with_their_reasons(page):
     top = words[: words.index(SECTIONS[0])]
     assert "12 of 14 runs finished, 1 failed, 1 not finished" in top
     assert "fsdp, seed 0 failed: It says </article>" in top
-    assert "unfinished: has not begun" in top
+    assert "unfinished: not started" in top
 
 
 def test_a_page_of_nothing_finished_still_says_so(tmp_path):
-    part = read_run(make_run(tmp_path / "a", nll=(), losses=(1.0,), steps=50))
+    part = read_result(make_run(tmp_path / "a", nll=(), losses=(1.0,), steps=50))
     page = render(make_report([part], [], None, ""))
     assert "No run has finished yet." in page
     assert "at step 10 of 50" in page

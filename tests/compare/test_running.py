@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ddm_jax.compare import running
+from ddm_jax.compare import cell_progress, running
 from ddm_jax.compare.cells import Cell, read_cell
 from tests.compare.made import make_run
 from tests.compare.test_cells import cells_of
@@ -56,7 +56,7 @@ def cells(tmp_path, monkeypatch):
         return [sys.executable, str(program), str(cell.folder), kind, str(seconds)]
 
     monkeypatch.setattr(Cell, "command", property(command))
-    monkeypatch.setattr(running, "_POLL", 0.02)
+    monkeypatch.setattr(running, "POLL", 0.02)
     return made, kinds
 
 
@@ -76,7 +76,7 @@ def test_one_after_another_and_none_twice(cells, tmp_path):
     made, _ = cells
     assert running.run_cells(made, at_once=1)
     assert log(tmp_path) == [f"{what} {c.name}" for c in made for what in ("started", "ended")]
-    assert all(read_cell(c.folder)["whole"] for c in made)
+    assert all(read_cell(c.folder).whole for c in made)
     assert running.run_cells(made, at_once=1)
     assert len(log(tmp_path)) == 8
 
@@ -93,15 +93,15 @@ def test_a_failed_cell_stops_nothing_and_keeps_its_reason(cells, tmp_path):
     made, kinds = cells
     kinds |= {made[0].name: ("mistake", 0.0), made[1].name: ("crash", 0.0)}
     assert running.run_cells(made, at_once=1)
-    assert read_cell(made[0].folder)["reason"] == "The batch does not split."
-    assert "exit code 1" in read_cell(made[1].folder)["reason"]
-    assert "Traceback of something" in read_cell(made[1].folder)["reason"]
+    assert read_cell(made[0].folder).reason == "The batch does not split."
+    assert "exit code 1" in read_cell(made[1].folder).reason
+    assert "Traceback of something" in read_cell(made[1].folder).reason
     assert all(cell.is_finished() for cell in made[2:])
     # once mended, it runs, and its old reason is gone
     kinds.clear()
     assert running.run_cells(made, at_once=1)
     assert all(cell.is_finished() for cell in made)
-    assert "reason" not in read_cell(made[0].folder)
+    assert read_cell(made[0].folder).reason is None
 
 
 def test_a_recipe_that_changes_meanwhile_fails_its_cells_alone(cells, tmp_path):
@@ -111,15 +111,15 @@ def test_a_recipe_that_changes_meanwhile_fails_its_cells_alone(cells, tmp_path):
     record["config"]["optim"]["lr"] = 0.5
     path.write_text(json.dumps(record))
     assert running.run_cells(made, at_once=1)
-    assert "holds a run with config.optim.lr=0.5" in read_cell(made[0].folder)["reason"]
+    assert "holds a run with config.optim.lr=0.5" in read_cell(made[0].folder).reason
     assert all(cell.is_finished() for cell in made[1:])
 
 
-def test_a_cell_that_cannot_be_is_not_started(cells, tmp_path):
+def test_a_cell_of_an_invalid_config_is_not_started(cells, tmp_path):
     (bad,) = cells_of(tmp_path, ("udlm",), ("dp",), (0,))
     made, _ = cells
     assert running.run_cells([bad, made[0]], at_once=1)
-    assert "does not fit" in read_cell(bad.folder)["reason"]
+    assert "does not fit" in read_cell(bad.folder).reason
     assert made[0].is_finished()
 
 
@@ -137,7 +137,7 @@ def test_a_signal_is_passed_on_and_nothing_more_is_started(cells, tmp_path):
     assert not running.run_cells(made, at_once=2)
     thread.join()
     assert sorted(log(tmp_path)[2:]) == sorted(f"stopped {c.name}" for c in made[:2])
-    assert "reason" not in read_cell(made[0].folder)
+    assert read_cell(made[0].folder).reason is None
 
 
 def test_a_cell_that_outlives_a_killed_comparison_is_waited_for(cells, tmp_path):
@@ -160,12 +160,14 @@ subprocess.Popen(command, pass_fds=(lock.fileno(),))
 
 def test_progress_says_cells_loss_speed_and_time_left(cells, tmp_path, monkeypatch, capsys):
     made, _ = cells
-    monkeypatch.setattr(running, "_SAY_EVERY", 0.0)
+    monkeypatch.setattr(cell_progress, "LINE_EVERY", 0.0)
     assert running.run_cells(made[:2], at_once=1)
     part = make_run(tmp_path / "part", losses=(4.5,), nll=(), steps=20)
     made[2].folder.mkdir(exist_ok=True)
     (made[2].folder / "metrics.jsonl").write_text((part / "metrics.jsonl").read_text())
-    assert running._current(made[2]) == f"{made[2].name} step 10/20, loss 4.500, 100 tokens/s"
+    assert (
+        cell_progress.status_of(made[2]) == f"{made[2].name} step 10/20, loss 4.500, 100 tokens/s"
+    )
     said = capsys.readouterr().err
     assert "time left: known after the first cell" in said
     assert "1/2 cells" in said

@@ -7,27 +7,27 @@ import pytest
 
 from ddm_jax.compare.page import render
 from ddm_jax.compare.report import make_report
-from ddm_jax.compare.results import FAILED, FINISHED, UNFINISHED, find, read_run
+from ddm_jax.compare.results import FAILED, FINISHED, UNFINISHED, find_runs, read_result
 from ddm_jax.compare.summary import (
-    agreement,
-    costs,
-    labelled,
-    objectives,
+    agreement_rows,
+    cost_rows,
+    label_runs,
+    mean_and_spread,
+    objective_rows,
     order_of_layouts,
-    spread,
 )
 from ddm_jax.errors import UserError
 from tests.compare.made import make_run
 
 
 def read(*folders):
-    return labelled([read_run(folder) for folder in folders])
+    return label_runs([read_result(folder) for folder in folders])
 
 
 def test_spread_is_mean_and_sample_standard_deviation():
-    found = spread([1.0, 2.0, 6.0])
+    found = mean_and_spread([1.0, 2.0, 6.0])
     assert found == {"mean": 3.0, "sd": math.sqrt(7.0), "min": 1.0, "max": 6.0, "n": 3}
-    assert spread([2.0])["sd"] is None
+    assert mean_and_spread([2.0])["sd"] is None
 
 
 def test_equal_steps_are_the_fewest_of_all_and_equal_time_the_shortest(tmp_path):
@@ -37,7 +37,7 @@ def test_equal_steps_are_the_fewest_of_all_and_equal_time_the_shortest(tmp_path)
         make_run(tmp_path / "a1", "ar", seed=1, nll=(3.0, 2.4)),
         make_run(tmp_path / "b", "gidd", losses=(9, 8, 7), nll=(2.5, 1.5, 0.5), step_s=0.2),
     )
-    best, other = objectives(runs, ["dp"])
+    best, other = objective_rows(runs, ["dp"])
     assert (best["label"], other["label"]) == ("gidd", "ar")
     assert best["steps"] == other["steps"] == 20
     assert best["nll"]["mean"] == 1.5
@@ -57,7 +57,7 @@ def test_between_validations_the_bound_is_interpolated_and_before_the_first_unkn
         make_run(tmp_path / "b", "gidd", nll=(4.0, 2.0), step_s=0.2),  # 3 s is step 15
         make_run(tmp_path / "c", "radd_ao", nll=(1.0, 1.0), step_s=0.4),  # its first is at 4 s
     )
-    by_label = {row["label"]: row for row in objectives(runs, ["dp"])}
+    by_label = {row["label"]: row for row in objective_rows(runs, ["dp"])}
     assert by_label["gidd"]["nll_at_time"]["mean"] == pytest.approx(3.0)
     assert by_label["radd_ao"]["nll_at_time"] is None
 
@@ -67,7 +67,7 @@ def test_runs_too_short_for_the_others_first_validation_leave_a_gap(tmp_path):
     lines = (late / "metrics.jsonl").read_text().splitlines()
     (late / "metrics.jsonl").write_text("\n".join(x for x in lines if "3.0" not in x) + "\n")
     runs = read(late, make_run(tmp_path / "b", "gidd", nll=(4.0,), losses=(1.0,)))
-    first, last = objectives(runs, ["dp"])
+    first, last = objective_rows(runs, ["dp"])
     assert (first["label"], first["nll"]["mean"]) == ("gidd", 4.0)
     assert (last["label"], last["nll"]) == ("ar", None)
     page = render(make_report(runs, [], None, ""))
@@ -79,7 +79,7 @@ def test_a_pseudo_likelihood_comes_last_whatever_it_is(tmp_path):
         make_run(tmp_path / "a", "ar", nll=(3.0, 2.0)),
         make_run(tmp_path / "b", "mlm", nll=(0.3, 0.2)),
     )
-    rows = objectives(runs, ["dp"])
+    rows = objective_rows(runs, ["dp"])
     assert [row["label"] for row in rows] == ["ar", "mlm"]
     assert rows[0]["estimates"] == "exact"
     assert "pseudo-likelihood" in rows[1]["estimates"]
@@ -92,7 +92,7 @@ def test_each_seed_counts_once_under_the_first_layout_that_finished_it(tmp_path)
         make_run(tmp_path / "c", layout="dp", seed=1, nll=(3.0,), steps=20),  # unfinished
         make_run(tmp_path / "d", layout="tp", seed=1, nll=(3.0, 4.0)),
     )
-    (row,) = objectives(runs, ["dp", "tp"])
+    (row,) = objective_rows(runs, ["dp", "tp"])
     assert row["seeds"] == [0, 1]
     assert row["nll"]["mean"] == 3.0
     assert row["layouts"] == ["dp", "tp"]
@@ -107,7 +107,7 @@ def test_layouts_are_held_to_the_reference_of_the_same_objective_and_seed(tmp_pa
         make_run(tmp_path / "c1", layout="fsdp", seed=1, losses=(5.0,), nll=(3.0,), steps=20),
         make_run(tmp_path / "d2", layout="tp", seed=2),  # has no reference
     )
-    rows = {(r["seed"], r["layout"]): r for r in agreement(runs, ["dp", "fsdp", "tp"])}
+    rows = {(r["seed"], r["layout"]): r for r in agreement_rows(runs, ["dp", "fsdp", "tp"])}
     assert set(rows) == {(0, "tp"), (1, "tp"), (1, "fsdp")}
     assert rows[0, "tp"]["loss"] == pytest.approx(5e-5)
     assert rows[0, "tp"]["nll"] == pytest.approx(5e-5)
@@ -123,7 +123,7 @@ def test_a_validation_that_differs_is_a_difference_too(tmp_path):
         make_run(tmp_path / "a", layout="dp", nll=(3.0, 2.0)),
         make_run(tmp_path / "b", layout="tp", nll=(3.0, 2.001)),
     )
-    (row,) = agreement(runs, ["dp", "tp"])
+    (row,) = agreement_rows(runs, ["dp", "tp"])
     assert row["loss"] == 0.0
     assert row["holds"] is False
 
@@ -140,7 +140,7 @@ def test_costs_are_means_over_seeds_relative_to_the_reference(tmp_path):
         make_run(tmp_path / "c", layout="tp", seed=0, step_s=0.5),
     ]
     (folders[2] / "program.json").write_text(json.dumps(program))
-    dp, tp = costs(read(*folders), ["dp", "tp"])
+    dp, tp = cost_rows(read(*folders), ["dp", "tp"])
     assert dp["step_s"] == pytest.approx(0.2)
     assert tp["ratio"] == pytest.approx(2.5)
     assert (dp["compile_s"], dp["peak_bytes"], dp["collectives"]) == (None, None, None)
@@ -157,7 +157,7 @@ def test_training_time_is_summed_over_logs_and_leaves_pauses_out(tmp_path):
         {"step": 25, "nll": 2.0, "stderr": 0.1},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    run = read_run(folder)
+    run = read_result(folder)
     assert [point[2] for point in run.train] == pytest.approx([1.0, 4.0])
     # halfway through the second ten steps, and five steps past the last log at its pace
     assert [point[3] for point in run.validation] == pytest.approx([2.5, 5.5])
@@ -176,14 +176,14 @@ def test_states_and_reasons(tmp_path):
     done = make_run(tmp_path / "done")
     with (part / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "lo')  # torn by a kill
-    runs = [read_run(folder) for folder in (waiting, failed, part, done)]
+    runs = [read_result(folder) for folder in (waiting, failed, part, done)]
     assert [run.state for run in runs] == [UNFINISHED, FAILED, UNFINISHED, FINISHED]
     assert [run.reason for run in runs] == [
-        "has not begun", "No such thing.", "at step 10 of 50", "",
+        "not started", "No such thing.", "at step 10 of 50", "",
     ]  # fmt: skip
 
 
-def test_runs_are_told_apart_by_the_fields_in_which_they_differ(tmp_path):
+def test_runs_are_labelled_by_the_fields_in_which_they_differ(tmp_path):
     runs = read(
         make_run(tmp_path / "a", fields={"optim.lr": 0.1}),
         make_run(tmp_path / "b", fields={"optim.lr": 0.2}),
@@ -216,7 +216,7 @@ def test_runs_are_found_in_comparisons_and_by_themselves(tmp_path):
     alone = make_run(tmp_path / "alone")
     cell = make_run(tmp_path / "w" / "cells" / "ar-dp-0")
     (cell / "cell.json").write_text("{}")
-    assert find([alone, tmp_path / "w", alone]) == [alone, cell]
+    assert find_runs([alone, tmp_path / "w", alone]) == [alone, cell]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"--from=.*empty holds neither a run"):
-        find([tmp_path / "empty"])
+        find_runs([tmp_path / "empty"])
