@@ -1,13 +1,14 @@
-"""Starts a training job on GKE: makes a JobSet from a template and hands it to kubectl.
+"""Starts a training job on GKE: makes a JobSet from a template and passes it to kubectl.
 
     python launch/gke.py --name=radd --image=IMAGE --tpu=v5p --topology=2x2x2 -- \
         python -m ddm_jax.main --config=configs/radd_small.py --workdir=radd \
         --config.train.checkpoints=gs://BUCKET/radd
     python launch/gke.py --name=radd --image=IMAGE --gpu=nvidia-h100-80gb --nodes=2 -- ...
 
-Every pod runs the command (through launch/resumable.sh, which is in the image). Preempted or
-stopped, the job starts again as often as it must; failed, --max-restarts times; after a mistake in
-the command (exit code 2) not at all. Needs JobSet 0.10 or later in the cluster: docs/cloud.md.
+Every pod runs the command (through launch/resumable.sh, which is in the image). A job that was
+preempted or stopped is restarted without a limit; one that failed, at most --max-restarts times;
+one with a mistake in its command (exit code 2), never. The cluster needs JobSet 0.10 or later:
+docs/cloud.md.
 """
 
 import argparse
@@ -28,7 +29,7 @@ TPUS = {
     "v5p": ("tpu-v5p-slice", 3),
     "v6e": ("tpu-v6e-slice", 2),
 }
-CHIPS_PER_HOST = 4  # of the machines that slices of several hosts are made of
+CHIPS_PER_HOST = 4  # TPUs of a machine in a slice of several machines
 
 FAILURE_POLICY = """\
   failurePolicy:
@@ -56,7 +57,7 @@ SPOT = """\
             tolerations:
             - {key: cloud.google.com/gke-spot, operator: Exists, effect: NoSchedule}"""
 
-# a folder that all pods share, beside what a template has
+# placeholder in the templates -> its line, for a folder that all pods share
 SHARED = {
     "$volumes_key": "            volumes:",
     "$volumes": "            - {name: shared, persistentVolumeClaim: {claimName: $claim}}",
@@ -69,7 +70,7 @@ def manifest(args: argparse.Namespace) -> str:
     """The JobSet as YAML.
 
     Args:
-      args: the parsed flags; `args.command` is run by every pod.
+      args: the parsed flags; every pod runs `args.command`.
 
     Raises:
       ValueError: a flag is wrong; the message is one sentence.
@@ -83,14 +84,14 @@ def manifest(args: argparse.Namespace) -> str:
     for flag, name in names.items():
         if name is not None and not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
             raise ValueError(
-                f"--{flag}={name} is not a name: give up to 40 lower-case letters, digits and "
-                "hyphens, a letter first and no hyphen last."
+                f"--{flag}={name} is not a valid name: give up to 40 lower-case letters, digits "
+                "and hyphens, starting with a letter and not ending with a hyphen."
             )
     values = {
         "name": args.name,
         "image": json.dumps(args.image),
         "service_account": args.service_account,
-        # Kubernetes would replace $(NAME); JSON is YAML
+        # Kubernetes would replace $(NAME); and JSON is valid YAML
         "command": json.dumps(
             ["bash", "launch/resumable.sh", *(word.replace("$(", "$$(") for word in args.command)]
         ),
@@ -113,15 +114,15 @@ def _tpu(args: argparse.Namespace) -> dict[str, str | int]:
     example = "x".join(["2"] * (dimensions - 1) + ["4"])
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), args.topology or ""):
         raise ValueError(
-            f"--topology={args.topology} is not one of {args.tpu}: give {dimensions} numbers such "
-            f"as {example}."
+            f"--topology={args.topology} is not a topology of {args.tpu}: give {dimensions} "
+            f"numbers such as {example}."
         )
     total = math.prod(map(int, args.topology.split("x")))
     chips = args.chips_per_host or min(total, CHIPS_PER_HOST)
     if total % chips:
         raise ValueError(
-            f"--topology={args.topology} has {total} chips, which --chips-per-host={chips} does "
-            "not divide: give 1, 4 or 8."
+            f"--topology={args.topology} has {total} chips, which is not a multiple of "
+            f"--chips-per-host={chips}: give 1, 4 or 8."
         )
     return {
         "accelerator": label,
@@ -147,27 +148,31 @@ def _parser() -> argparse.ArgumentParser:
         description="Starts a training job on GKE.",
         usage="%(prog)s --name=NAME --image=IMAGE (--tpu=... | --gpu=...) [options] -- COMMAND ...",
     )
-    parser.add_argument("--name", required=True, help="of the job")
-    parser.add_argument("--image", required=True, help="made with launch/Dockerfile")
+    parser.add_argument("--name", required=True, help="name of the job")
+    parser.add_argument("--image", required=True, help="image, made with launch/Dockerfile")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--tpu", choices=list(TPUS))
-    which.add_argument("--gpu", help="label of the accelerator, such as nvidia-h100-80gb")
-    parser.add_argument("--topology", help="of a TPU slice, such as 2x2x2")
-    parser.add_argument("--slices", type=_positive, default=1, help="of TPUs")
-    parser.add_argument("--chips-per-host", type=_positive, help="TPUs of a machine (default 4)")
-    parser.add_argument("--nodes", type=_positive, default=2, help="machines with GPUs")
-    parser.add_argument("--gpus", type=_positive, default=8, help="of a machine")
-    parser.add_argument("--spot", action="store_true", help="on spot machines")
-    parser.add_argument("--service-account", default="default", help="of Kubernetes")
-    parser.add_argument("--claim", help="persistent volume claim of a folder, as /mnt/shared")
-    parser.add_argument("--max-restarts", type=_positive, default=10, help="after failures")
-    parser.add_argument("--dry-run", action="store_true", help="print the manifest, do nothing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="after --: program, arguments")
+    which.add_argument("--tpu", choices=list(TPUS), help="kind of TPU")
+    which.add_argument("--gpu", help="accelerator label of GKE, such as nvidia-h100-80gb")
+    parser.add_argument("--topology", help="topology of a TPU slice, such as 2x2x2")
+    parser.add_argument("--slices", type=_positive, default=1, help="number of TPU slices")
+    parser.add_argument("--chips-per-host", type=_positive, help="TPUs per machine (default 4)")
+    parser.add_argument("--nodes", type=_positive, default=2, help="number of machines with GPUs")
+    parser.add_argument("--gpus", type=_positive, default=8, help="GPUs per machine")
+    parser.add_argument("--spot", action="store_true", help="use spot machines")
+    parser.add_argument("--service-account", default="default", help="Kubernetes service account")
+    parser.add_argument("--claim", help="persistent volume claim to mount as /mnt/shared")
+    parser.add_argument(
+        "--max-restarts", type=_positive, default=10, help="restarts after failures"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the manifest only")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="after --: the program and its arguments"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
     args.command = args.command[1:] if args.command[:1] == ["--"] else args.command

@@ -1,11 +1,11 @@
-"""Starts n processes of a command on this machine, as a pod would on n of them.
+"""Starts n processes of a command on this machine, as a pod would on n machines.
 
     python launch/local.py --processes=2 --devices=4 -- \
         python -m ddm_jax.main --config=configs/radd_tiny.py --workdir=/tmp/radd
 
 Every process runs the same command with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-JAX_PROCESS_ID set; with --devices each has that many virtual CPU devices. Needs nothing but Python,
-and can be imported: `run` does it all, `started` and `wait` are its halves.
+JAX_PROCESS_ID set; with --devices each has that many virtual CPU devices. It needs only Python, and
+can be imported: `run` starts the processes and waits; `started` and `wait` are its two halves.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOST = "127.0.0.1"
-GRACE = 30.0  # seconds for the others to end by themselves, once one has failed
+GRACE = 30.0  # seconds that the others have to end by themselves once one has failed
 _POLL = 0.05
 _LAST_LINES = 20
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes: its number, its handle and the file of its output (None: shown)."""
+    """One of the processes: its number, its handle, and its output file (None: it is shown)."""
 
     index: int
     handle: subprocess.Popen
@@ -40,10 +40,11 @@ class Process:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the processes ended: exit codes by process (128 + n for signal n), and who failed first.
+    """How the processes ended.
 
-    `failed` is the process whose exit code was the first that is not 0, None if all are 0; `code`
-    is that exit code, or 0.
+    Attributes:
+      codes: exit code of each process (128 + n for signal n).
+      failed: the process that was the first to end with a code other than 0; None if all are 0.
     """
 
     codes: tuple[int, ...]
@@ -51,24 +52,24 @@ class Ended:
 
     @property
     def code(self) -> int:
-        """The exit code of the whole: the first bad one, else 0."""
+        """The exit code of the group: that of the process that failed first, else 0."""
         return 0 if self.failed is None else self.codes[self.failed]
 
 
 def environment(index: int, processes: int, address: str, devices: int | None) -> dict[str, str]:
-    """The variables that process `index` gets on top of those that this process has.
+    """The variables that process `index` gets in addition to those of this process.
 
     Args:
       index: from 0 to processes - 1.
-      processes: how many there are.
+      processes: number of processes.
       address: host:port where process 0 is the coordinator.
-      devices: virtual CPU devices of each; None leaves the devices that there are.
+      devices: virtual CPU devices of each process; None for the devices of the machine.
     """
     variables = {
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(processes),
         "JAX_PROCESS_ID": str(index),
-        "PYTHONUNBUFFERED": "1",  # output comes when it is printed, though it goes to a file
+        "PYTHONUNBUFFERED": "1",  # no buffering, although the output goes to a file
     }
     if devices is not None:
         flag = "--xla_force_host_platform_device_count"
@@ -101,22 +102,22 @@ def started(
     port: int | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[list[Process]]:
-    """Starts the processes; kills those that are left at the end of the block.
+    """Starts the processes; kills those that still run at the end of the block.
 
-    In the main thread SIGINT and SIGTERM are passed on to them, so that they may save; a third
+    In the main thread, SIGINT and SIGTERM are passed on to them, so that they can save; a third
     signal kills them.
 
     Args:
       command: the program and its arguments.
-      processes: how many.
-      devices: virtual CPU devices of each; None leaves the devices that there are.
+      processes: number of processes.
+      devices: virtual CPU devices of each process; None for the devices of the machine.
       logs: folder for `process_K.log`; a new temporary folder by default.
-      show: process 0 writes where this process does; False gives it a file too.
+      show: process 0 writes to the output of this process; if False, to a file as the others.
       port: of the coordinator, on this machine; a free one by default.
-      variables: further environment variables, of all processes.
+      variables: further environment variables of all processes.
 
     Raises:
-      OSError: the command is not there, or the logs cannot be written.
+      OSError: the command does not exist, or the logs cannot be written.
     """
     folder = Path(tempfile.mkdtemp(prefix="ddm_local_")) if logs is None else Path(logs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,10 +135,10 @@ def started(
 
 
 def wait(group: Sequence[Process], grace: float = GRACE) -> Ended:
-    """Waits until all have ended; what a process started and left behind ends with it.
+    """Waits until all processes have ended; kills what an ended process left running.
 
-    Once one has failed, the others have `grace` seconds to end by themselves; then they get SIGTERM
-    and, as long again after it, SIGKILL.
+    Once one has failed, the others have `grace` seconds to end by themselves; then they receive
+    SIGTERM and, after the same time again, SIGKILL.
     """
     running, failed, since, told = list(group), None, 0.0, False
     while running:
@@ -145,7 +146,7 @@ def wait(group: Sequence[Process], grace: float = GRACE) -> Ended:
         _kill(ended)
         running = [p for p in running if p not in ended]
         if failed is None:
-            # of several that failed between two looks, the one with the lowest number
+            # of several that failed between two polls, the one with the lowest number
             failed = next((p.index for p in ended if p.handle.returncode), None)
             since = time.monotonic()
         elif not told and time.monotonic() - since > grace:
@@ -166,7 +167,7 @@ def _popen(command: Sequence[str], env: Mapping[str, str], log: Path | None) -> 
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT if log else None,
-            # a Ctrl-C reaches them once, through us, and not from the terminal as well
+            # Ctrl-C reaches them once, through this process, and not from the terminal as well
             start_new_session=True,
         )
 
@@ -183,16 +184,16 @@ def _send(group: Sequence[Process], which: int) -> None:
 
 
 def _kill(group: Sequence[Process]) -> None:
-    """Kills the processes and all that they started, and collects them."""
+    """Kills the processes and all that they started, and waits for them."""
     for process in group:
-        with suppress(ProcessLookupError, PermissionError):  # nothing is left of it
+        with suppress(ProcessLookupError, PermissionError):  # it has ended completely
             os.killpg(process.handle.pid, signal.SIGKILL)
         process.handle.wait()
 
 
 @contextmanager
 def _forwarded(group: Sequence[Process]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to the processes; only the main thread can set that up."""
+    """Passes SIGINT and SIGTERM on to the processes; only the main thread can set that up."""
     received = []
 
     def forward(which: int, _: object) -> None:
@@ -212,7 +213,7 @@ def _forwarded(group: Sequence[Process]) -> Iterator[None]:
 
 @contextmanager
 def _free_port(port: int | None) -> Iterator[int]:
-    """A port that nobody else is given as long as the processes run.
+    """A port that the system gives to no other program while the processes run.
 
     The socket is bound and never listens, and SO_REUSEPORT lets the coordinator, which sets it too,
     bind the same port.
@@ -231,15 +232,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Starts n processes of a command on this machine, as a pod would.",
         usage="%(prog)s --processes=N [--devices=D] [options] -- COMMAND ...",
     )
-    parser.add_argument("--processes", type=int, required=True, help="how many")
+    parser.add_argument("--processes", type=int, required=True, help="number of processes")
     parser.add_argument("--devices", type=int, help="virtual CPU devices of each process")
     parser.add_argument("--logs", type=Path, help="folder for the output of processes 1, 2, ...")
-    parser.add_argument("--port", type=int, help="of the coordinator (default: a free one)")
+    parser.add_argument("--port", type=int, help="port of the coordinator (default: a free one)")
     parser.add_argument(
-        "--grace", type=float, default=GRACE, help="seconds for the others, once one has failed"
+        "--grace",
+        type=float,
+        default=GRACE,
+        help="seconds that the others have to end once one has failed",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, do nothing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="after --: program, arguments")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="after --: the program and its arguments"
+    )
     args = parser.parse_args(argv)
     if args.command[:1] == ["--"]:
         args.command = args.command[1:]
@@ -253,7 +259,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     args = _parse(argv)
     if args.dry_run:
         for index in range(args.processes):

@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs: one queued resource, one or several slices, one command on all workers.
-# docs/cloud.md walks through it. Needs gcloud, git and tar; bash 3.2 (macOS) is enough.
+# Trains on Cloud TPU VMs: one queued resource of one or several slices, one command on all workers.
+# docs/cloud.md has a walkthrough. Needs gcloud, git and tar; bash 3.2 (macOS) is enough.
 set -euo pipefail
 
 usage() {
   cat <<'END'
 launch/tpu_vm.sh SUBCOMMAND --name=NAME --zone=ZONE [options] [-- COMMAND ...]
 
-  create    ask for the TPUs; returns at once, the request waits in the queue
-  wait      until the TPUs are there
+  create    request the TPUs; returns at once, the request waits in the queue
+  wait      wait until the TPUs are ready
   install   copy this checkout (tracked and new files) to all workers and install it there
-  run       start COMMAND on all workers; it goes on when the connection is lost
+  run       start COMMAND on all workers; it keeps running if the connection is lost
   tail      follow the output of one worker
-  status    state of the request and, where it is active, of the run on each worker
-  stop      SIGTERM to the run on all workers: it saves a checkpoint and ends
-  resume    where the TPUs were preempted make them again; install; run COMMAND
-  delete    delete the TPUs and the request: nothing of them is billed any more
+  status    state of the request and, if it is active, of the run on each worker
+  stop      send SIGTERM to the run on all workers: it saves a checkpoint and ends
+  resume    create the TPUs again if they were preempted; install; run COMMAND
+  delete    delete the TPUs and the request, which ends the billing
 
-  --name=NAME             of the queued resource; its nodes are named after it
+  --name=NAME             name of the queued resource; its nodes are named after it
   --zone=ZONE             such as us-east5-a
   --project=ID            default: that of gcloud
   --type=TYPE             accelerator type: v5litepod-16, v5p-16 (default), v6e-16, ...
-  --slices=N              how many slices of that type (default 1)
+  --slices=N              number of slices of that type (default 1)
   --tier=TIER             on-demand (default), spot or reserved
   --network=NAME          default: default
   --service-account=MAIL  default: that of Compute Engine
-  --node=K --worker=K     whose output tail follows (default 0 and 0)
-  --dry-run               print the commands, do nothing
+  --node=K --worker=K     worker whose output tail follows (default 0 and 0)
+  --dry-run               print the commands only
 END
 }
 
@@ -35,7 +35,7 @@ fail() {
   exit 2
 }
 
-# quoted as a shell reads it back; ${x@Q} is not in bash 3.2
+# quotes a word for a shell; bash 3.2 does not have ${x@Q}
 quote() {
   case $1 in
     '' | *[!A-Za-z0-9_./:=,@%+-]*) printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")" ;;
@@ -97,11 +97,11 @@ case $type in
   v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
   v5p-*) runtime=v2-alpha-tpuv5 ;;
   v6e-*) runtime=v2-alpha-tpuv6e ;;
-  *) fail "--type=$type is not known here: give v5litepod-N, v5p-N or v6e-N." ;;
+  *) fail "--type=$type is not supported: give v5litepod-N, v5p-N or v6e-N." ;;
 esac
 case $tier in
   on-demand | spot | reserved) ;;
-  *) fail "--tier=$tier is not known: give on-demand, spot or reserved." ;;
+  *) fail "--tier=$tier is not a tier: give on-demand, spot or reserved." ;;
 esac
 case $subcommand in
   run | resume) [ $# -gt 0 ] || fail 'The command is missing: give it after --.' ;;
@@ -135,7 +135,7 @@ create() {
 
 wait_until_active() {
   if [ "$dry_run" = yes ]; then
-    echo "# until the state is ACTIVE, every 30 s:"
+    echo "# every 30 s, until the state is ACTIVE:"
     do_or_print "${gcloud_qr[@]}" describe "$name" "${where[@]}" '--format=value(state.state)'
     return
   fi
@@ -144,7 +144,7 @@ wait_until_active() {
     [ "$now" = "$last" ] || printf '%s: %s\n' "$(date +%T)" "$now"
     last=$now
     case $now in
-      '') fail "$name is not there, or gcloud cannot see it: try status." ;;
+      '') fail "$name does not exist, or gcloud cannot see it: try status." ;;
       FAILED | SUSPENDING | SUSPENDED)
         printf 'error: %s is %s: see status, and resume or delete it.\n' "$name" "$now" >&2
         exit 1
@@ -158,7 +158,7 @@ install() {
   local root archive
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   archive=${TMPDIR:-/tmp}/ddm_jax-$name.tar.gz
-  # a file that was deleted and not yet committed is still listed
+  # git still lists a file whose deletion is not committed
   # shellcheck disable=SC2016 # the inner shell expands it
   do_or_print bash -c 'set -eo pipefail; cd "$1"
 git ls-files -co --exclude-standard |
@@ -166,7 +166,7 @@ git ls-files -co --exclude-standard |
   tar -czf "$2" -T -' pack "$root" "$archive"
   do_or_print "${gcloud_qr[@]}" scp "$archive" "$name:ddm_jax.tar.gz" "${where[@]}" \
     --node=all --worker=all
-  # the image's own Python is older than ours; uv brings one
+  # the image's Python is older than ddm_jax needs; uv installs another
   on_workers all all "set -e
 mkdir -p ddm_jax && tar -xzf ddm_jax.tar.gz -C ddm_jax && cd ddm_jax
 command -v uv >/dev/null || python3 -m pip install --quiet --user uv
@@ -176,10 +176,10 @@ uv pip install --quiet --python .venv/bin/python -e '.[tpu]'"
 }
 
 run() {
-  # setsid and nohup: it outlives this connection; the inner shell stays to write how it ended
+  # setsid and nohup: it outlives this connection; the inner shell stays to log how it ended
   on_workers all all "cd ddm_jax || exit 1
 if [ -e run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then
-  echo 'error: a run is going on: stop it first.' >&2
+  echo 'error: a run is in progress: stop it first.' >&2
   exit 1
 fi
 PATH=\$PWD/.venv/bin:\$PATH PYTHONUNBUFFERED=1 nohup setsid bash -c '
@@ -193,7 +193,7 @@ echo started"
 
 stop() {
   # shellcheck disable=SC2016 # the worker's shell expands it
-  on_workers all all 'cd ddm_jax && kill -TERM "$(cat run.pid)" && echo told to save and stop'
+  on_workers all all 'cd ddm_jax && kill -TERM "$(cat run.pid)" && echo asked to save and stop'
 }
 
 status() {
@@ -201,7 +201,7 @@ status() {
   [ "$dry_run" = yes ] || [ "$(state)" = ACTIVE ] || return 0
   # shellcheck disable=SC2016 # the worker's shell expands it
   on_workers all all 'cd ddm_jax 2>/dev/null && [ -e run.pid ] || { echo "$(hostname): no run"; exit; }
-if kill -0 "$(cat run.pid)" 2>/dev/null; then word=running; else word=over; fi
+if kill -0 "$(cat run.pid)" 2>/dev/null; then word=running; else word=ended; fi
 echo "$(hostname): $word; $(tail -n 1 run.log)"'
 }
 
@@ -219,7 +219,7 @@ resume() {
       ACTIVE) ;;
       '') create ;;
       FAILED | SUSPENDING | SUSPENDED) delete && create ;;
-      *) ;; # it is in the queue already
+      *) ;; # it is already in the queue
     esac
   fi
   wait_until_active

@@ -1,4 +1,4 @@
-"""What the tests of launch/ share: a plain environment, and programs that play others."""
+"""Shared by the tests of launch/: a plain environment, and fake programs."""
 
 import os
 import time
@@ -6,11 +6,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ["python", "-m", "ddm_jax.main", "--config=configs/radd_small.py", "--workdir=gs://b/r"]
-# trains until it is told to stop: writes what it was given, saves at SIGTERM
+# trains until SIGTERM, when it saves; prints its arguments first
 TRAINS = """
 import os, pathlib, signal, sys, time
 def stop(which, frame):
-    print("Stopped and saved at step 7: the same command goes on.")
+    print("Stopped and saved at step 7. Run the same command to resume.")
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 print(sys.argv[1:], pathlib.Path("launch/local.py").exists())
@@ -19,13 +19,13 @@ time.sleep(600)
 
 
 def clean(**more):
-    """An environment that golden text may depend on."""
+    """A minimal environment, so that golden text does not depend on the machine's."""
     names = ("PATH", "HOME", "LANG")
     return {k: os.environ[k] for k in names if k in os.environ} | {"TMPDIR": "/tmp"} | more
 
 
 def program(folder, name, text):
-    """A program of that name, in a folder that comes first in PATH."""
+    """Writes an executable program into a folder that comes first in PATH."""
     folder.mkdir(exist_ok=True)
     file = folder / name
     file.write_text(text)
@@ -33,7 +33,7 @@ def program(folder, name, text):
 
 
 def wait_for(condition):
-    """Waits for what must come; the test's own limit, not a measurement."""
+    """Waits until the condition holds; the time limit is only to end a failing test."""
     for _ in range(6000):
         if condition():
             return

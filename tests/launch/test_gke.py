@@ -64,7 +64,7 @@ def test_claim_is_mounted_where_the_help_says(words):
     assert mount == {"name": volume["name"], "mountPath": "/mnt/shared"}
 
 
-def test_failures_are_told_apart():
+def test_kinds_of_failure_are_distinguished():
     """A mistake ends the job, a stop or a preemption never counts, the rest counts.
 
     Kubernetes ends a Job's failure message with "matching FailJob rule at index N" (JobSet's

@@ -209,7 +209,7 @@ def test_command_line_returns_the_first_bad_code_and_shows_why(tmp_path):
         (["--processes=2", "--devices=0", "--", "true"], "--devices=0 is out of range"),
     ],
 )
-def test_mistakes_are_said(words, said, capsys):
+def test_mistakes_end_in_a_message(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         local.main(words)
     assert stopped.value.code == 2

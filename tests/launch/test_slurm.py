@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch and launch/resumable.sh start again what can go on, and nothing else."""
+"""launch/slurm.sbatch and launch/resumable.sh restart what can be resumed, and nothing else."""
 
 import shutil
 import signal
@@ -13,13 +13,13 @@ from tests.launch.fakes import ROOT, TRAINS, clean, program
 @pytest.mark.parametrize(
     ("program_text", "code"),
     [
-        ("print('Stopped and saved at step 3: the same command goes on.')", 75),
+        ("print('Stopped and saved at step 3. Run the same command to resume.')", 75),
         ("print('done')", 0),
         ("import sys; print('Stopped and saved at step 3'); sys.exit(9)", 9),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137),
     ],
 )
-def test_resumable_tells_a_stop_from_an_end(program_text, code):
+def test_resumable_distinguishes_a_stop_from_an_end(program_text, code):
     command = ["bash", "launch/resumable.sh", sys.executable, "-c", program_text]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code
@@ -50,7 +50,7 @@ def test_resumable_passes_the_signal_on_and_waits():
         (137, 0, False),
     ],
 )
-def test_slurm_starts_again_what_can_go_on(tmp_path, code, restarts, requeued):
+def test_slurm_requeues_what_can_be_resumed(tmp_path, code, restarts, requeued):
     program(tmp_path / "bin", "srun", f'#!/bin/bash\nprintf "%s\\n" "$@" "$PWD"\nexit {code}\n')
     program(tmp_path / "bin", "scontrol", f'#!/bin/bash\necho "$@" >{tmp_path}/called\n')
     env = clean(SLURM_JOB_ID="41", SLURM_RESTART_COUNT=str(restarts), SLURM_SUBMIT_DIR=str(ROOT))

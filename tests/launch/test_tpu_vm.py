@@ -104,7 +104,7 @@ def test_a_life_on_tpu_vms(here):
     def all_say(word):
         return all(log.exists() and word in log.read_text() for log in logs)
 
-    assert "radd is not there" in vm("wait", code=2)
+    assert "radd does not exist" in vm("wait", code=2)
     vm("create")
     vm("wait")
     assert vm("status").count("no run") == 4
@@ -117,12 +117,12 @@ def test_a_life_on_tpu_vms(here):
     wait_for(lambda: all_say("True"))
     assert all(log.read_text() == f"{strange} True\n" for log in logs)
     assert vm("status").count("running") == 4
-    assert "a run is going on" in vm("run", *train, code=1)
-    assert vm("stop").count("told to save and stop") == 4
+    assert "a run is in progress" in vm("run", *train, code=1)
+    assert vm("stop").count("asked to save and stop") == 4
     wait_for(lambda: all_say("ended with code 0"))
     assert all("Stopped and saved at step 7" in log.read_text() for log in logs)
-    assert vm("status").count("over; [ended with code 0") == 4
-    vm("run", *train)  # the same command goes on
+    assert vm("status").count("ended; [ended with code 0") == 4
+    vm("run", *train)  # resumes
     wait_for(lambda: all(log.read_text().count("True") == 2 for log in logs))
     pids = [int((log.parent / "run.pid").read_text()) for log in logs]
     for pid in pids:  # preemption: the machines are gone, the request is suspended
