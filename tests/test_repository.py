@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import ddm_jax
+
 ROOT = Path(__file__).parents[1]
 
 # From the ground up: a module imports from its own rank and from those below.
@@ -92,6 +94,6 @@ def test_files_and_functions_are_short():
 
 def test_one_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    changes, citation = (ROOT / "CHANGELOG.md", ROOT / "CITATION.cff")
-    assert re.search(r"^## (\S+)", changes.read_text(), re.MULTILINE)[1] == version
-    assert re.search(r"^version: (\S+)", citation.read_text(), re.MULTILINE)[1] == version
+    assert ddm_jax.__version__ == version
+    for file, pattern in (("CHANGELOG.md", r"^## (\S+)"), ("CITATION.cff", r"^version: (\S+)")):
+        assert re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)[1] == version
