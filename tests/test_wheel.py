@@ -52,10 +52,12 @@ def test_version_is_that_of_the_project(site, tmp_path):
     assert version == PROJECT["version"]
 
 
-def test_all_scripts_and_recipes_are_there(site):
+def test_all_scripts_and_files_are_there(site):
     assert set(PROJECT["scripts"]) <= {path.name for path in (site / "bin").iterdir()}
-    shipped = {path.name for path in (site / "ddm_jax" / "configs").glob("*.py")}
-    assert shipped == {path.name for path in (ROOT / "configs").glob("*.py")}
+    for source, installed in (("ddm_jax", "ddm_jax"), ("configs", "ddm_jax/configs")):
+        files = [path for path in (ROOT / source).rglob("*.*") if "__pycache__" not in path.parts]
+        names = [path.relative_to(ROOT / source) for path in files]
+        assert not [name for name in names if not (site / installed / name).exists()]
 
 
 def test_script_trains_a_shipped_recipe_in_an_empty_folder(site, tmp_path):
