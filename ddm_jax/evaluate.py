@@ -23,6 +23,7 @@ from ddm_jax.evaluation.likelihood.measure import LikelihoodRequest, measure_lik
 from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS
 from ddm_jax.evaluation.reports import two_columns
 from ddm_jax.evaluation.samples import measure as evaluate_samples
+from ddm_jax.generation.request import NATURAL, POSITIVE
 from ddm_jax.runs.record import read_record
 
 FLAGS = flags.FLAGS
@@ -73,11 +74,11 @@ def define_flags() -> None:
 
 
 _RANGES = {
-    "samples": run_flags.NATURAL,
-    "infill": run_flags.NATURAL,
-    "num": run_flags.POSITIVE,
-    "draws": run_flags.POSITIVE,
-    "time_steps": run_flags.NATURAL,
+    "samples": NATURAL,
+    "infill": NATURAL,
+    "num": POSITIVE,
+    "draws": POSITIVE,
+    "time_steps": NATURAL,
 }
 _OF_SAMPLERS = ("sampler", "steps", "option")
 _OF_TEXT = ("dataset", "protocol", "data_root", "documents", "estimator", "draws", "time_steps")

@@ -1,16 +1,14 @@
 """The flags of the command lines that open a trained run: sample, translate and evaluate."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.config import TYPE_WORDS, field_type
 from ddm_jax.errors import UserError
-from ddm_jax.generation.request import SamplingRequest
+from ddm_jax.generation.request import RANGES, Range, SamplingRequest, check_range
 from ddm_jax.parallel import processes
 from ddm_jax.runs.run import WEIGHTS, OptionValue
 
@@ -36,17 +34,11 @@ def define_flags() -> None:
     cli.define_json()
 
 
-_LARGEST = 2**31 - 1
-POSITIVE = (lambda x: 1 <= x <= _LARGEST, f"a whole number from 1 to {_LARGEST}")
-NATURAL = (lambda x: 0 <= x <= _LARGEST, f"a whole number from 0 to {_LARGEST}")
-TEMPERATURE = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+def check(ranges: Mapping[str, Range] = RANGES) -> Path:
+    """The folder of the run, once all flags are within their ranges.
 
-Ranges = Mapping[str, tuple[Callable[[Any], bool], str]]
-_RANGES: Ranges = {"steps": POSITIVE, "batch_size": POSITIVE, "seed": NATURAL}
-
-
-def check(ranges: Ranges) -> Path:
-    """The folder of the run, once these flags and those of this file are within their ranges.
+    Args:
+      ranges: of flags, those of `generation.request.RANGES` by default.
 
     Raises:
       UserError: --workdir is missing, a flag is out of range, or this is one of several processes.
@@ -56,10 +48,9 @@ def check(ranges: Ranges) -> Path:
         raise UserError(
             "--workdir is missing: give the folder of a run, e.g. --workdir=work/radd_tiny."
         )
-    for name, (fits, words) in {**_RANGES, **ranges}.items():
-        value = FLAGS[name].value
-        if value is not None and not fits(value):
-            raise UserError(f"--{name}={value} is out of range: give {words}.")
+    for name, allowed in {**RANGES, **ranges}.items():
+        if name in FLAGS:
+            check_range(f"--{name}", FLAGS[name].value, allowed)
     return Path(FLAGS.workdir).expanduser()
 
 

@@ -6,27 +6,24 @@ file of samples. What is fixed in every sequence: see generation/prompts.py.
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from ddm_jax import cli, run_flags
-from ddm_jax.config import Config
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from ddm_jax.generation.generate import compile_sampler, draw_batches
-from ddm_jax.generation.prompts import Prompt, between, from_template, read_template
-from ddm_jax.parallel.layouts import dp
+from ddm_jax.generation.generate import CompiledSampler, draw_batches
+from ddm_jax.generation.prompts import read_template
+from ddm_jax.generation.text import Plan, TextRequest, plan_text
 from ddm_jax.runs.files import write_new
 from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
-from ddm_jax.runs.run import open_run
+from ddm_jax.runs.run import Run, open_run
 
 FLAGS = flags.FLAGS
 
@@ -49,14 +46,6 @@ def define_flags() -> None:
     flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
 
 
-_RANGES = {
-    "num": run_flags.POSITIVE,
-    "temperature": run_flags.TEMPERATURE,
-    "top_k": run_flags.NATURAL,
-    "top_p": (lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
-}
-
-
 def main(argv: Sequence[str]) -> None:
     """Draws, writes and prints the samples.
 
@@ -64,70 +53,24 @@ def main(argv: Sequence[str]) -> None:
       UserError: a bad flag, or a run that cannot be sampled from.
     """
     del argv
-    workdir, num = run_flags.check(_RANGES), FLAGS.num
-    if FLAGS.template and (FLAGS.prefix or FLAGS.suffix):
-        raise UserError(
-            "--template does not go with --prefix or --suffix: write them into the template."
-        )
+    workdir = run_flags.check()
+    request = _request()
     # all that can be wrong in the flags is found before weights are read, which may take minutes
     config, tokenizer = read_record(workdir)
-    config = run_flags.sampling_request().apply_to(config, FLAGS.length)
-    if config.model.kind != "lm":
-        raise UserError(
-            f"The run in {workdir} writes targets of sources: use `python -m ddm_jax.translate`."
-        )
-    name, steps, length = config.sampler.name, config.sampler.steps, config.data.length
-    temperature = FLAGS.temperature
-    if temperature is None:
-        temperature = config.sampler.temperature
-    config = dataclasses.replace(
-        config, sampler=dataclasses.replace(config.sampler, temperature=temperature)
-    )
-    prompt, texts = _read_prompt(tokenizer, length)
-    batch_size = min(FLAGS.batch_size or 16, num)
-    layout = dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
-    run = open_run(workdir, FLAGS.weights, layout)
-    out = workdir / "samples" / f"{run.step:08d}-{name}-{steps}.jsonl"
+    plan = plan_text(config, tokenizer, request)
+    run = open_run(workdir, FLAGS.weights, plan.layout)
+    sampler_config, length = plan.config.sampler, plan.config.data.length
+    out = workdir / "samples" / f"{run.step:08d}-{sampler_config.name}-{sampler_config.steps}.jsonl"
     out = Path(FLAGS.out).expanduser() if FLAGS.out else out
     _check_out(out)
-
     say(
-        f"Step {run.step} of {workdir}: {num} sequences of {length} tokens, {name} sampler, "
-        f"{steps} steps"
+        f"Step {run.step} of {workdir}: {request.num} sequences of {length} tokens, "
+        f"{sampler_config.name} sampler, {sampler_config.steps} steps"
     )
-    sampler = compile_sampler(
-        dataclasses.replace(run, config=config), layout, batch_size, FLAGS.top_k, FLAGS.top_p
-    )
+    sampler = plan.compile_for(run)
     say(f"Compiled the sampler in {sampler.compile_s:.1f} s")
-
-    samples: list[dict[str, Any]] = []
-    drawn, total_s = int((~prompt.fixed).sum()), 0.0
-    with Interrupt() as interrupt, ProgressBar(num) as progress:
-        for batch in draw_batches(sampler, prompt, num, FLAGS.seed):
-            total_s += batch.seconds
-            for row, nfe in zip(batch.tokens, batch.nfe, strict=True):
-                sample = {"text": tokenizer.decode(row), "tokens": row.tolist()}
-                samples.append(sample | {"nfe": int(nfe), "seconds": batch.seconds / batch_size})
-            rate = drawn * len(samples) / total_s
-            progress.update(
-                len(samples), f"{mean_nfe(samples):.1f} evaluations each, {rate:,.0f} tokens/s"
-            )
-            if interrupt.received:
-                break
-
-    settings = {
-        "workdir": str(workdir),
-        "checkpoint": run.step,
-        "weights": FLAGS.weights,
-        "sampler": name,
-        "steps": steps,
-        "options": _options_of(config),
-        "temperature": temperature,
-        **{f: FLAGS[f].value for f in ("top_k", "top_p", "seed")},
-        "batch_size": batch_size,
-        "length": length,
-        "prompt": texts,
-    }
+    samples, seconds = _draw(sampler, plan, tokenizer)
+    settings = _settings(run, plan)
     written = write_new(out, "".join(json.dumps(s | settings) + "\n" for s in samples))
     print(report(samples, written))
     if FLAGS.json:
@@ -135,11 +78,69 @@ def main(argv: Sequence[str]) -> None:
             "out": str(written),
             "num": len(samples),
             "nfe": mean_nfe(samples),
-            "seconds": total_s,
-            "tokens_per_s": len(samples) * drawn / total_s,
+            "seconds": seconds,
+            "tokens_per_s": len(samples) * plan.prompt.free / seconds,
             "compile_s": sampler.compile_s,
         }
         print(json.dumps(result | settings))
+
+
+def _request() -> TextRequest:
+    template = read_template(Path(FLAGS.template).expanduser()) if FLAGS.template else ""
+    return TextRequest(
+        num=FLAGS.num,
+        length=FLAGS.length,
+        prefix=FLAGS.prefix,
+        suffix=FLAGS.suffix,
+        template=template,
+        temperature=FLAGS.temperature,
+        top_k=FLAGS.top_k,
+        top_p=FLAGS.top_p,
+        sampling=run_flags.sampling_request(),
+    )
+
+
+def _draw(
+    sampler: CompiledSampler, plan: Plan, tokenizer: Tokenizer
+) -> tuple[list[dict[str, Any]], float]:
+    """(samples, seconds of drawing); after Ctrl-C the samples of the batches that are complete."""
+    samples: list[dict[str, Any]] = []
+    seconds, num = 0.0, plan.request.num
+    with Interrupt() as interrupt, ProgressBar(num) as progress:
+        for batch in draw_batches(sampler, plan.prompt, num, plan.request.sampling.seed):
+            seconds += batch.seconds
+            for row, nfe in zip(batch.tokens, batch.nfe, strict=True):
+                sample = {"text": tokenizer.decode(row), "tokens": row.tolist(), "nfe": int(nfe)}
+                samples.append(sample | {"seconds": batch.seconds / plan.batch_size})
+            rate = plan.prompt.free * len(samples) / seconds
+            progress.update(
+                len(samples), f"{mean_nfe(samples):.1f} evaluations each, {rate:,.0f} tokens/s"
+            )
+            if interrupt.received:
+                break
+    return samples, seconds
+
+
+def _settings(run: Run, plan: Plan) -> dict[str, Any]:
+    """All that decides the samples, for the record."""
+    request, sampler = plan.request, plan.config.sampler
+    options = [f.name for f in dataclasses.fields(sampler) if f.default is None]
+    prompt = {"prefix": request.prefix, "suffix": request.suffix}
+    return {
+        "workdir": str(run.workdir),
+        "checkpoint": run.step,
+        "weights": run.weights,
+        "sampler": sampler.name,
+        "steps": sampler.steps,
+        "options": {o: getattr(sampler, o) for o in options if getattr(sampler, o) is not None},
+        "temperature": sampler.temperature,
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        "seed": request.sampling.seed,
+        "batch_size": plan.batch_size,
+        "length": plan.config.data.length,
+        "prompt": {"template": request.template} if request.template else prompt,
+    }
 
 
 def report(samples: Sequence[Mapping[str, Any]], written: Path) -> str:
@@ -160,21 +161,6 @@ def mean_nfe(samples: Sequence[Mapping[str, Any]]) -> float:
     return sum(sample["nfe"] for sample in samples) / len(samples)
 
 
-def _read_prompt(tokenizer: Tokenizer, length: int) -> tuple[Prompt, dict[str, str]]:
-    """The prompt of the flags, and the texts that it is made of."""
-    if not FLAGS.template:
-        texts = {"prefix": FLAGS.prefix, "suffix": FLAGS.suffix}
-        return between(**texts, tokenizer=tokenizer, length=length), texts
-    template = read_template(Path(FLAGS.template).expanduser())
-    return from_template(template, tokenizer, length), {"template": template}
-
-
-def _options_of(config: Config) -> dict[str, Any]:
-    fields = [f.name for f in dataclasses.fields(config.sampler) if f.default is None]
-    values = {name: getattr(config.sampler, name) for name in fields}
-    return {name: x for name, x in values.items() if x is not None}
-
-
 def _check_out(out: Path) -> None:
     """Finds out before the samples are drawn whether they can be written."""
     if out.is_dir():
@@ -183,7 +169,7 @@ def _check_out(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(out.parent, os.W_OK) else "Permission denied"
     except OSError as error:
-        reason = error.strerror
+        reason = str(error.strerror)
     if reason:
         raise UserError(f"{out} cannot be written ({reason}): give another file with --out.")
 

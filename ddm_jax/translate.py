@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
       UserError: a bad flag, no run, or a source that is too long.
     """
     del argv
-    workdir = run_flags.check({})
+    workdir = run_flags.check()
     request = run_flags.sampling_request()
     read_translation_config(workdir, request)  # raises before the sources are read
     sources, name = _read_sources()

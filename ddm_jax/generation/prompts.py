@@ -29,10 +29,32 @@ class Prompt:
     tokens: np.ndarray
     fixed: np.ndarray
 
+    @property
+    def free(self) -> int:
+        """Number of positions to draw."""
+        return int((~self.fixed).sum())
+
 
 def empty(length: int) -> Prompt:
     """The prompt that leaves all `length` positions to draw."""
     return Prompt(np.zeros(length, np.int32), np.zeros(length, bool))
+
+
+def make_prompt(
+    tokenizer: Tokenizer, length: int, prefix: str = "", suffix: str = "", template: str = ""
+) -> Prompt:
+    """The prompt of a template, or of text at the start and at the end.
+
+    Raises:
+      UserError: both are given, or as `between` and `from_template`.
+    """
+    if not template:
+        return between(prefix, suffix, tokenizer, length)
+    if prefix or suffix:
+        raise UserError(
+            "A template does not go with a prefix or a suffix: write them into the template."
+        )
+    return from_template(template, tokenizer, length)
 
 
 def between(prefix: str, suffix: str, tokenizer: Tokenizer, length: int) -> Prompt:

@@ -1,10 +1,29 @@
 """How to draw from a run: the sampler, its options and the random stream."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ddm_jax.config import Config
+from ddm_jax.errors import UserError
 from ddm_jax.runs.run import OptionValue, with_sampler
+
+# what a value must be, and the words for it
+Range = tuple[Callable[[Any], bool], str]
+_LARGEST = 2**31 - 1
+POSITIVE: Range = (lambda x: 1 <= x <= _LARGEST, f"a whole number from 1 to {_LARGEST}")
+NATURAL: Range = (lambda x: 0 <= x <= _LARGEST, f"a whole number from 0 to {_LARGEST}")
+# of flags and arguments; None is within any
+RANGES: Mapping[str, Range] = {
+    "steps": POSITIVE,
+    "batch_size": POSITIVE,
+    "seed": NATURAL,
+    "num": POSITIVE,
+    "temperature": (lambda x: 0 <= x < math.inf, "a finite number of at least 0"),
+    "top_k": NATURAL,
+    "top_p": (lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,3 +51,14 @@ class SamplingRequest:
           UserError: as `runs.run.with_sampler`.
         """
         return with_sampler(config, self.sampler, self.steps, length, self.options)
+
+
+def check_range(name: str, value: Any, allowed: Range) -> None:
+    """Checks the value of an argument or a flag.
+
+    Raises:
+      UserError: it is out of range.
+    """
+    fits, words = allowed
+    if value is not None and not fits(value):
+        raise UserError(f"{name}={value} is out of range: give {words}.")

@@ -9,7 +9,6 @@ grouped into the shapes of training, so that few programs are compiled.
 import dataclasses
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from ddm_jax.experiment import make_sampler
 from ddm_jax.generation.candidates import mbr
 from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.models.network import Network, Params
-from ddm_jax.parallel.layouts import Layout, dp
+from ddm_jax.parallel.layouts import Layout, local_dp
 from ddm_jax.runs.progress import ProgressBar
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
@@ -119,6 +118,10 @@ def read_translation_config(workdir: Path, request: SamplingRequest) -> Config:
       UserError: there is no run, it has no sources, or the request does not fit it.
     """
     config, _ = read_record(workdir)
+    return _with_request(config, request, str(workdir))
+
+
+def _with_request(config: Config, request: SamplingRequest, workdir: str) -> Config:
     if config.model.kind == "lm":
         raise UserError(
             f"The run in {workdir} has no sources (config.model.kind='lm'): use "
@@ -146,11 +149,35 @@ def open_translator(
       UserError: as `read_translation_config`, or there is no checkpoint.
     """
     config = read_translation_config(workdir, request)
-    devices = jax.local_devices()[: math.gcd(config.eval.batch_size, jax.local_device_count())]
-    layout = dp(devices)
+    layout = local_dp(config.eval.batch_size)
     run = dataclasses.replace(open_run(workdir, weights, layout), config=config)
-    sampler = make_sampler(config)
-    return run, make_translator(run.network, run.process, sampler, config, run.tokenizer, layout)
+    return run, _translator_of(run, layout)
+
+
+def translate_sources(
+    run: Run, sources: Sequence[str], request: SamplingRequest | None = None
+) -> Translations:
+    """Translates with a run that is open, as `python -m ddm_jax.translate` does.
+
+    Args:
+      run: of `runs.run.open_run`, trained on pairs.
+      sources: texts of one line.
+      request: how to draw; None as the run's config says, 64 targets at once, seed 0.
+
+    Raises:
+      UserError: the run has no sources, the request does not fit it, or a source is too long.
+    """
+    request = request or SamplingRequest()
+    config = _with_request(run.config, request, str(run.workdir))
+    layout = local_dp(config.eval.batch_size)
+    params = jax.device_put(run.params, layout.replicated)
+    translator = _translator_of(dataclasses.replace(run, config=config), layout)
+    return translate(translator, params, sources, request.seed)
+
+
+def _translator_of(run: Run, layout: Layout) -> Translator:
+    sampler = make_sampler(run.config)
+    return make_translator(run.network, run.process, sampler, run.config, run.tokenizer, layout)
 
 
 def settings(run: Run, seed: int) -> dict[str, Any]:

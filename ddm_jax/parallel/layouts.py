@@ -306,6 +306,11 @@ def dp(devices: Sequence[jax.Device]) -> Layout:
     return make_layout(LayoutConfig("dp"), devices)
 
 
+def local_dp(batch_size: int) -> Layout:
+    """Data parallelism over as many local devices as divide a batch of this size."""
+    return dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
+
+
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Neighbours in the mesh are neighbours in the network; the first axis crosses slices."""
     slices = len({getattr(d, "slice_index", 0) for d in devices})

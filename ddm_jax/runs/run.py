@@ -124,7 +124,7 @@ def with_sampler(
         values["sampler"] = {k: x for k, x in values["sampler"].items() if k not in own}
         values["sampler"]["name"] = name
     values["sampler"] |= options or {}
-    values["sampler"]["steps"] = steps or config.sampler.steps
+    values["sampler"]["steps"] = config.sampler.steps if steps is None else steps
     values["data"]["length"] = config.data.length if length is None else length
     return settle(resolve(ConfigDict(values)))
 
