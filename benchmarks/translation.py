@@ -27,7 +27,8 @@ from ddm_jax.config import Config, field_type, resolve
 from ddm_jax.data.open import open_or_prepare
 from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import build, make_sampler
-from ddm_jax.generation.translation import make_translator, translate
+from ddm_jax.generation.translation import translate
+from ddm_jax.generation.translator import make_translator
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import write_atomically
 from ddm_jax.runs.run import open_run

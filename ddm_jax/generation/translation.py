@@ -7,33 +7,30 @@ grouped into the shapes of training, so that few programs are compiled.
 """
 
 import dataclasses
-import functools
 import itertools
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ddm_jax.config import Config
 from ddm_jax.data.pair_encoding import buckets, decode, encode
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
-from ddm_jax.diffusion.process import Process
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_sampler
 from ddm_jax.generation.candidates import mbr
 from ddm_jax.generation.request import SamplingRequest
-from ddm_jax.models.network import Network, Params
+from ddm_jax.generation.translator import Translator, make_translator
+from ddm_jax.models.network import Params
 from ddm_jax.parallel.layouts import Layout, local_dp
 from ddm_jax.runs.progress import ProgressBar
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
-from ddm_jax.samplers.signature import SampleSpec, Stats
+from ddm_jax.samplers.signature import SampleSpec
 
 BATCH_SIZE = 64  # targets drawn at once
 Rows = dict[str, np.ndarray]
@@ -57,34 +54,6 @@ class Translations:
     nfe: list[int]
     seconds: float
     compile_s: float
-
-
-@dataclass(frozen=True)
-class Translator:
-    """What `translate` needs of a run, apart from the weights.
-
-    Attributes:
-      config: settled; data, sampler and eval.batch_size are read.
-      tokenizer: of both sides.
-      layout: what a batch is split over.
-      lengths: (params, source=, source_valid=) -> the most likely lengths, best first, int32[B, K].
-      draw: (params, key data, spec, **rows) -> targets int32[B, N], nfe int32[B], score float32[B].
-    """
-
-    config: Config
-    tokenizer: Tokenizer
-    layout: Layout
-    lengths: "_Timed"
-    draw: "_Timed"
-
-    @property
-    def from_left(self) -> bool:
-        """Whether a target is drawn from left to right and ends at its own EOS."""
-        return self.config.sampler.name == "autoregressive"
-
-    def fits(self, source: str) -> bool:
-        """Whether a source is short enough."""
-        return len(encode(self.tokenizer, source.strip())) < self.config.data.source_length
 
 
 @dataclass(frozen=True)
@@ -190,51 +159,6 @@ def settings(run: Run, seed: int) -> dict[str, Any]:
         "batch_size": run.config.eval.batch_size,
         "seed": seed,
     }
-
-
-def make_translator(
-    network: Network,
-    process: Process,
-    sampler: Callable[..., tuple[Array, Stats]],
-    config: Config,
-    tokenizer: Tokenizer,
-    layout: Layout,
-) -> Translator:
-    """The translator of a settled config, of which data, sampler and eval.batch_size are read."""
-    if network.encode is None:
-        raise UserError(
-            f"config.model.kind={config.model.kind!r} reads no source: give a run on pairs."
-        )
-    encode_source = network.encode
-
-    def lengths(params: Params, source: Array, source_valid: Array) -> Array:
-        """The most likely lengths, best first: int32[B, K]."""
-        logits = encode_source(params, source, source_valid).length_logits
-        length = jnp.arange(logits.shape[1])
-        possible = (length >= 1) & (length < config.data.length)
-        number = min(config.sampler.lengths, config.data.length - 1)
-        return jax.lax.top_k(jnp.where(possible, logits, -jnp.inf), number)[1]
-
-    def draw(
-        params: Params,
-        key_data: Array,
-        spec: SampleSpec,
-        source: Array,
-        source_valid: Array,
-        prompt: Array,
-        fixed: Array,
-        seen: Array,
-    ) -> tuple[Array, Array, Array]:
-        """Targets int32[B, N], with nfe int32[B] and score float32[B]."""
-        key = jax.random.wrap_key_data(key_data)
-        memory = encode_source(params, source, source_valid)
-        apply = functools.partial(network.apply, memory=memory)
-        if config.sampler.name != "autoregressive":  # that one sees what it has drawn
-            apply = functools.partial(apply, seen=seen)
-        tokens, stats = sampler(apply, params, key, prompt, fixed, process, spec)
-        return tokens, stats.nfe, jnp.zeros(len(tokens)) if stats.score is None else stats.score
-
-    return Translator(config, tokenizer, layout, _Timed(lengths, layout), _Timed(draw, layout))
 
 
 def translate(
@@ -385,28 +309,3 @@ def _put(layout: Layout, rows: Mapping[str, np.ndarray], size: int) -> dict[str,
     filled = {k: np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) for k, x in rows.items()}
     own = list(layout.rows(size))
     return layout.put_batch({k: x[own] for k, x in filled.items()})
-
-
-class _Timed:
-    """A jitted function that counts its seconds of compiling and of running.
-
-    It is compiled once for each shape of its rows.
-    """
-
-    def __init__(self, function: Callable, layout: Layout):
-        # every process reads all of the result
-        self._function = jax.jit(function, out_shardings=layout.replicated)
-        self._compiled: dict[tuple[tuple[int, ...], ...], Callable] = {}
-        self.seconds = self.compile_s = 0.0
-
-    def __call__(self, *args: Any, **rows: Array) -> Any:
-        """The result on the host."""
-        shapes = tuple(x.shape for x in rows.values())
-        if shapes not in self._compiled:
-            begin = time.perf_counter()
-            self._compiled[shapes] = self._function.lower(*args, **rows).compile()
-            self.compile_s += time.perf_counter() - begin
-        begin = time.perf_counter()
-        out = jax.device_get(self._compiled[shapes](*args, **rows))
-        self.seconds += time.perf_counter() - begin
-        return out

@@ -14,7 +14,8 @@ from ddm_jax.data.loading.loader import eval_batches
 from ddm_jax.evaluation.likelihood.monte_carlo import Likelihood, estimate, make_bound
 from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import Experiment
-from ddm_jax.generation.translation import make_translator, translate
+from ddm_jax.generation.translation import translate
+from ddm_jax.generation.translator import make_translator
 from ddm_jax.parallel import processes
 from ddm_jax.runs.files import write_atomically
 from ddm_jax.samplers.signature import SampleSpec, Stats

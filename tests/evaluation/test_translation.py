@@ -14,8 +14,10 @@ from ddm_jax.config import defaults, resolve
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_process, make_sampler
-from ddm_jax.generation import translation
-from ddm_jax.generation.translation import make_translator, translate
+from ddm_jax.generation import translator as programs
+from ddm_jax.generation.candidates import mbr
+from ddm_jax.generation.translation import translate
+from ddm_jax.generation.translator import make_translator
 from ddm_jax.models.network import Network, padded_vocab
 from ddm_jax.models.readout import Readout
 from ddm_jax.models.source_memory import Memory
@@ -106,14 +108,14 @@ def test_more_sources_than_fit_a_batch():
 def test_few_programs_run_on_full_batches(monkeypatch):
     translator = translator_of(copying_network())
     sources = [text + "z" * i for text in CLEAN if text and len(text) < 20 for i in range(6)]
-    calls, call = [], translation._Timed.__call__
+    calls, call = [], programs.TimedProgram.__call__
 
     def counted(self, *args, **rows):
         if "prompt" in rows:
             calls.append(rows["prompt"].shape)
         return call(self, *args, **rows)
 
-    monkeypatch.setattr(translation._Timed, "__call__", counted)
+    monkeypatch.setattr(programs.TimedProgram, "__call__", counted)
     translate(translator, {}, sources)
     shapes = set(calls)
     assert len(shapes) <= 3
@@ -159,7 +161,7 @@ def test_the_candidate_of_least_risk_is_chosen(monkeypatch):
     translator = translator_of(copying_network(sure=4.0), config)
     made = translate(translator, {}, ["some words to say", "and others"])
     assert len(set(made.candidates[0])) > 1  # it is not sure: the draws differ
-    chosen = [of[translation.mbr(of)] for of in made.candidates]
+    chosen = [of[mbr(of)] for of in made.candidates]
     assert made.texts == chosen
     assert translate(translator, {}, ["some words to say", "and others"]).texts == made.texts
     other = translate(translator, {}, ["some words to say", "and others"], seed=1)
