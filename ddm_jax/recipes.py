@@ -1,17 +1,49 @@
 """The recipes of the folder `configs`, which a wheel ships as `ddm_jax/configs`."""
 
+import dataclasses
 import importlib
+import importlib.util
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from ddm_jax.config import Config, field_type, resolve
+from ddm_jax.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
 _IN_WHEEL = _PACKAGE / "configs"
 # a checkout and an editable install read the folder of the repository
 FOLDER = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "configs"
+
+
+def make_config(
+    recipe: str | Path | ConfigDict | Config, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """The frozen config of a recipe, for Python; the commands read theirs from --config.
+
+    Args:
+      recipe: the name of a shipped recipe or a path, with its argument ("radd_tiny:loss=ao"); or a
+        config.
+      overrides: field -> value, such as {"train.steps": 200}.
+
+    Raises:
+      UserError: there is no such recipe or field, or a value does not fit its field.
+    """
+    if isinstance(recipe, Config):
+        config = ConfigDict(dataclasses.asdict(recipe))
+    elif isinstance(recipe, ConfigDict):
+        config = recipe.copy_and_resolve_references()
+    else:
+        config = _read(str(recipe))
+    with config.unlocked(), config.ignore_type():
+        for field, value in (overrides or {}).items():
+            field_type(field)
+            config.update_from_flattened_dict({field: value})
+    return resolve(config)
 
 
 def find_recipe(recipe: str) -> Path | None:
@@ -54,3 +86,22 @@ def extend_configs(folder: Path) -> None:
     known = list(getattr(package, "__path__", []))
     more = [str(f) for f in (folder.resolve(), FOLDER) if f.name == "configs"]
     package.__path__ = list(dict.fromkeys([*known, *more]))
+
+
+def _read(recipe: str) -> ConfigDict:
+    """What `get_config` of a recipe returns."""
+    name, _, argument = recipe.partition(":")
+    file = find_recipe(name)
+    if file is None:
+        raise UserError(
+            f"config={recipe!r} is not a recipe: give the path of a .py file, or the name of a "
+            "recipe that ships with ddm_jax, such as 'radd_tiny'."
+        )
+    extend_configs(file.parent)
+    spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
+    if not spec or not spec.loader:
+        raise ImportError(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config: ConfigDict = module.get_config(argument) if argument else module.get_config()
+    return config

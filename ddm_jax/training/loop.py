@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import jax
 from jax import Array
 from ml_collections import ConfigDict
 
-from ddm_jax.config import Config, resolve
+from ddm_jax.config import Config
 from ddm_jax.costs.program import program_costs
 from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment, build
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.placement import summary, table
+from ddm_jax.recipes import make_config
 from ddm_jax.runs.checkpoint import Checkpoints, folder_of
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
@@ -59,7 +61,10 @@ class Outcome:
 
 
 def train(
-    config: Config | ConfigDict, workdir: str | Path, stall_timeout: float = STALL_TIMEOUT
+    config: str | Path | ConfigDict | Config,
+    workdir: str | Path,
+    stall_timeout: float = STALL_TIMEOUT,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains a recipe in a work directory, or resumes the run in it; draws its curve.
 
@@ -68,21 +73,21 @@ def train(
     notebooks, signals are left as they are.
 
     Args:
-      config: a recipe's config, from its `get_config()` or `ddm_jax.config.resolve`.
+      config: the name of a shipped recipe or the path of one, such as "radd_tiny"; or a config,
+        from its `get_config()` or `ddm_jax.config.resolve`.
       workdir: the folder of the run, on this machine; made if it is missing.
       stall_timeout: seconds without a finished step after which a run of several processes ends
         (parallel.processes.Watch). They must have called `parallel.processes.initialize`.
+      overrides: fields of the config to change, such as {"train.steps": 200}.
 
     Returns:
       How the run ended.
 
     Raises:
-      UserError: the config does not fit together, its data cannot be prepared, `workdir` holds
-        another run, or as `train_experiment`.
+      UserError: there is no such recipe, the config does not fit together, its data cannot be
+        prepared, `workdir` holds another run, or as `train_experiment`.
     """
-    if isinstance(config, ConfigDict):
-        config = resolve(config)
-    config = settle(config)
+    config = settle(make_config(config, overrides))
     if "://" in str(workdir):
         raise UserError(
             f"--workdir={workdir} is not a folder of this machine: give one, and keep the "
