@@ -1,4 +1,4 @@
-"""Every setting of a run on one page, with its default and what it may be.
+"""Every setting of a run in one file, with its default and its allowed values.
 
 A recipe (configs/*.py) starts from `defaults()` and sets fields; ml_collections lets the command
 line override any of them; `resolve` turns the result into these frozen records, or says in one
@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from ml_collections import config_dict
 
@@ -23,12 +23,23 @@ TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", s
 
 
 def choice(default: str | None, *others: str) -> Any:
-    """A field that takes one of a few words; the first is the default."""
+    """A field that takes one of a few words; the first is the default.
+
+    Args:
+      default: what the field is unless it is set; None for an option that is empty by default.
+      *others: the other words.
+    """
     return field(default=default, metadata={"allowed": (default, *others)})
 
 
 def number(default: float | None, low: float = float("-inf"), high: float = float("inf")) -> Any:
-    """A number within [low, high]."""
+    """A field that takes a finite number from low to high, both included.
+
+    Args:
+      default: what the field is unless it is set; None for an option that is empty by default.
+      low: the smallest value.
+      high: the largest value.
+    """
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -60,22 +71,22 @@ class ModelConfig:
     depth: int = number(12, low=1)
     heads: int = number(12, low=1)
     mlp_ratio: int = number(4, low=1)
-    # none: RADD's blocks; adaln: SEDD's, conditioned on sigma; constant: these, at sigma = 0;
+    # none: RADD's blocks; adaln: SEDD's, conditioned on sigma; constant: SEDD's, at sigma = 0;
     # input: encoder_decoder, an embedding of the time added to those of the tokens
     time: str = choice("auto", "none", "adaln", "constant", "input")
-    # of a text alone: turned by rotary angles, or GPT-2's, a row learnt for each of max_length
+    # for kind=lm: rotary angles, or GPT-2's, a learnt vector for each of max_length positions
     positions: str = choice("rotary", "learned")
     max_length: int = number(256, low=2)  # with a source: positions, and lengths to choose from
     cond_width: int = number(128, low=1)  # of the time embedding; of adaLN blocks
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
     attention_bias: bool = False  # GPT-2 has biases in its attention, the others have none
     tied_head: bool = False
-    # of a text alone: token i is read where token i - 1 is, as by a network of the objective "ar",
-    # with whose weights it can begin (train.init_from)
+    # for kind=lm: token i is predicted at the position of token i - 1, as by a network of the
+    # objective "ar", from whose weights it can start (train.init_from)
     shift: bool = False
     dropout: float = number(0.0, low=0, high=0.99)
     compute_dtype: str = choice("float32", "bfloat16", "float64")  # parameters stay float32
-    # of the gradients of matrices as they leave their matmuls, and so of their sums over devices
+    # of the gradients of matrices as their matmuls give them, and so of their sums over devices
     gradient_dtype: str = choice("float32", "bfloat16")
     # models/attention.py
     attention: str = choice("auto", "plain", "frugal", "xla", "cudnn", "splash")
@@ -138,7 +149,7 @@ class DataConfig:
     validation_fraction: float = number(0.04, low=0, high=0.5)
     test_fraction: float = number(0.04, low=0, high=0.5)
     workers: int = number(0, low=0)  # loader processes; 0 loads in a thread
-    # of pairs; `length` is the longest target then, its EOS included
+    # of pairs, where `length` is the longest target, its EOS included
     validation: str = ""  # held-out pairs, named like `source`; empty: a fraction of these
     test: str = ""
     source_length: int = number(256, low=2)  # of the longest source, its EOS included
@@ -178,7 +189,7 @@ class TrainConfig:
     keep_every: int = number(50_000, low=1)  # checkpoints at its multiples stay for good
     max_bad_steps: int = number(20, low=1)  # non-finite updates in a row before the run stops
     wandb_project: str = ""  # empty: no wandb
-    profile: int = number(0, low=0)  # trace so many steps into the work directory
+    profile: int = number(0, low=0)  # number of steps to trace into the work directory
 
 
 @dataclass(frozen=True)
@@ -216,10 +227,10 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """How a run is spread over devices: a row of parallel/layouts.py."""
+    """How a run is laid out on devices: a row of parallel/layouts.py."""
 
     name: str = "dp"
-    axes: str = ""  # sizes of the mesh's axes, "fsdp=16,model=4"; what is not named follows
+    axes: str = ""  # sizes of the mesh's axes, "fsdp=16,model=4"; the others follow
 
 
 @dataclass(frozen=True)
@@ -245,13 +256,13 @@ def defaults() -> config_dict.ConfigDict:
 
 
 def resolve(config: config_dict.ConfigDict) -> Config:
-    """Checks a recipe and freezes it.
+    """Checks every field of a recipe and freezes it; settle.settle then fits the parts together.
 
     Raises:
       UserError: an unknown field, a wrong type, a value out of range, or fields that contradict
         each other.
     """
-    resolved = _from_mapping(Config, config.to_dict(), "config")
+    resolved: Config = _from_mapping(Config, config.to_dict(), "config")
     _check_together(resolved)
     return resolved
 
@@ -283,13 +294,14 @@ def field_type(path: str) -> type:
     Raises:
       UserError: there is no such field, or it is a section.
     """
-    hint, where = Config, "config"
+    hint: Any = Config
+    where = "config"
     for name in path.split("."):
-        if not dataclasses.is_dataclass(hint):
+        if not _is_section(hint):
             raise UserError(f"{where}.{name} is unknown: {where} is a value, not a section.")
         _check_known(hint, name, where)
         hint, where = typing.get_type_hints(hint)[name], f"{where}.{name}"
-    if dataclasses.is_dataclass(hint):
+    if _is_section(hint):
         names = ", ".join(f.name for f in dataclasses.fields(hint))
         raise UserError(f"{where} is a section, not a value: set one of its fields, {names}.")
     return _plain(hint)
@@ -299,7 +311,7 @@ def lookup(table: Mapping[str, T], value: str, where: str) -> T:
     """The table's entry for a config value.
 
     Raises:
-      UserError: there is none; the message lists what there is.
+      UserError: there is none; the message lists those that exist.
     """
     if value not in table:
         raise UserError(f"{where}={value!r} is unknown: choose one of {', '.join(sorted(table))}.")
@@ -309,7 +321,7 @@ def lookup(table: Mapping[str, T], value: str, where: str) -> T:
 def _to_config_dict(record: type) -> config_dict.ConfigDict:
     out = config_dict.ConfigDict()
     for f, hint in _fields(record):
-        if dataclasses.is_dataclass(hint):
+        if _is_section(hint):
             out[f.name] = _to_config_dict(hint)
         else:
             out[f.name] = config_dict.placeholder(_plain(hint)) if f.default is None else f.default
@@ -325,7 +337,7 @@ def _from_mapping(record: type, values: Mapping[str, Any], where: str) -> Any:
     for f, hint in _fields(record):
         if f.name in values:
             child, value = f"{where}.{f.name}", values[f.name]
-            if dataclasses.is_dataclass(hint):
+            if _is_section(hint):
                 read[f.name] = _from_mapping(hint, value, child)
             else:
                 read[f.name] = _checked(value, f, hint, child)
@@ -342,7 +354,12 @@ def _check_known(record: type, name: str, where: str) -> None:
         )
 
 
-def _checked(value: Any, f: dataclasses.Field, hint: Any, where: str) -> Any:
+def _checked(value: Any, f: dataclasses.Field[Any], hint: Any, where: str) -> Any:
+    """The value of a field, a whole number as a float where the field is one.
+
+    Raises:
+      UserError: it has the wrong type, is not an allowed word, or is out of range.
+    """
     if value is None and f.default is None:
         return None
     wanted = _plain(hint)
@@ -355,7 +372,7 @@ def _checked(value: Any, f: dataclasses.Field, hint: Any, where: str) -> Any:
         raise UserError(
             f"{where}={value!r} is unknown: choose one of {', '.join(filter(None, allowed))}."
         )
-    if wanted in (int, float):
+    if isinstance(value, (int, float)) and wanted is not bool:
         low, high = f.metadata["low"], f.metadata["high"]
         if not (low <= value <= high and math.isfinite(value)):
             between = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
@@ -364,6 +381,7 @@ def _checked(value: Any, f: dataclasses.Field, hint: Any, where: str) -> Any:
 
 
 def _check_together(c: Config) -> None:
+    """Checks fields that depend on each other but on no table of names (for those: settle.py)."""
     if c.model.width % c.model.heads or (c.model.width // c.model.heads) % 2:
         raise UserError(
             f"config.model.width={c.model.width} does not split into config.model.heads="
@@ -389,13 +407,17 @@ def _check_together(c: Config) -> None:
         )
 
 
-def _fields(record: type) -> list[tuple[dataclasses.Field, Any]]:
+def _is_section(hint: Any) -> TypeGuard[type]:
+    return dataclasses.is_dataclass(hint)
+
+
+def _fields(record: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     hints = typing.get_type_hints(record)
     return [(f, hints[f.name]) for f in dataclasses.fields(record)]
 
 
 def _plain(hint: Any) -> type:
     """`float | None` -> float."""
-    if isinstance(hint, types.UnionType):
-        return next(t for t in typing.get_args(hint) if t is not types.NoneType)
-    return hint
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain: type = next(t for t in kinds if t is not types.NoneType)
+    return plain

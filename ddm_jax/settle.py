@@ -1,8 +1,8 @@
 """Settles a config: fills in every "auto" and empty option, and checks that its parts fit together.
 
-All of validity is decided here, but for single fields (config.py) and for what depends on the data
-or the devices (experiment.py): afterwards every name is a row of its table and every option that
-applies has a value.
+Whether a config is valid is decided here, once its fields have the right types and ranges
+(config.resolve). Only what depends on the data and the devices is checked later (experiment.build).
+Afterwards every name is a row of its table, and every option that applies has a value.
 """
 
 import dataclasses

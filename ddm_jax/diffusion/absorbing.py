@@ -1,4 +1,4 @@
-"""The absorbing process: a token turns into the mask and stays one (RADD, MDLM, MD4).
+"""The absorbing process: a token turns into the mask and stays masked (RADD, MDLM, MD4).
 
 q(x_t | x_0) = alpha(t) x_0 + (1 - alpha(t)) m, per token. Each masking rule comes twice: from keys,
 and as the deterministic rule under it, which takes the uniforms or the ranks.
@@ -12,20 +12,27 @@ from jax.typing import ArrayLike
 
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.diffusion.schedules import Schedule
+from ddm_jax.diffusion.schedules import NoiseSchedule, Schedule
 
 
 @dataclass(frozen=True)
-class Absorbing:
-    """Masking along a schedule; s <= t are times of any shapes that broadcast."""
+class MaskingProcess:
+    """What masking processes share, in continuous time (`Absorbing`) and in T steps (d3pm.py).
 
-    schedule: Schedule
+    s <= t are times of any shapes that broadcast.
+
+    Attributes:
+      schedule: of the noise.
+      mask_id: the id of the mask, which is V, the number of tokens.
+    """
+
+    schedule: NoiseSchedule
     mask_id: int
 
     def corrupt(
         self, keys: jax.Array, x0: jax.Array, t: jax.Array, movable: jax.Array | None = None
     ) -> jax.Array:
-        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L].
+        """Draws x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L].
 
         Positions where `movable` (bool[B, L]) is False keep their token (prompts, padding).
         """
@@ -42,26 +49,25 @@ class Absorbing:
         return self.schedule.drop(s, t) / self.schedule.one_minus_alpha(t)
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: sigma_bar(t), float[...]."""
-        return self.schedule.sigma_bar(t)
+        """The network's time input: sigma_bar(t), or in discrete time the step T t: float[...]."""
+        return self.schedule.condition(t)
 
     def prior(self, keys: jax.Array, length: int) -> jax.Array:
         """x_1: int32[B, length], masks only; keys [B]."""
         return jnp.full((*keys.shape, length), self.mask_id, jnp.int32)
 
     def reverse(
-        self,
-        keys: jax.Array,
-        xt: jax.Array,
-        logits: jax.Array,
-        s: jax.Array,
-        t: jax.Array,
+        self, keys: jax.Array, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """x_s ~ sum_x0 q(x_s | x_t, x0) p(x0 | x_t): a mask is revealed or stays one.
+        """Draws x_s ~ sum_x0 q(x_s | x_t, x0) p(x0 | x_t): a mask is revealed or stays a mask.
 
         Args:
-          keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s < t; at s = 0
-            all is revealed, also where the schedule leaves 1 - alpha(0) > 0.
+          keys: key[B].
+          xt: int32[B, L].
+          logits: float[B, L, V] of p.
+          s: float[], s < t; at s = 0 all is revealed, also where the schedule leaves
+            1 - alpha(0) > 0.
+          t: float[].
 
         Returns:
           int32[B, L].
@@ -70,6 +76,13 @@ class Absorbing:
         chance = jnp.where(s <= 0, 1.0, self.reveal(s, t))
         reveal = (xt == self.mask_id) & (uniforms(when, xt.shape[1:]) < chance)
         return jnp.where(reveal, categorical(what, logits), xt)
+
+
+@dataclass(frozen=True)
+class Absorbing(MaskingProcess):
+    """Masking in continuous time."""
+
+    schedule: Schedule
 
 
 def mask_independently(
@@ -146,5 +159,5 @@ def _masked(chosen: jax.Array, x0: jax.Array, mask_id: int, movable: jax.Array |
 
 
 def per_position(x: jax.Array) -> jax.Array:
-    """float[B] -> float[B, 1] beside arrays [B, L]; float[B, L] as it is."""
+    """float[B] -> float[B, 1], to broadcast with arrays [B, L]; float[B, L] unchanged."""
     return x if x.ndim == 2 else x[:, None]

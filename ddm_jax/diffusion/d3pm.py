@@ -8,26 +8,27 @@ over the grid is exact. What an L_vb needs of a process, per position, s < t tim
     column(xt, s, t)  q(x_t | x_s = .)
     prior_kl(x0)      KL(q(x_T | x_0) || prior)
 
-The network is told the step T t.
+The network receives the step T t as its time input.
 """
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from ddm_jax.diffusion.absorbing import Absorbing, mask_below, per_position
+from ddm_jax.diffusion.absorbing import MaskingProcess, mask_below, per_position
 from ddm_jax.diffusion.discrete_schedules import StepSchedule
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.diffusion.uniform import UniformProcess
 
 
-class D3PMAbsorbing(Absorbing):
-    """Masking; `schedule` is a StepSchedule whose last step masks all that is left."""
+@dataclass(frozen=True)
+class D3PMAbsorbing(MaskingProcess):
+    """Masking in T steps, of which the last masks all that is left."""
 
-    def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: the step T t, float[...]."""
-        return self.schedule.condition(t)
+    schedule: StepSchedule
 
     def bridge(
         self, keys: jax.Array, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
@@ -37,14 +38,12 @@ class D3PMAbsorbing(Absorbing):
         return mask_below(u, x0, self.stay_masked(s, t), self.mask_id, movable=xt == self.mask_id)
 
 
-class D3PMUniform(Uniform):
-    """Redrawing; `schedule` is a StepSchedule."""
+@dataclass(frozen=True)
+class D3PMUniform(UniformProcess):
+    """Redrawing in T steps."""
 
-    by_sequence = False
-
-    def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: the step T t, float[...]."""
-        return self.schedule.condition(t)
+    schedule: StepSchedule
+    by_sequence: ClassVar[bool] = False
 
     def bridge(
         self, keys: jax.Array, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
@@ -75,7 +74,7 @@ class D3PMUniform(Uniform):
     def reverse(
         self, keys: jax.Array, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """As that of Uniform, s <= t; over no step x_t stays, even where p rules it out."""
+        """As `UniformProcess.reverse`, s <= t; if they are one step x_t stays, even if p is 0."""
         drawn = super().reverse(keys, xt, logits, s, t)
         return jnp.where(self.schedule.same(s, t), xt, drawn)
 

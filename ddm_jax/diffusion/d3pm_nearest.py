@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.diffusion.discrete_schedules import StepSchedule, difference
-from ddm_jax.diffusion.matrices import MatrixProcess, _check_fits, _excess, _matmul
+from ddm_jax.diffusion.matrices import MatrixProcess, check_memory, kl_to_uniform, matmul_in_full
 from ddm_jax.errors import UserError
 
-MIXED = 1e-6  # what the slowest mode of the neighbour graph keeps at the end, at the least
+MIXED = 1e-6  # what the slowest mode of the neighbour graph keeps at the end, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +21,23 @@ class D3PMNearest(MatrixProcess):
     """Tokens move along a symmetric neighbour graph (D3PM appendix A.2.4): Q = exp(c R).
 
     R = -U diag(rates) U^T is the rate matrix; the steps commute, so one decomposition serves all
-    times. vectors: U, float[V, V]. rates: float64[V], from 0 up. clock: c_t, float64[T + 1].
+    times.
+
+    Attributes:
+      schedule: alpha_bar of the T steps.
+      vectors: U, float[V, V].
+      rates: float64[V], from 0 up.
+      clock: c_t for t = 0 .. T, float64[T + 1].
+      final_kl: see MatrixProcess.
     """
 
     schedule: StepSchedule
     vectors: np.ndarray
     rates: np.ndarray
     clock: np.ndarray
-    excess: np.ndarray
+    final_kl: np.ndarray
     by_sequence: ClassVar[bool] = False
-    together: ClassVar[int] = 0  # matrix products of several sequences may round in another way
+    chunk_bytes: ClassVar[int] = 0  # matrix products of several sequences may round in another way
 
     def row(self, x0: jax.Array, t: jax.Array) -> jax.Array:
         """q(x_t = . | x_0): int32[...], float[] or [...] -> float[..., V]."""
@@ -40,7 +47,7 @@ class D3PMNearest(MatrixProcess):
         """sum_x0 p(x0) q(x_t = . | x_0): float[..., V], float[] or [...] -> float[..., V]."""
         vectors = jnp.asarray(self.vectors)
         c = jnp.asarray(self.clock)[self.schedule.index(t)]
-        return self._spread(p, _matmul(p, vectors), c)
+        return self._spread(p, matmul_in_full(p, vectors), c)
 
     def column(self, xt: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
         """q(x_t | x_s = .), a row too: int32[...], float[] or [...] -> float[..., V]."""
@@ -78,7 +85,7 @@ def nearest(
     Raises:
       UserError: there is no such table, it does not fit the vocabulary, or its graph falls apart.
     """
-    _check_fits("d3pm_nearest", vocab_size, len(alpha_bar) - 1, 8 * vocab_size**2)
+    check_memory("d3pm_nearest", vocab_size, len(alpha_bar) - 1, 8 * vocab_size**2)
     if not Path(embedding).is_file():
         raise UserError(
             f"config.process.embedding={embedding!r} is not a file: config.process.name="
@@ -131,14 +138,19 @@ def neighbour_process(alpha_bar: np.ndarray, table: np.ndarray, neighbours: int)
     rates[0] = 0.0
 
     def kept(c: np.ndarray) -> np.ndarray:
-        return np.exp(-c[:, None] * rates[1:]).mean(1)
+        share: np.ndarray = np.exp(-c[:, None] * rates[1:]).mean(1)
+        return share
 
     mixed = -np.log(MIXED) / rates[1]
     clock = _solve(kept, alpha_bar, mixed)
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     last = (vectors * np.exp(-clock[-1] * rates)) @ vectors.T
     return D3PMNearest(
-        StepSchedule(alpha_bar), vectors.astype(dtype), rates, clock, _excess(np.maximum(last, 0))
+        StepSchedule(alpha_bar),
+        vectors.astype(dtype),
+        rates,
+        clock,
+        kl_to_uniform(np.maximum(last, 0)),
     )
 
 
@@ -157,7 +169,9 @@ def _neighbour_graph(table: np.ndarray, neighbours: int) -> np.ndarray:
     return graph + graph.T
 
 
-def _solve(falling: Callable, wanted: np.ndarray, highest: float) -> np.ndarray:
+def _solve(
+    falling: Callable[[np.ndarray], np.ndarray], wanted: np.ndarray, highest: float
+) -> np.ndarray:
     """The c[T + 1] in [0, highest] where falling(c) = wanted, by bisection in log c."""
     low, high = np.full(len(wanted), -60.0), np.full(len(wanted), np.log(highest))
     for _ in range(60):

@@ -1,8 +1,8 @@
 """Noise schedules of processes with T discrete steps: alpha_bar, float64[T + 1], alpha_bar[0] = 1.
 
-alpha_bar[t] is the probability that no step 1..t has redrawn the token. Plain numpy: these are
-constants, made once and rounded where they are used. Sources: D3PM (Austin et al. 2021, section 3),
-RDM (Zheng et al. 2023) whose multinomial diffusion follows Hoogeboom et al. 2021.
+alpha_bar[t] is the probability that no step 1..t has redrawn the token. The tables are plain numpy:
+they are constants, made once and rounded where they are used. Sources: D3PM (Austin et al. 2021,
+section 3), RDM (Zheng et al. 2023) whose multinomial diffusion follows Hoogeboom et al. 2021.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,11 @@ from jax.typing import ArrayLike
 
 @dataclass(frozen=True, eq=False)
 class StepSchedule:
-    """alpha_bar, float64[T + 1], asked for as a continuous Schedule is: times round to the grid."""
+    """The noise schedule of a process in T steps, as a NoiseSchedule: times round to the grid.
+
+    Attributes:
+      alpha_bar: float64[T + 1].
+    """
 
     alpha_bar: np.ndarray
 
@@ -46,15 +50,14 @@ class StepSchedule:
         return self.index(s) == self.index(t)
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: its step, float[...]."""
+        """The network's time input in discrete time: the step T t, float[...]."""
         return self.index(t).astype(float)
 
 
 def difference(table: np.ndarray, i: jax.Array, j: jax.Array) -> jax.Array:
     """table[i] - table[j] of a float64 table, as accurate in float32 as its result can be."""
-    high = table.astype(np.float32).astype(np.float64)
-    low = table - high
-    high, low = jnp.asarray(high), jnp.asarray(low)
+    rounded = table.astype(np.float32).astype(np.float64)
+    high, low = jnp.asarray(rounded), jnp.asarray(table - rounded)
     return (high[i] - high[j]) + (low[i] - low[j])
 
 
@@ -89,7 +92,8 @@ def rdm_cosine(steps: int) -> np.ndarray:
 
 def rdm_cosine_old(steps: int) -> np.ndarray:
     """The square root of rdm_cosine's clipped steps (RDM)."""
-    return np.sqrt(rdm_cosine(steps))
+    alpha_bar: np.ndarray = np.sqrt(rdm_cosine(steps))
+    return alpha_bar
 
 
 def rdm_sqrt(steps: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
 
@@ -17,6 +18,7 @@ from ddm_jax.diffusion.absorbing import per_position
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.diffusion.schedules import Schedule
+from ddm_jax.diffusion.uniform import uniform_tokens
 
 # the published floor: with it every token can become every other, and logarithms stay finite
 LEAST_UNIFORM = 2e-9
@@ -41,7 +43,9 @@ class Hybrid:
         clean, masked = self.schedule.alpha(t), self.schedule.one_minus_alpha(t)
         return clean, masked, self.strength * jnp.sqrt(clean) * jnp.sqrt(masked)
 
-    def transition(self, s: ArrayLike, t: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def transition(
+        self, s: jax.Array | float, t: ArrayLike
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The law of x_t given x_s: the chances to stay, to be masked, to be redrawn; s <= t.
 
         They sum to 1. At s = 0 nothing is noise yet, whatever alpha(0) is.
@@ -59,7 +63,7 @@ class Hybrid:
     def corrupt(
         self, keys: jax.Array, x0: jax.Array, t: jax.Array, movable: jax.Array | None = None
     ) -> jax.Array:
-        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L].
+        """Draws x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L].
 
         Positions where `movable` (bool[B, L]) is False keep their token (prompts, padding).
         """
@@ -68,8 +72,8 @@ class Hybrid:
         return xt if movable is None else jnp.where(movable, xt, x0)
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: sigma_bar(t), float[...]."""
-        return self.schedule.sigma_bar(t)
+        """The network's time input: sigma_bar(t), float[...]."""
+        return self.schedule.condition(t)
 
     def prior(self, keys: jax.Array, length: int) -> jax.Array:
         """x_1: int32[B, length], masked as often as q(x_1 | x_0), else uniform; key[B].
@@ -84,7 +88,7 @@ class Hybrid:
         """KL(q(x_1 | x_0) || prior), which no network changes: float[], nats per token."""
         clean, _, redrawn = self.levels(1.0)
         each = redrawn / self.vocab_size
-        tokens = jnp.maximum(clean + redrawn, jnp.finfo(each.dtype).tiny)  # 0 if all are masks
+        tokens = jnp.maximum(clean + redrawn, np.finfo(each.dtype).tiny)  # 0 if all are masks
         at_x0 = xlogy(clean + each, (clean + each) / tokens * self.vocab_size)
         return (at_x0 + xlogy(redrawn - each, redrawn / tokens)) / (1 + redrawn)
 
@@ -93,7 +97,7 @@ class Hybrid:
     ) -> jax.Array:
         """log q(x_s | x_t, x_0 = p) up to a constant, the mask last: float[B, L, V + 1].
 
-        As Uniform.reverse_logits: p is what the network says from the other positions.
+        As Uniform.reverse_logits: p is the network's prediction from the other positions.
         """
         clean, masked, redrawn = self._start(s)
         p = jax.nn.softmax(logits, axis=-1)
@@ -107,17 +111,21 @@ class Hybrid:
     def reverse(
         self, keys: jax.Array, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """x_s ~ q(x_s | x_t, x_0 = p); no mask is left at s = 0.
+        """Draws x_s ~ q(x_s | x_t, x_0 = p); no mask is left at s = 0.
 
         Args:
-          keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s < t.
+          keys: key[B].
+          xt: int32[B, L].
+          logits: float[B, L, V] of p.
+          s: float[], s < t.
+          t: float[].
 
         Returns:
           int32[B, L].
         """
         return categorical(keys, self.reverse_logits(xt, logits, s, t))
 
-    def _start(self, s: ArrayLike) -> tuple[jax.Array, ...]:
+    def _start(self, s: jax.Array | float) -> tuple[jax.Array, ...]:
         """`levels`, but without noise at s = 0."""
         nothing = (1.0, 0.0, 0.0)
         return tuple(jnp.where(s <= 0, *x) for x in zip(nothing, self.levels(s), strict=True))
@@ -129,6 +137,6 @@ class Hybrid:
         when, whether, what = jnp.moveaxis(
             jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0
         )
-        draw = jax.vmap(lambda key: jax.random.randint(key, x.shape[1:], 0, self.vocab_size))
-        token = jnp.where(uniforms(whether, x.shape[1:]) < redrawn, draw(what), x)
+        drawn = uniform_tokens(what, x.shape[1], self.vocab_size)
+        token = jnp.where(uniforms(whether, x.shape[1:]) < redrawn, drawn, x)
         return jnp.where(uniforms(when, x.shape[1:]) < masked, self.vocab_size, token)

@@ -1,10 +1,11 @@
-"""D3PM in T steps with matrices: discretised Gaussian and nearest neighbours (Austin et al. 2021).
+"""What D3PM's processes with matrices share (Austin et al. 2021): Gaussian and nearest neighbours.
 
-The interface is that of d3pm.py. Both have doubly stochastic steps, so that x_T is uniform in the
-limit and the prior is uniform. No [T, V, V] is held but the Gaussian's, whose products have no
-closed form; what does not fit ends in a UserError.
+The interface is process.StepProcess. Both have doubly stochastic steps, so that x_T is uniform in
+the limit and the prior is uniform. Only the Gaussian holds a [T, V, V] array, its products, which
+have no closed form; a process that does not fit into memory ends in a UserError.
 """
 
+import abc
 import math
 from typing import ClassVar
 
@@ -14,28 +15,47 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ddm_jax.diffusion.categorical import categorical
+from ddm_jax.diffusion.discrete_schedules import StepSchedule
+from ddm_jax.diffusion.uniform import uniform_tokens
 from ddm_jax.errors import UserError
 
 LIMIT = 2**31  # bytes of matrices that a process may hold
 
 
-class MatrixProcess:
-    """What both share; `schedule` (a Steps) and `excess`, float[V], are theirs.
+class MatrixProcess(abc.ABC):
+    """What processes with matrices share.
 
-    excess: KL(q(x_T | x_0 = v) || uniform). together: bytes of laws, in float32, that `corrupt`
-    holds at once, or 0 for those of one sequence.
+    Attributes:
+      schedule: alpha_bar of the T steps.
+      final_kl: KL(q(x_T | x_0 = v) || uniform) of each token v, float[V].
+      chunk_bytes: bytes of laws, in float32, that `corrupt` holds at once; 0 for those of one
+        sequence.
     """
 
-    together: ClassVar[int]
+    schedule: StepSchedule
+    final_kl: np.ndarray
+    chunk_bytes: ClassVar[int]
+
+    @abc.abstractmethod
+    def row(self, x0: jax.Array, t: jax.Array) -> jax.Array:
+        """q(x_t = . | x_0): int32[...] -> float[..., V]."""
+
+    @abc.abstractmethod
+    def marginal(self, p: jax.Array, t: jax.Array) -> jax.Array:
+        """sum_x0 p(x_0) q(x_t = . | x_0): float[..., V] -> float[..., V]."""
+
+    @abc.abstractmethod
+    def column(self, xt: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
+        """q(x_t | x_s = .): int32[...] -> float[..., V]."""
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: the step T t, float[...]."""
+        """The network's time input: the step T t, float[...]."""
         return self.schedule.condition(t)
 
     def corrupt(
         self, keys: jax.Array, x0: jax.Array, t: jax.Array, movable: jax.Array | None = None
     ) -> jax.Array:
-        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] -> int32[B, L].
+        """Draws x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] -> int32[B, L].
 
         In chunks: the laws of all positions at once would be [B, L, V]. Positions where `movable`
         (bool[B, L]) is False keep their token.
@@ -49,8 +69,8 @@ class MatrixProcess:
             """[B, ...] -> [chunks, B / chunks, ...], with rows of every device in each chunk."""
             return jnp.swapaxes(x.reshape(-1, chunks, *x.shape[1:]), 0, 1)
 
-        size, laws = len(x0), 4 * x0.size * len(self.excess)
-        least = min(size, math.ceil(laws / self.together)) if self.together else size
+        size, laws = len(x0), 4 * x0.size * len(self.final_kl)
+        least = min(size, math.ceil(laws / self.chunk_bytes)) if self.chunk_bytes else size
         chunks = next(n for n in range(least, size + 1) if size % n == 0)
         drawn = jax.lax.map(lambda chunk: of_sequence(*chunk), jax.tree.map(split, (keys, x0, t)))
         xt = jnp.swapaxes(drawn, 0, 1).reshape(x0.shape)
@@ -58,22 +78,25 @@ class MatrixProcess:
 
     def prior(self, keys: jax.Array, length: int) -> jax.Array:
         """x_1: int32[B, length], uniform over the vocabulary; key[B]."""
-        size = len(self.excess)
-        return jax.vmap(lambda key: jax.random.randint(key, (length,), 0, size))(keys)
+        return uniform_tokens(keys, length, len(self.final_kl))
 
     def prior_kl(self, x0: jax.Array) -> jax.Array:
         """KL(q(x_T | x_0) || uniform): int32[...] -> float[...]."""
-        return jnp.asarray(self.excess)[x0]
+        return jnp.asarray(self.final_kl)[x0]
 
     def reverse(
         self, keys: jax.Array, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """x_s ~ q(x_t | x_s) sum_x0 q(x_s | x_0) p(x_0), normalised (D3PM eq. 4).
+        """Draws x_s ~ q(x_t | x_s) sum_x0 q(x_s | x_0) p(x_0), normalised (D3PM eq. 4).
 
-        Over no step x_t stays, even where p rules it out.
+        If s and t are one step x_t stays, even where p is 0.
 
         Args:
-          keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s <= t.
+          keys: key[B].
+          xt: int32[B, L].
+          logits: float[B, L, V] of p.
+          s: float[], s <= t.
+          t: float[].
 
         Returns:
           int32[B, L].
@@ -81,27 +104,31 @@ class MatrixProcess:
         of_xs = self.marginal(jax.nn.softmax(logits, axis=-1), s)
         to_xt = self.column(xt, s, t)
         # what p allows may be so far from x_t that the way there rounds to 0; it is not impossible
-        to_xt = jnp.maximum(to_xt, jnp.finfo(to_xt.dtype).tiny)
+        to_xt = jnp.maximum(to_xt, np.finfo(to_xt.dtype).tiny)
         drawn = categorical(keys, jnp.log(of_xs) + jnp.log(to_xt))
         return jnp.where(self.schedule.same(s, t), xt, drawn)
 
 
-def _beta(alpha_bar: np.ndarray) -> np.ndarray:
-    """beta_1 .. beta_T of alpha_bar."""
-    return (alpha_bar[:-1] - alpha_bar[1:]) / alpha_bar[:-1]
+def kl_to_uniform(rows: np.ndarray) -> np.ndarray:
+    """KL(row || uniform) of each row, nats: float64[V, V] -> float64[V]."""
+    kl: np.ndarray = (rows * np.log(np.where(rows > 0, rows * len(rows), 1))).sum(1)
+    return kl
 
 
-def _excess(last: np.ndarray) -> np.ndarray:
-    """KL(row || uniform) of each row, float64[V, V] -> float64[V]."""
-    return (last * np.log(np.where(last > 0, last * len(last), 1))).sum(1)
+def matmul_in_full(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x @ y in the full precision of the dtype.
 
-
-def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x @ y without tensor cores' shorter numbers, which would blur small probabilities."""
+    Tensor cores' shorter numbers would blur small probabilities.
+    """
     return jnp.matmul(x, y, precision="highest")
 
 
-def _check_fits(name: str, vocab_size: int, steps: int, size: int) -> None:
+def check_memory(name: str, vocab_size: int, steps: int, size: int) -> None:
+    """Refuses a process whose matrices would take `size` bytes, if they are above LIMIT.
+
+    Raises:
+      UserError: they are.
+    """
     if size > LIMIT:
         raise UserError(
             f"config.process.name={name!r} would hold {size / 2**30:.1f} GiB of matrices for "

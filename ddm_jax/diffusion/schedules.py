@@ -8,7 +8,7 @@ of the other.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +21,49 @@ from ddm_jax.errors import UserError
 Curve = Callable[[ArrayLike], jax.Array]
 
 
+class NoiseSchedule(Protocol):
+    """What processes ask of a noise schedule, continuous (Schedule) or in T steps (StepSchedule).
+
+    All are elementwise; s <= t are times in [0, 1] of any shapes that broadcast.
+    """
+
+    def alpha(self, t: ArrayLike, /) -> jax.Array:
+        """The probability that a token is still clean."""
+        ...
+
+    def one_minus_alpha(self, t: ArrayLike, /) -> jax.Array:
+        """Its complement, accurate where alpha is close to 1."""
+        ...
+
+    def drop(self, s: ArrayLike, t: ArrayLike) -> jax.Array:
+        """alpha(s) - alpha(t)."""
+        ...
+
+    def condition(self, t: ArrayLike) -> jax.Array:
+        """The number that the network receives as its time input."""
+        ...
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """What a loss or a sampler asks of a noise schedule; equal and hashed by name and parameters.
+    """A continuous noise schedule; equal and hashed by name and parameters.
 
     Every function is elementwise over t[...] in [0, 1] and works in the dtype of t. Against float64
-    at the same t their relative error in float32 is below 1e-5 on [1e-4, 1] (a test holds them to
-    it). `weight` diverges at t = 0 where alpha(0) = 1, and so wants t > 0; `sigma_bar` and `rate`
-    are infinite where alpha = 0, which is at t = 1 with eps = 0 only.
+    at the same t their relative error in float32 is below 1e-5 on [1e-4, 1] (a test checks it).
 
-    alpha: probability that a token is still clean.
-    one_minus_alpha: its complement, accurate where alpha is close to 1.
-    sigma_bar: total noise, -log alpha.
-    rate: sigma(t) = d sigma_bar / dt, not negative.
-    weight: -alpha'(t) / (1 - alpha(t)) = rate / expm1(sigma_bar), the factor of the cross entropy
-        at masked positions (t-DCE in RADD, the continuous-time bound of MDLM and MD4).
-    time: the inverse, sigma_bar[...] -> t[...]. Its absolute error is that of sigma_bar over rate:
-        1e-6 in float32, but 1e-5 where alpha is flat at t = 1 (cosine, mdlm_cosine_squared).
+    Attributes:
+      name: of its row in SCHEDULES.
+      parameters: its options, (name, value) each.
+      alpha: probability that a token is still clean.
+      one_minus_alpha: its complement, accurate where alpha is close to 1.
+      sigma_bar: total noise, -log alpha; infinite where alpha = 0, which is at t = 1 with eps = 0
+        only.
+      rate: sigma(t) = d sigma_bar / dt, not negative; infinite where sigma_bar is.
+      weight: -alpha'(t) / (1 - alpha(t)) = rate / expm1(sigma_bar), the factor of the cross entropy
+        at masked positions (t-DCE in RADD, the continuous-time bound of MDLM and MD4). It diverges
+        at t = 0 where alpha(0) = 1, and so needs t > 0.
+      time: the inverse, sigma_bar[...] -> t[...]. Its absolute error is that of sigma_bar over
+        rate: 1e-6 in float32, but 1e-5 where alpha is flat at t = 1 (cosine, mdlm_cosine_squared).
     """
 
     name: str
@@ -55,6 +81,10 @@ class Schedule:
         m_s, m_t = self.one_minus_alpha(s), self.one_minus_alpha(t)
         return jnp.where(m_t < 0.5, m_t - m_s, self.alpha(s) - self.alpha(t))
 
+    def condition(self, t: ArrayLike) -> jax.Array:
+        """The network's time input in continuous time: sigma_bar(t), float[...]."""
+        return self.sigma_bar(t)
+
 
 def grid(schedule: Schedule, steps: int) -> np.ndarray:
     """alpha at t = i / steps, i = 0..steps: numpy float64[steps + 1].
@@ -67,19 +97,28 @@ def grid(schedule: Schedule, steps: int) -> np.ndarray:
 
 
 class _Shape(NamedTuple):
-    """A fall c(t) from c(0) = 1 to c(1) = 0, each function accurate where its value is small."""
+    """A curve c(t) that falls from c(0) = 1 to c(1) = 0.
 
-    clean: Curve  # c(t)
-    noisy: Curve  # 1 - c(t)
-    slope: Curve  # -c'(t)
-    time: Callable[[jax.Array, jax.Array], jax.Array]  # (c, 1 - c) -> t
+    Each function is accurate where its value is small.
+
+    Attributes:
+      clean: c(t).
+      noisy: 1 - c(t).
+      slope: -c'(t).
+      time: the inverse, (c, 1 - c) -> t.
+    """
+
+    clean: Callable[[jax.Array], jax.Array]
+    noisy: Callable[[jax.Array], jax.Array]
+    slope: Callable[[jax.Array], jax.Array]
+    time: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def _sin(t: ArrayLike) -> jax.Array:
+def _sin(t: jax.Array) -> jax.Array:
     return jnp.sin(jnp.pi / 2 * t)
 
 
-def _cos(t: ArrayLike) -> jax.Array:
+def _cos(t: jax.Array) -> jax.Array:
     # 1 - t is exact close to t = 1, where cos(pi t / 2) would amplify the rounding of pi t / 2
     return _sin(1 - t)
 
@@ -143,8 +182,8 @@ def _squeezed(name: str, shape: _Shape, floor: float, gap: float, **parameters: 
 
     def time(sigma_bar: ArrayLike) -> jax.Array:
         # rounding may step over the ends of the shape, whose square roots would then be nan
-        c = jnp.clip((jnp.exp(-sigma_bar) - floor) / span, 0, 1)
-        d = jnp.clip((-jnp.expm1(-sigma_bar) - gap) / span, 0, 1)
+        c = jnp.clip((jnp.exp(jnp.negative(sigma_bar)) - floor) / span, 0, 1)
+        d = jnp.clip((-jnp.expm1(jnp.negative(sigma_bar)) - gap) / span, 0, 1)
         return shape.time(c, d)
 
     return Schedule(

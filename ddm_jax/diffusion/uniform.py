@@ -13,20 +13,25 @@ from jax.typing import ArrayLike
 from ddm_jax.diffusion.absorbing import per_position
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.diffusion.schedules import Schedule
+from ddm_jax.diffusion.schedules import NoiseSchedule, Schedule
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """Redrawing along a schedule, over `vocab_size` tokens."""
+class UniformProcess:
+    """What redrawing processes share, in continuous time (`Uniform`) and in T steps (d3pm.py).
 
-    schedule: Schedule
+    Attributes:
+      schedule: of the noise.
+      vocab_size: V, the number of tokens to redraw from.
+    """
+
+    schedule: NoiseSchedule
     vocab_size: int
 
     def corrupt(
         self, keys: jax.Array, x0: jax.Array, t: jax.Array, movable: jax.Array | None = None
     ) -> jax.Array:
-        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L].
+        """Draws x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L].
 
         Positions where `movable` (bool[B, L]) is False keep their token (prompts, padding).
         """
@@ -36,28 +41,21 @@ class Uniform:
         return jnp.where(redrawn, self.prior(what, x0.shape[1]), x0)
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time: sigma_bar(t), float[...]."""
-        return self.schedule.sigma_bar(t)
+        """The network's time input: sigma_bar(t), or in discrete time the step T t: float[...]."""
+        return self.schedule.condition(t)
 
     def prior(self, keys: jax.Array, length: int) -> jax.Array:
         """x_1: int32[B, length], uniform over the vocabulary; key[B]."""
-        draw = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, self.vocab_size))
-        return draw(keys)
-
-    def prior_kl(self) -> jax.Array:
-        """KL(q(x_1 | x_0) || prior), which no network changes: float[], nats per token."""
-        clean = self.schedule.alpha(1.0)
-        each = self.schedule.one_minus_alpha(1.0) / self.vocab_size
-        return jnp.log1p(-clean) + (clean + each) * jnp.log1p(clean / each)
+        return uniform_tokens(keys, length, self.vocab_size)
 
     def reverse_logits(
         self, xt: jax.Array, logits: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
         """log q(x_s | x_t, x_0 = p) up to a constant, as `reverse` draws it: float[B, L, V].
 
-        Proportional to q(x_t | x_s) sum_x0 q(x_s | x_0) p(x_0), where p is what the network says of
-        x_0 from the OTHER positions: then, and only then, this is the law of x_s given all of x_t
-        (UDLM eq. 15, D3PM eq. 4).
+        Proportional to q(x_t | x_s) sum_x0 q(x_s | x_0) p(x_0), where p is the network's prediction
+        of x_0 from the OTHER positions: then, and only then, this is the law of x_s given all of
+        x_t (UDLM eq. 15, D3PM eq. 4).
         """
         p = jax.nn.softmax(logits, axis=-1)
         noise = jnp.where(s <= 0, 0.0, self.schedule.one_minus_alpha(s))
@@ -73,8 +71,11 @@ class Uniform:
         """x_s ~ q(x_s | x_t, x_0 = p) of `reverse_logits`.
 
         Args:
-          keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s < t; at s = 0
-            no noise is left, whatever alpha(0) is.
+          keys: key[B].
+          xt: int32[B, L].
+          logits: float[B, L, V] of p.
+          s: float[], s < t; at s = 0 no noise is left, whatever alpha(0) is.
+          t: float[].
 
         Returns:
           int32[B, L].
@@ -86,3 +87,25 @@ class Uniform:
         alpha_s = jnp.where(s <= 0, 1.0, self.schedule.alpha(s))
         drop = jnp.where(s <= 0, self.schedule.one_minus_alpha(t), self.schedule.drop(s, t))
         return self.schedule.alpha(t) / alpha_s, drop / alpha_s
+
+
+@dataclass(frozen=True)
+class Uniform(UniformProcess):
+    """Redrawing in continuous time."""
+
+    schedule: Schedule
+
+    def prior_kl(self) -> jax.Array:
+        """KL(q(x_1 | x_0) || prior), which no network changes: float[], nats per token."""
+        clean = self.schedule.alpha(1.0)
+        each = self.schedule.one_minus_alpha(1.0) / self.vocab_size
+        return jnp.log1p(-clean) + (clean + each) * jnp.log1p(clean / each)
+
+
+def uniform_tokens(keys: jax.Array, length: int, vocab_size: int) -> jax.Array:
+    """Tokens drawn uniformly from 0 .. vocab_size - 1: key[B] -> int32[B, length]."""
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, (length,), 0, vocab_size)
+
+    return jax.vmap(draw)(keys)

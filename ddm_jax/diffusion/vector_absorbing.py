@@ -1,11 +1,11 @@
 """Masking with a schedule for each token: GenMD4 (Shi et al. 2024, arXiv:2406.04329, section 6).
 
 alpha_v(t) = 1 - (1 - eps) t^{w_v} for token v: a token of large w is masked late, and so revealed
-early. The w are learnt; in parameters they stand as softplus^{-1}(w).
+early. The w are learnt; the parameters hold softplus^{-1}(w).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,12 @@ EPS = 1e-4  # alpha_v(1), as in the published code: alpha(1) = 0 has no logarith
 
 @dataclass(frozen=True)
 class VectorAbsorbing:
-    """Masking along t^w. w: float[V]. base: the process that tells the network of the time."""
+    """Masking along t^w.
+
+    Attributes:
+      base: the process that gives the network its time input, and the prior.
+      w: float[V], the powers.
+    """
 
     base: Absorbing
     w: jax.Array
@@ -33,7 +38,7 @@ class VectorAbsorbing:
     def corrupt(
         self, keys: jax.Array, x0: jax.Array, t: jax.Array, movable: jax.Array | None = None
     ) -> jax.Array:
-        """x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L]."""
+        """Draws x_t ~ q(x_t | x_0): key[B], int32[B, L], float[B] or [B, L] -> int32[B, L]."""
         probability = jnp.exp(self.log_masked(x0, t))
         return mask_independently(keys, x0, probability, self.mask_id, movable=movable)
 
@@ -47,7 +52,7 @@ class VectorAbsorbing:
         return jnp.log(EPS * jnp.exp(log_power) - jnp.expm1(log_power))
 
     def condition(self, t: ArrayLike) -> jax.Array:
-        """What the network is told of the time, float[...]."""
+        """The network's time input, float[...]."""
         return self.base.condition(t)
 
     def prior(self, keys: jax.Array, length: int) -> jax.Array:
@@ -60,8 +65,11 @@ class VectorAbsorbing:
         """x_s: a mask turns into v with probability p_v (alpha_v(s) - alpha_v(t))/(1 - alpha_v(t)).
 
         Args:
-          keys: key[B]. xt: int32[B, L]. logits: float[B, L, V] of p. s, t: float[], s < t; at s = 0
-            all is revealed.
+          keys: key[B].
+          xt: int32[B, L].
+          logits: float[B, L, V] of p.
+          s: float[], s < t; at s = 0 all is revealed.
+          t: float[].
 
         Returns:
           int32[B, L].
@@ -75,7 +83,7 @@ class VectorAbsorbing:
         return jnp.where(reveal, categorical(what, log_p), xt)
 
 
-def with_learnt_powers(process: Absorbing, learnt: dict[str, Any]) -> VectorAbsorbing:
+def with_learnt_powers(process: Absorbing, learnt: Mapping[str, jax.Array]) -> VectorAbsorbing:
     """The process whose w an objective has learnt, {"raw_power": float[V]}."""
     return VectorAbsorbing(process, jax.nn.softplus(learnt["raw_power"]))
 

@@ -4,21 +4,20 @@ Autoregressive over blocks, absorbing diffusion within each: block size 1 is an 
 model, block size L is MDLM. All blocks are trained in one pass over [x_t, x_0] (section 3.2).
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, random_ranks
 from ddm_jax.diffusion.attention_masks import block_diffusion
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.objectives.masked import masked_cross_entropy
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise
 
 
 def bd3lm(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     noise: Noise,
     process: Absorbing,
@@ -49,8 +48,8 @@ def bd3lm(
 
 
 def bd3lm_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,

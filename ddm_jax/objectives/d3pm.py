@@ -12,7 +12,6 @@ The term of t = 1 is the KL too, its posterior being certain of x0.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing
 from ddm_jax.diffusion.process import StepProcess
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout, take_logit
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
@@ -30,8 +30,8 @@ FLOOR = 1e-30  # of probabilities that are divided by or whose log is taken
 
 
 def d3pm(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     noise: Noise,
     process: D3PMProcess,
@@ -43,8 +43,8 @@ def d3pm(
 
 
 def d3pm_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,
@@ -78,7 +78,7 @@ def d3pm_at(
 
 
 def d3pm_ce(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: D3PMProcess
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: D3PMProcess
 ) -> LossOutput:
     """E_t sum_i -log p(x0_i | x_t), t uniform on 1..T, all valid tokens. Stands for no bound."""
     xt, t = _draw(batch, noise, process)
@@ -86,8 +86,8 @@ def d3pm_ce(
 
 
 def d3pm_ce_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,
@@ -110,13 +110,16 @@ def _kl(
     """(KL of one step, cross entropy of x0), each float[b, L]."""
     if not process.by_sequence:
         reduce = functools.partial(step_kl, process)
-        return readout.read(reduce, x0, xt, jnp.broadcast_to(t[:, None], x0.shape))
+        kl, ce = readout.read(reduce, x0, xt, jnp.broadcast_to(t[:, None], x0.shape))
+        return kl, ce
 
     def of_sequence(readout: Readout, x0: Array, xt: Array, t: Array) -> tuple[Array, Array]:
         reduce = functools.partial(step_kl, process, t=t)
-        return jax.tree.map(lambda x: x[0], readout.read(reduce, x0[None], xt[None]))
+        kl, ce = readout.read(reduce, x0[None], xt[None])
+        return kl[0], ce[0]
 
-    return readout.by_sequence(of_sequence, x0, xt, t)
+    kl, ce = readout.by_sequence(of_sequence, x0, xt, t)
+    return kl, ce
 
 
 def step_kl(

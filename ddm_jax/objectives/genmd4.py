@@ -10,7 +10,6 @@ REINFORCE with two draws, each the baseline of the other (leave-one-out).
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from ddm_jax.diffusion.vector_absorbing import (
     equal_powers,
     with_learnt_powers,
 )
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import take_logit
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, share, uniform_time
 
@@ -34,7 +34,7 @@ def init(key: Array, process: Absorbing, power: float = 1.0) -> dict[str, Array]
 
 
 def genmd4(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """GenMD4's loss with both its corruptions drawn. Optimises a bound on -log p(x0)."""
     vector = with_learnt_powers(process, params["objective"])
@@ -45,8 +45,8 @@ def genmd4(
 
 
 def genmd4_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     x1: Array,
     x2: Array,
@@ -81,7 +81,7 @@ def genmd4_at(
 
 
 def diffusion_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, vector: VectorAbsorbing
+    apply: Apply, params: Params, batch: Batch, xt: Array, t: Array, vector: VectorAbsorbing
 ) -> tuple[Array, Array]:
     """(the diffusion term float[b], which valid positions are masked bool[b, L])."""
     w, masked = vector.w, (xt == vector.mask_id) & batch["valid"]

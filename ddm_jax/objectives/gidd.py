@@ -7,12 +7,11 @@ with a = 1 - tau and c = B sqrt(tau a) (diffusion/hybrid.py),
     tau a w = 1 at a mask, 1/2 at a wrong token, c / (2 (V a + c)) at x_0.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.hybrid import Hybrid
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
 from ddm_jax.objectives.udlm import divergence, noised
 
@@ -20,8 +19,8 @@ WEIGHTINGS = ("dynamic", "clamped", "elbo")
 
 
 def gidd(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     noise: Noise,
     process: Hybrid,
@@ -40,8 +39,8 @@ def gidd(
 
 
 def gidd_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,

@@ -1,16 +1,15 @@
 """What the losses of masked diffusion share: cross entropy at the masks, times some weight."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.schedules import Schedule, grid
+from ddm_jax.models.readout import Readout
 from ddm_jax.objectives.signature import Batch, LossOutput, share
 
 
 def masked_cross_entropy(
-    readout: Any, batch: Batch, xt: Array, mask_id: int, weight: Array
+    readout: Readout, batch: Batch, xt: Array, mask_id: int, weight: Array
 ) -> LossOutput:
     """sum_masked -weight log p(x0_i given xt), as loss and as bound; weight float[b] or [b, L].
 

@@ -4,20 +4,19 @@ The loss of MDLM with t from all of (0, 1): MD4's schedules keep alpha within [e
 that no weight diverges. What eps cuts off is paid for, and the three terms are a bound.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.mdlm import mdlm_at
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise
 
 
 def md4(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     noise: Noise,
     process: Absorbing,
@@ -33,8 +32,8 @@ def md4(
 
 
 def md4_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,
@@ -52,5 +51,5 @@ def md4_at(
     start, end, vocab = (jnp.asarray(x, t.dtype) for x in (0, 1, process.mask_id))
     reconstruction = n * schedule.one_minus_alpha(start) * jnp.log(vocab)
     prior = n * schedule.alpha(end) * jnp.log(vocab)
-    bound = diffusion.bound + reconstruction + prior
+    bound = diffusion.loss + reconstruction + prior  # the loss is the bound of this term
     return LossOutput(bound, bound, diffusion.metrics)

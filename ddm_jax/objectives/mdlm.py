@@ -9,20 +9,19 @@ which no schedule changes in expectation, or its counterpart in T steps. A bound
 -log p(x0), but for what is cut off: t below 1e-3, and the alpha(1) that a schedule leaves.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_independently
 from ddm_jax.diffusion.schedules import Schedule
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.objectives.masked import masked_cross_entropy, on_grid, time_weight
 from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise, uniform_time
 
 
 def mdlm(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     noise: Noise,
     process: Absorbing,
@@ -45,8 +44,8 @@ def mdlm(
 
 
 def mdlm_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,
@@ -70,7 +69,7 @@ def importance_noise(u: Array, schedule: Schedule) -> Array:
 
 
 def mdlm_importance_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, log_m: Array, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, xt: Array, log_m: Array, process: Absorbing
 ) -> LossOutput:
     """The loss at times drawn by `importance_noise`, log_m = log(1 - alpha(t)) float[b].
 

@@ -5,29 +5,26 @@ by the pseudo-log-likelihood (Besag 1975; Salazar et al. 2020, arXiv:1910.14659)
 comparable with a bound: each token is predicted from all others, later ones too.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import uniforms
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.objectives.masked import masked_cross_entropy
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share
 
 SELECTED, MASKED, REDRAWN = 0.15, 0.8, 0.1  # of the positions; of the selected ones
 
 
-def mlm(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
-) -> LossOutput:
+def mlm(apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing) -> LossOutput:
     """BERT's masked language modelling (section 3.1). Optimises cross entropy, no bound."""
     xt, selected = select(noise.keys, batch["tokens"], batch["valid"], process.mask_id)
     return mlm_at(apply, params, batch, xt, selected)
 
 
-def mlm_at(apply: Callable, params: dict, batch: Batch, xt: Array, selected: Array) -> LossOutput:
+def mlm_at(apply: Apply, params: Params, batch: Batch, xt: Array, selected: Array) -> LossOutput:
     """(1 / 0.15) sum_selected -log p(x0_i given x_t): xt int32[b, L], selected bool[b, L].
 
     The factor makes it nats per sequence: in expectation, the sum over all n tokens of the cross
@@ -53,7 +50,7 @@ def select(keys: Array, x0: Array, valid: Array, mask_id: int) -> tuple[Array, A
 
 
 def mlm_pseudo(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """sum_i -log p(x_i given all others), estimated at one random position for each sequence."""
     valid = batch["valid"]
@@ -65,7 +62,7 @@ def mlm_pseudo(
 
 
 def mlm_pseudo_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, xt: Array, process: Absorbing
 ) -> LossOutput:
     """n (-log p(x_i given all others)) at the one position i that is masked in xt int32[b, L]."""
     weight = batch["valid"].sum(axis=1)

@@ -11,19 +11,18 @@ drawn. In expectation they are equal, up to the truncation of t at 1e-3 (section
 Each comes as the objective, which draws the corruption, and as `*_at`, which is given it.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, mask_exactly, mask_independently
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import token_nats
 from ddm_jax.objectives.masked import masked_cross_entropy
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
 def t_dse(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """Denoising score entropy over time (RADD eq. 3.4). Optimises a bound on -log p(x0)."""
     t = uniform_time(noise.u)
@@ -32,7 +31,7 @@ def t_dse(
 
 
 def t_dse_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, xt: Array, t: Array, process: Absorbing
 ) -> LossOutput:
     """sigma(t) sum_masked [sum_y s_y - r log s_x0 + r (log r - 1)], r = 1/(e^sigma_bar - 1).
 
@@ -52,7 +51,7 @@ def t_dse_at(
 
 
 def t_dce(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """Denoising cross entropy over time (RADD eq. 3.5). Optimises a bound on -log p(x0)."""
     t = uniform_time(noise.u)
@@ -61,7 +60,7 @@ def t_dce(
 
 
 def t_dce_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, xt: Array, t: Array, process: Absorbing
 ) -> LossOutput:
     """sigma(t) / (e^sigma_bar(t) - 1) sum_masked -log p(x0_i given x_t), t float[b].
 
@@ -73,7 +72,7 @@ def t_dce_at(
 
 
 def lambda_dce(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """Cross entropy over the mask ratio lambda (RADD eq. 3.6). Optimises a bound on -log p(x0)."""
     lam = noise.u
@@ -83,14 +82,14 @@ def lambda_dce(
 
 
 def lambda_dce_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, lam: Array, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, xt: Array, lam: Array, process: Absorbing
 ) -> LossOutput:
     """(1 / lambda) sum_masked -log p(x0_i given x_lambda), lambda float[b]."""
     return masked_cross_entropy(apply(params, xt), batch, xt, process.mask_id, 1 / lam)
 
 
 def any_order(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """Any-order autoregression (RADD eq. 3.7). Optimises a bound on -log p(x0)."""
     n = batch["valid"].sum(axis=1)
@@ -100,7 +99,7 @@ def any_order(
 
 
 def any_order_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, k: Array, process: Absorbing
+    apply: Apply, params: Params, batch: Batch, xt: Array, k: Array, process: Absorbing
 ) -> LossOutput:
     """(n / k) sum_masked -log p(x0_i given the n - k others), k int32[b] in 1..n."""
     weight = batch["valid"].sum(axis=1) / jnp.maximum(k, 1)

@@ -18,11 +18,13 @@ from jax import Array
 
 from ddm_jax.diffusion.d3pm import D3PMAbsorbing, D3PMUniform
 from ddm_jax.diffusion.randomness import uniforms
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import pick_by_mask
 from ddm_jax.objectives.masked import on_grid
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share
 
-WEIGHTINGS = {  # lambda of the step t = 1 .. T, float[b] -> float[b]
+# lambda of the step t = 1 .. T: (t float[b], T) -> float[b]
+WEIGHTINGS: dict[str, Callable[[Array, int], Array]] = {
     "linear": lambda t, steps: 1 - (t - 1) / steps,
     "reciprocal": lambda t, steps: 1 / t,
     "none": lambda t, steps: jnp.ones_like(t),
@@ -30,8 +32,8 @@ WEIGHTINGS = {  # lambda of the step t = 1 .. T, float[b] -> float[b]
 
 
 def rdm(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     noise: Noise,
     process: D3PMAbsorbing | D3PMUniform,
@@ -55,12 +57,13 @@ def rdm(
 
     # a loop: the network is compiled once
     both = jax.lax.map(of_one, pair(batch, noise, process, q_sample))
-    return jax.tree.map(lambda x: x.mean(axis=0), both)
+    mean: LossOutput = jax.tree.map(lambda x: x.mean(axis=0), both)
+    return mean
 
 
 def rdm_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,

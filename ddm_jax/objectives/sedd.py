@@ -18,7 +18,6 @@ Each loss comes as the objective, which draws the corruption, and as `*_at`, whi
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +25,14 @@ from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import pick_by_mask
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
 def absorb(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     noise: Noise,
     process: Absorbing,
@@ -49,8 +49,8 @@ def absorb(
 
 
 def absorb_at(
-    apply: Callable,
-    params: dict,
+    apply: Apply,
+    params: Params,
     batch: Batch,
     xt: Array,
     t: Array,
@@ -81,7 +81,7 @@ def absorb_at(
 
 
 def uniform(
-    apply: Callable, params: dict, batch: Batch, noise: Noise, process: Uniform
+    apply: Apply, params: Params, batch: Batch, noise: Noise, process: Uniform
 ) -> LossOutput:
     """Score entropy under redrawing. Optimises a bound on -log p(x0), but for its prior term."""
     t = uniform_time(noise.u)
@@ -90,7 +90,7 @@ def uniform(
 
 
 def uniform_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Uniform
+    apply: Apply, params: Params, batch: Batch, xt: Array, t: Array, process: Uniform
 ) -> LossOutput:
     """sigma(t)/V sum_i sum_{y != x_t} [s_y - r_y log s_y + r_y (log r_y - 1)].
 

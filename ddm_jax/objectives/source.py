@@ -6,20 +6,19 @@ RDM (Zheng et al. 2023, arXiv:2302.05737) and Mask-Predict (Ghazvininejad et al.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 from jax import Array
 
-from ddm_jax.models.network import Network
+from ddm_jax.models.network import Apply, Network, Params
 from ddm_jax.models.readout import take_logit
 from ddm_jax.models.source_memory import Memory
 from ddm_jax.objectives.signature import Batch
 
 
 def with_source(
-    network: Network, params: dict, batch: Batch, dropout_keys: Array | None = None
-) -> tuple[Callable, Memory | None]:
+    network: Network, params: Params, batch: Batch, dropout_keys: Array | None = None
+) -> tuple[Apply, Memory | None]:
     """(apply, memory): the network with the batch's sources bound to it; None where it has none."""
     dropout = {} if dropout_keys is None else {"dropout_keys": dropout_keys}
     apply = functools.partial(network.apply, **dropout)

@@ -8,18 +8,17 @@ is UDLM's integrand (Duo, Sahoo et al. 2025, writes it without the cancelling te
 GIDD (von Rütte et al. 2025, arXiv:2503.04482). `divergence` has what the two share.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout, pick_by_mask
 from ddm_jax.objectives.signature import Batch, LossOutput, Noise, share, uniform_time
 
 
-def udlm(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Uniform) -> LossOutput:
+def udlm(apply: Apply, params: Params, batch: Batch, noise: Noise, process: Uniform) -> LossOutput:
     """UDLM's loss at t ~ U(1e-3, 1). Optimises a bound on -log p(x0), all positions carry loss."""
     t = uniform_time(noise.u)
     xt = process.corrupt(noise.keys, batch["tokens"], t, batch["valid"])
@@ -27,7 +26,7 @@ def udlm(apply: Callable, params: dict, batch: Batch, noise: Noise, process: Uni
 
 
 def udlm_at(
-    apply: Callable, params: dict, batch: Batch, xt: Array, t: Array, process: Uniform
+    apply: Apply, params: Params, batch: Batch, xt: Array, t: Array, process: Uniform
 ) -> LossOutput:
     """The integrand at xt int32[b, L] and t float[b]; `bound` has KL(q(x_1 | x_0) || prior) too.
 

@@ -7,27 +7,27 @@ One position a step is exact in any order; several at once are drawn as if they 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import entr
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.randomness import example_keys
 from ddm_jax.errors import UserError
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def confidence(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """Samples the n free positions of each sequence in N = min(spec.steps, n) steps, its nfe.
@@ -44,30 +44,31 @@ def confidence(
 
 
 def margin(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """Samples as `confidence`, by how far the best token is ahead of the next."""
 
     def doubt(p: Array) -> Array:
         first, second = jnp.moveaxis(jax.lax.top_k(p, 2)[0], -1, 0)
-        return second - first
+        behind: Array = second - first
+        return behind
 
     return _surest_first(apply, params, key, prompt, fixed, process, spec, doubt, _evenly(spec))
 
 
 def entropy(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
     gamma: float = 0.1,
 ) -> tuple[Array, Stats]:
@@ -104,12 +105,12 @@ def _evenly(spec: SampleSpec) -> Callable[[Array, Array, Array], Array]:
 
 
 def _surest_first(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
     doubt: Callable[[Array], Array],
     number: Callable[[Array, Array, Array], Array],

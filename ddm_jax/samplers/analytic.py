@@ -11,7 +11,6 @@ where to: temperature, top-k and top-p touch the second alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jax import Array
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.ancestral import through_time
 from ddm_jax.samplers.draw import fill
@@ -31,8 +31,8 @@ Law = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
 def analytic(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
@@ -52,8 +52,8 @@ def analytic(
 
 
 def jump(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
@@ -94,23 +94,33 @@ class _Jumps:
 
 
 def analytic_law(process: Absorbing | Uniform, scale_by_sigma: bool = True) -> Law:
-    """Theorem 4.2 for one of the two processes.
+    """Theorem 4.2 for one of the two processes."""
+    if isinstance(process, Uniform):
+        return _uniform_law(process)
+    return _masking_law(process, scale_by_sigma)
 
-    Under masking a mask turns into y with probability (e^d - 1) s_y: the chance of leaving it is
-    that of `ancestral`, times `mass`.
+
+def _masking_law(process: Absorbing, scale_by_sigma: bool) -> Law:
+    """A mask turns into y with probability (e^d - 1) s_y.
+
+    So the chance of leaving it is that of `ancestral`, times `mass`.
     """
 
-    def masked(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+    def law(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
         chance = process.reveal(s, t) * mass(process, logits, t, scale_by_sigma)
         return from_masks(process, chance, xt, s), logits
 
-    def uniform(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+    return law
+
+
+def _uniform_law(process: Uniform) -> Law:
+    def law(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
         between = process.between(jnp.asarray(s)[..., None], jnp.asarray(t)[..., None])
         weights = tweedie(logits, xt, *between)
         others = jnp.where(xt[..., None] == jnp.arange(logits.shape[-1]), 0, weights)
         return others.sum(axis=-1) / weights.sum(axis=-1), jnp.log(others)
 
-    return uniform if isinstance(process, Uniform) else masked
+    return law
 
 
 def from_masks(process: Absorbing, chance: Array, xt: Array, s: Array) -> Array:

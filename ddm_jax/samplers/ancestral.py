@@ -6,7 +6,6 @@ is the reverse process of D3PM, eq. 4.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,15 @@ from jax import Array
 
 from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import example_keys
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import filtered
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def ancestral(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
@@ -50,8 +50,8 @@ def ancestral(
 
 def through_time(
     step: Callable[[Array, Array, Readout, Array, Array], Array],
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,

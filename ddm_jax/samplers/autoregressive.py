@@ -1,26 +1,26 @@
 """Sampling from the left, one token for each evaluation of a causal network with a KV cache."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.attention_masks import shifted
 from ddm_jax.diffusion.randomness import example_keys
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.samplers.draw import draw, position_keys
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def autoregressive(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """Samples x_i ~ p(x_i given x_1 .. x_{i-1}) in turn, the exact law of the network.

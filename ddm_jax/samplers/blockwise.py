@@ -3,28 +3,28 @@
 Arriola et al. 2025 (arXiv:2503.09573), algorithm 2. Within a block the walk of event_driven.py.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.randomness import uniforms
 from ddm_jax.errors import UserError
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.event_driven import reveal_steps, split_keys, walk
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def blockwise(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
     block_size: int = 16,
 ) -> tuple[Array, Stats]:

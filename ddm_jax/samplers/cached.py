@@ -5,27 +5,27 @@ has changed since; `event_driven` draws the same samples from the same key, in f
 where several sequences are sampled at once.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.randomness import uniforms
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.event_driven import reveal_steps, split_keys
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def cached(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """Samples as `ancestral` in spec.steps equal steps of time, for a network without time input.

@@ -6,6 +6,7 @@ or step count changes it.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from jax import Array
 
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.models.head import LOGIT_BYTES
-from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.signature import SampleSpec
 
 FEW = 8  # positions of a sequence that are read at once, where none has more
@@ -43,7 +43,8 @@ def filtered(logits: Array, spec: SampleSpec) -> Array:
         return jnp.where(logits >= last, logits, -jnp.inf)
 
     cuts = (jnp.asarray(spec.top_k) > 0) | (jnp.asarray(spec.top_p) < 1)
-    return jax.lax.cond(cuts, cut, lambda logits: logits, logits)
+    left: Array = jax.lax.cond(cuts, cut, lambda logits: logits, logits)
+    return left
 
 
 def draw(keys: Array, logits: Array, spec: SampleSpec) -> Array:
@@ -56,7 +57,24 @@ def position_keys(keys: Array, at: Array) -> Array:
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, at)
 
 
-def fill(keys: Array, x: Array, chosen: Array, readout: Readout, spec: SampleSpec) -> Array:
+class LogitReader(Protocol):
+    """What draws read of a network's Readout: the logits at some positions."""
+
+    @property
+    def bias(self) -> Array:
+        """That of the head, float[V_pad]."""
+        ...
+
+    def at(self, positions: Array, /) -> "LogitReader":
+        """That of these positions, which differ between sequences: int32[B, K]."""
+        ...
+
+    def logits(self) -> Array:
+        """float[B, K, V]."""
+        ...
+
+
+def fill(keys: Array, x: Array, chosen: Array, readout: LogitReader, spec: SampleSpec) -> Array:
     """Draws x_i from the network's law where chosen: int32[B, L].
 
     keys: key[B]; the draw at position i is made with fold_in(key, i). x: int32[B, L]. chosen:
@@ -79,16 +97,18 @@ def fill(keys: Array, x: Array, chosen: Array, readout: Readout, spec: SampleSpe
     many = min(max(ROWS // count, FEW), most, length)
     if many <= FEW:
         return in_chunks_of(many)(x)
-    return jax.lax.cond(numbers <= FEW, in_chunks_of(FEW), in_chunks_of(many), x)
+    filled: Array = jax.lax.cond(numbers <= FEW, in_chunks_of(FEW), in_chunks_of(many), x)
+    return filled
 
 
-def write(keys: Array, x: Array, at: Array, readout: Readout, spec: SampleSpec) -> Array:
+def write(keys: Array, x: Array, at: Array, readout: LogitReader, spec: SampleSpec) -> Array:
     """Draws x_i at the positions `at` int32[B, K], L for none: int32[B, L].
 
     readout: of these positions. Keys as in `fill`.
     """
     tokens = draw(position_keys(keys, at), readout.logits(), spec)
-    return jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))(x, at, tokens)
+    written: Array = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))(x, at, tokens)
+    return written
 
 
 def positions_of(chosen: Array, size: int) -> Array:

@@ -5,22 +5,20 @@ off where the sum over y exceeds 1: the steps of analytic.py to first order in d
 SEDD's denoiser, as there.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.samplers.analytic import Law, analytic_law, from_masks, jump, mass
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def euler(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
@@ -34,8 +32,8 @@ def euler(
 
 
 def euler_x0(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
@@ -48,13 +46,23 @@ def euler_x0(
 
 def euler_law(process: Absorbing | Uniform, scale_by_sigma: bool = True) -> Law:
     """The rule for log scores, as `analytic_law`."""
-    denoise = analytic_law(process, scale_by_sigma)
+    if isinstance(process, Uniform):
+        return _uniform_law(process)
+    return _masking_law(process, scale_by_sigma)
 
-    def masked(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+
+def _masking_law(process: Absorbing, scale_by_sigma: bool) -> Law:
+    def law(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
         chance = (t - s) * process.schedule.weight(t) * mass(process, logits, t, scale_by_sigma)
         return from_masks(process, chance, xt, s), logits
 
-    def uniform(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
+    return law
+
+
+def _uniform_law(process: Uniform) -> Law:
+    denoise = analytic_law(process)
+
+    def law(logits: Array, xt: Array, s: Array, t: Array) -> tuple[Array, Array]:
         vocab_size = logits.shape[-1]
         others = jnp.where(xt[..., None] == jnp.arange(vocab_size), -jnp.inf, logits)
         rate = process.schedule.rate(t) / vocab_size * jnp.exp(jax.nn.logsumexp(others, axis=-1))
@@ -65,7 +73,7 @@ def euler_law(process: Absorbing | Uniform, scale_by_sigma: bool = True) -> Law:
             jnp.where(last[..., None], where_to, others),
         )
 
-    return uniform if isinstance(process, Uniform) else masked
+    return law
 
 
 def euler_x0_law(process: Absorbing) -> Law:

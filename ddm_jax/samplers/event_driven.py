@@ -9,26 +9,26 @@ The law is that of `ancestral` in N steps, whatever the network is told of the t
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.randomness import example_keys, uniforms
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import FEW, fill, positions_of, write
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def event_driven(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
     """Samples as `ancestral` in spec.steps equal steps of time.
@@ -53,7 +53,7 @@ def split_keys(key: Array, count: int) -> Array:
     return jnp.moveaxis(keys, 1, 0)
 
 
-def reveal_steps(u: Array, process: Absorbing, steps: int | Array) -> Array:
+def reveal_steps(u: Array, process: MaskingProcess, steps: int | Array) -> Array:
     """The step, 0 .. steps - 1, at which each position is revealed: float32[...] -> int32[...].
 
     Step i goes from time 1 - i / steps to 1 - (i + 1) / steps and leaves a mask with probability
@@ -74,7 +74,9 @@ def reveal_steps(u: Array, process: Absorbing, steps: int | Array) -> Array:
 
     last = jnp.full(u.shape, steps - 1, jnp.int32)
     halvings = 32 - jax.lax.clz(jnp.asarray(steps, jnp.int32))
-    return jax.lax.fori_loop(0, halvings, halve, (jnp.zeros_like(last), last))[0]
+    step: Array
+    step, _ = jax.lax.fori_loop(0, halvings, halve, (jnp.zeros_like(last), last))
+    return step
 
 
 def walk(

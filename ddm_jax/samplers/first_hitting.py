@@ -6,23 +6,21 @@ they go are known in law: with n masks left at t_n,
     1 - alpha(t_{n-1}) = (1 - alpha(t_n)) u^{1/n},   u ~ U(0, 1),   starting from t = 1
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing, random_ranks
 from ddm_jax.diffusion.randomness import uniforms
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.event_driven import split_keys, walk
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def first_hitting(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,

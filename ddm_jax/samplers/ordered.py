@@ -4,27 +4,27 @@ A network without time input that says p(x_i | any set of tokens) is an autoregr
 every order of the positions: one at a time is exact.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing, random_ranks
+from ddm_jax.diffusion.absorbing import MaskingProcess, random_ranks
 from ddm_jax.errors import UserError
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.event_driven import split_keys, walk
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def ordered(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
     order: str | Sequence[int] = "random",
 ) -> tuple[Array, Stats]:

@@ -6,17 +6,15 @@ was right for its neighbours may change with them. For masking this is the rule 
 sigma = (1 - kappa)(1 - alpha_s).
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.diffusion.randomness import uniforms
-from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.diffusion.uniform import UniformProcess
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.ancestral import through_time
 from ddm_jax.samplers.draw import filtered
@@ -25,12 +23,12 @@ from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def predictor_corrector(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing | Uniform,
+    process: MaskingProcess | UniformProcess,
     spec: SampleSpec,
     kappa: float = 0.9,
 ) -> tuple[Array, Stats]:
@@ -41,7 +39,7 @@ def predictor_corrector(
     """
 
     def step(keys: Array, x: Array, readout: Readout, s: Array, t: Array) -> Array:
-        if isinstance(process, Absorbing):
+        if isinstance(process, MaskingProcess):
             sigma = (1 - kappa) * process.schedule.one_minus_alpha(s)
             return remask(keys, x, fixed, readout, process, sigma, s, t, spec)
         return mix(keys, x, filtered(readout.logits(), spec), process, kappa, s, t)
@@ -50,7 +48,7 @@ def predictor_corrector(
 
 
 def mix(
-    keys: Array, x: Array, logits: Array, process: Uniform, kappa: float, s: Array, t: Array
+    keys: Array, x: Array, logits: Array, process: UniformProcess, kappa: float, s: Array, t: Array
 ) -> Array:
     """One step from t to s: key[B], int32[B, L], float[B, L, V], float[], float[] -> int32[B, L].
 

@@ -5,15 +5,13 @@ into x_0 with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). Whatever sigma fr
 alpha_s) / alpha_t), q(x_s | x_0) is that of masking, so the same network serves; 0 is `ancestral`.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.randomness import uniforms
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.ancestral import through_time
 from ddm_jax.samplers.draw import fill
@@ -21,12 +19,12 @@ from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def remdm(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing,
+    process: MaskingProcess,
     spec: SampleSpec,
     strategy: str = "cap",
     eta: float = 0.04,
@@ -56,7 +54,7 @@ def remask(
     x: Array,
     fixed: Array,
     readout: Readout,
-    process: Absorbing,
+    process: MaskingProcess,
     sigma: Array,
     s: Array,
     t: Array,

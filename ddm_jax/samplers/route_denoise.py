@@ -5,16 +5,14 @@ noise again. The schedule fixes how many, the network which: the law is no longe
 reverse process, but for absorbing noise routed by default.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.diffusion.absorbing import Absorbing
+from ddm_jax.diffusion.absorbing import MaskingProcess
 from ddm_jax.diffusion.randomness import example_keys, uniforms
-from ddm_jax.diffusion.uniform import Uniform
+from ddm_jax.diffusion.uniform import UniformProcess
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.routing import State, falling, lowest, noise_count, noise_rate, route
@@ -22,12 +20,12 @@ from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def rdm(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
-    process: Absorbing | Uniform,
+    process: MaskingProcess | UniformProcess,
     spec: SampleSpec,
     routing: str = "uncond",
     cutoff: str = "linear",
@@ -105,4 +103,5 @@ def denoise(
         tokens, scores = readout.read(read)
         return jnp.where(free, tokens, x), scores
 
-    return jax.lax.cond(jnp.asarray(spec.temperature) > 0, drawn, best)
+    tokens, scores = jax.lax.cond(jnp.asarray(spec.temperature) > 0, drawn, best)
+    return tokens, scores

@@ -4,20 +4,18 @@ A mask turns into token v between t and s < t with probability p_v (1 - (s/t)^{w
 large w come first.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.vector_absorbing import with_learnt_powers
+from ddm_jax.models.network import Apply, Params
 from ddm_jax.samplers.ancestral import ancestral
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 
 def vector_ancestral(
-    apply: Callable,
-    params: Any,
+    apply: Apply,
+    params: Params,
     key: Array,
     prompt: Array,
     fixed: Array,
