@@ -1,7 +1,7 @@
 """The one exception whose message is meant for the user.
 
-Command lines print it as one sentence and exit with code 2; everything else is a bug and keeps its
-traceback.
+Command lines print it as one sentence and exit with code 2; any other exception is a bug and keeps
+its traceback.
 """
 
 

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run; every command line starts here."""
+"""From a config to the parts of a run: data, process, objective, network, sampler and layout."""
 
 import dataclasses
 import functools
@@ -56,9 +56,9 @@ def build(config: Config) -> Experiment:
     """Looks every name up, opens or prepares the data, and makes the network (no arrays yet).
 
     Raises:
-      UserError: an unknown name, parts that do not fit each other, or data that is not there.
+      UserError: an unknown name, parts that do not fit each other, or missing data.
     """
-    # all that can be wrong in a config is found before data is prepared, which may take minutes
+    # every error of the config is found before data is prepared, which may take minutes
     config = settle(config)
     layout = make_layout(config.layout, jax.devices())
     layout.check_batch(
@@ -72,10 +72,11 @@ def build(config: Config) -> Experiment:
             f"config.data.source={config.data.source!r} does not fit config.model.kind="
             f"{config.model.kind!r}: 'lm' reads prepared text, the other kinds prepared pairs."
         )
-    # raises now, rather than at the first validation, if there is nothing to validate on
+    # raises now, and not at the first validation, if there is no held-out text
     (data.pairs if isinstance(data, PreparedPairs) else data.blocks)("validation")
     process, objective, network = make_parts(config, data.tokenizer.vocab_size, hooks_of(layout))
-    layout.param_shardings(jax.eval_shape(network.init, jax.random.key(0)))  # raises if one cannot
+    # raises if the layout cannot split a parameter
+    layout.param_shardings(jax.eval_shape(network.init, jax.random.key(0)))
     return Experiment(
         config=config,
         data=data,

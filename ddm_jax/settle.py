@@ -81,7 +81,13 @@ def settle(config: Config) -> Config:
 
 
 def fitting_estimators(objective: Objective, process: str, time: str) -> list[str]:
-    """The names of the objectives that estimate the likelihood of such networks."""
+    """The names of the objectives that estimate the likelihood of an objective's networks.
+
+    Args:
+      objective: with which the networks are trained.
+      process: config.process.name.
+      time: config.model.time.
+    """
     return [
         name
         for name, row in OBJECTIVES.items()
@@ -93,7 +99,13 @@ def fitting_estimators(objective: Objective, process: str, time: str) -> list[st
 
 
 def fitting_samplers(objective: Objective, process: str, time: str) -> list[str]:
-    """The names of the samplers for such networks, the default first."""
+    """The names of the samplers for an objective's networks, the default first.
+
+    Args:
+      objective: with which the networks are trained.
+      process: config.process.name.
+      time: config.model.time.
+    """
     return [
         name
         for name, row in SAMPLERS.items()
@@ -251,7 +263,7 @@ def _with_options(section: Section, name: str, options: Sequence[Option], where:
 
 
 def _check_source(config: Config, objective: Objective) -> None:
-    """Pairs need a network that reads a source, and the other way round."""
+    """Pairs need a network that reads a source, and such a network needs pairs."""
     kind, source = config.model.kind, config.data.source
     if kind == "lm":
         if names_pairs(source):
@@ -294,7 +306,7 @@ def _check_positions(config: Config) -> None:
 
 
 def _check_shift(config: Config) -> None:
-    """What a head that is read from the left cannot go with."""
+    """Objectives and layouts with which config.model.shift cannot be combined."""
     name, layout = config.objective.name, config.layout.name
     if not {"next", "blocks"}.isdisjoint(OBJECTIVES[name].predicts):
         raise UserError(

@@ -1,7 +1,7 @@
-"""Who sees whom in models that go from left to right, by blocks or by tokens.
+"""Attention masks of models that work from left to right, by blocks or by tokens.
 
-A mask is bool[q, k], whether query q sees key k: one for all sequences. Those of block diffusion
-are from Arriola et al. 2025 (arXiv:2503.09573), appendix B.6.
+A mask is bool[q, k], whether query q attends to key k, the same for all sequences. That of block
+diffusion is from Arriola et al. 2025 (arXiv:2503.09573), appendix B.6.
 """
 
 import jax
@@ -21,8 +21,8 @@ def block_diffusion(length: int, block_size: int) -> jax.Array:
 
 
 def shifted(x: jax.Array, mask_id: int) -> jax.Array:
-    """What a causal network predicts x from: [m, x_1 .. x_{L-1}], int32[B, L].
+    """The input from which a causal network predicts x: [m, x_1 .. x_{L-1}], int32[B, L].
 
-    The mask, which no text has, stands for the beginning of the sequence.
+    The mask, which no text contains, marks the beginning of the sequence.
     """
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=mask_id)

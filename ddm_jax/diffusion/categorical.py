@@ -15,16 +15,17 @@ from ddm_jax.diffusion.randomness import uniforms
 def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
     """Draw v with probability softmax(logits)_v: int32[...] from logits[..., V] of any float dtype.
 
-    keys: one key for all of logits, or keys[B, ...] whose shape leads that of logits[B, ..., V]:
-    then each draw depends on its own key only. Logits are read as float32 (bfloat16 ones give the
-    law of their values, not of a rounded race). A logit of -inf is never drawn; a row of nothing
-    else gives 0.
+    Args:
+      keys: one key for all of logits, or keys[B, ...] whose shape is the start of that of
+        logits[B, ..., V]; then each draw depends on its own key only.
+      logits: read as float32 (bfloat16 ones give the law of their values, not of a rounded race). A
+        logit of -inf is never drawn; a row of only -inf gives 0.
     """
     return race(uniforms(keys, logits.shape[keys.ndim :]), logits)
 
 
 def race(u: jax.Array, logits: jax.Array) -> jax.Array:
-    """The draw that u in (0, 1) decides: float32[..., V], logits[..., V] -> int32[...]."""
+    """The draw for given uniforms u in (0, 1): float32[..., V], logits[..., V] -> int32[...]."""
     logits = logits.astype(jnp.float32)
     # the best logit at 0: large ones would swallow the low digits of the noise
     best = jnp.max(logits, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """D3PM in T steps, closed forms: absorbing and uniform noise (Austin et al. 2021, section 3.1).
 
 Both are the processes of absorbing.py and uniform.py on a grid of times 0, 1/T, .., 1; any stride
-over the grid is exact. What an L_vb needs of a process, per position, s < t times on the grid:
+over the grid is exact. L_vb needs these laws of a process, per position, s < t times on the grid:
 
     row(x0, t)        q(x_t = . | x_0)
     marginal(p, t)    sum_x0 p(x0) q(x_t = . | x_0)
@@ -33,7 +33,18 @@ class D3PMAbsorbing(MaskingProcess):
     def bridge(
         self, keys: jax.Array, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """x_s ~ q(x_s | x_t, x_0), s <= t: key[B], int32[B, L] twice, float[B] -> int32[B, L]."""
+        """Draws x_s ~ q(x_s | x_t, x_0), s <= t.
+
+        Args:
+          keys: key[B].
+          x0: int32[B, L].
+          xt: int32[B, L].
+          s: float[B], on the grid.
+          t: float[B], on the grid.
+
+        Returns:
+          int32[B, L].
+        """
         u = uniforms(keys, x0.shape[1:])
         return mask_below(u, x0, self.stay_masked(s, t), self.mask_id, movable=xt == self.mask_id)
 
@@ -48,7 +59,18 @@ class D3PMUniform(UniformProcess):
     def bridge(
         self, keys: jax.Array, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """x_s ~ q(x_s | x_t, x_0), s <= t: key[B], int32[B, L] twice, float[B] -> int32[B, L]."""
+        """Draws x_s ~ q(x_s | x_t, x_0), s <= t.
+
+        Args:
+          keys: key[B].
+          x0: int32[B, L].
+          xt: int32[B, L].
+          s: float[B], on the grid.
+          t: float[B], on the grid.
+
+        Returns:
+          int32[B, L].
+        """
         when, what = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         redrawn, shown = self.bridge_chances(x0, xt, s, t)
         u = uniforms(when, x0.shape[1:])
@@ -102,13 +124,20 @@ class D3PMUniform(UniformProcess):
 
 
 def absorbing(alpha_bar: np.ndarray, vocab_size: int) -> D3PMAbsorbing:
-    """Masking in T steps, of which the last masks all: a chain that starts from masks demands it.
+    """Masking in T steps, of which the last masks all, as a chain that starts from masks needs.
 
-    alpha_bar: float64[T + 1].
+    Args:
+      alpha_bar: float64[T + 1]; its last entry is replaced by 0.
+      vocab_size: V.
     """
     return D3PMAbsorbing(StepSchedule(np.append(alpha_bar[:-1], 0.0)), mask_id=vocab_size)
 
 
 def uniform(alpha_bar: np.ndarray, vocab_size: int) -> D3PMUniform:
-    """Redrawing in T steps; alpha_bar: float64[T + 1]."""
+    """Redrawing in T steps.
+
+    Args:
+      alpha_bar: float64[T + 1].
+      vocab_size: V.
+    """
     return D3PMUniform(StepSchedule(alpha_bar), vocab_size)

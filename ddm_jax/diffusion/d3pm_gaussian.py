@@ -80,10 +80,14 @@ def gaussian_step(beta: jax.Array | float, size: int, xp: ModuleType = np) -> An
 
 
 def gaussian(alpha_bar: np.ndarray, vocab_size: int) -> D3PMGaussian:
-    """The process whose beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}; alpha_bar: float64[T + 1].
+    """The process whose beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}.
+
+    Args:
+      alpha_bar: float64[T + 1].
+      vocab_size: V.
 
     Raises:
-      UserError: the products do not fit.
+      UserError: the products are too large to hold.
     """
     steps = len(alpha_bar) - 1
     dtype = jax.dtypes.canonicalize_dtype(np.float64)

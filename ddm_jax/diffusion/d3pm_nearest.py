@@ -80,10 +80,17 @@ def nearest(
     neighbours: int = 10,
     embedding: str = "",
 ) -> D3PMNearest:
-    """The process of a table of embeddings, a .npy file of float[V, D]; see `neighbour_process`.
+    """The process of a table of embeddings; see `neighbour_process`.
+
+    Args:
+      alpha_bar: float64[T + 1].
+      vocab_size: V.
+      neighbours: k, neighbours of each token.
+      embedding: a .npy file of float[V, D].
 
     Raises:
-      UserError: there is no such table, it does not fit the vocabulary, or its graph falls apart.
+      UserError: there is no such table, it does not fit the vocabulary, or its graph is not
+        connected.
     """
     check_memory("d3pm_nearest", vocab_size, len(alpha_bar) - 1, 8 * vocab_size**2)
     if not Path(embedding).is_file():
@@ -114,12 +121,17 @@ def nearest(
 
 
 def neighbour_process(alpha_bar: np.ndarray, table: np.ndarray, neighbours: int) -> D3PMNearest:
-    """Random walk on the graph of nearest neighbours of table float[V, D].
+    """A random walk on the graph of nearest neighbours.
 
     R_ij = (G + G^T)_ij / (2k), i != j, with G_ij = 1 where j is one of the k nearest of i by angle.
     c_t makes (V P(x_t = x_0) - 1) / (V - 1), with x_0 uniform, equal to alpha_bar_t: the chance
-    that a token is as it was beyond mere luck, which for uniform noise is alpha_bar itself. (The
-    paper solves for the mutual information instead.) It is held at the time when all has mixed.
+    that a token is as it was, beyond chance, which for uniform noise is alpha_bar itself. (The
+    paper solves for the mutual information instead.) c_t stops growing once all has mixed.
+
+    Args:
+      alpha_bar: float64[T + 1].
+      table: float[V, D], an embedding of each token.
+      neighbours: k.
 
     Raises:
       UserError: the graph is not connected.

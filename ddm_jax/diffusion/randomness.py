@@ -1,6 +1,6 @@
 """Random numbers that belong to the example, not to the device.
 
-The corruption of example i at step s depends on (seed, s, i) alone, with i its index in the GLOBAL
+The corruption of example i at step s depends only on (seed, s, i), with i its index in the GLOBAL
 batch: any split of the batch over devices, processes or micro-batches draws the same numbers, bit
 for bit. Keys are typed threefry keys: other generators do not promise the same bits under vmap.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-# the index of no example: what the whole batch shares is drawn from fold_in(step_key, _SHARED)
+# not the index of an example: what the whole batch shares is drawn from fold_in(step_key, _SHARED)
 _SHARED = 2**32 - 1
 
 _LAST_BEFORE_ONE = 1 - 2.0**-24

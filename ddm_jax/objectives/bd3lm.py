@@ -28,8 +28,8 @@ def bd3lm(
     """BD3-LM's loss with its corruption drawn: t ~ U(clip_low, clip_high) for each block.
 
     Unclipped it optimises a bound on -log p(x0) (eq. 8), t from [1e-3, 1]. Clipped times
-    (section 5.2) give gradients of lower variance, and a loss that is no bound: `bound` is then the
-    unclipped one, from a pass of its own, which jit leaves out where only the loss is used.
+    (section 5.2) give gradients of lower variance, and a loss that is not a bound: `bound` is then
+    the unclipped one, from a separate pass, which jit removes where only the loss is used.
     """
     x0 = batch["tokens"]
     when, what = jnp.moveaxis(jax.vmap(jax.random.split)(noise.keys), 1, 0)
@@ -58,8 +58,8 @@ def bd3lm_at(
 ) -> LossOutput:
     """sum_masked -alpha'/(1 - alpha) (-log p(x0_i given its block of x_t, earlier blocks of x_0)).
 
-    xt int32[b, L] at times t float[b, L] that are the same within a block. The network is not told
-    the time, as in the published runs: there are L / block_size of them.
+    xt int32[b, L] at times t float[b, L] that are the same within a block. The network has no time
+    input, as in the published runs: there are L / block_size times.
     """
     x0 = batch["tokens"]
     length = x0.shape[1]

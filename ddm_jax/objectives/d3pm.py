@@ -37,7 +37,7 @@ def d3pm(
     process: D3PMProcess,
     ce_weight: float = 0.0,
 ) -> LossOutput:
-    """L_vb + ce_weight CE, t uniform on 1..T. The bound is L_vb alone, without any truncation."""
+    """L_vb + ce_weight CE, t uniform on 1..T. The bound is L_vb, without any truncation."""
     xt, t = _draw(batch, noise, process)
     return d3pm_at(apply, params, batch, xt, t, process, ce_weight)
 
@@ -80,7 +80,7 @@ def d3pm_at(
 def d3pm_ce(
     apply: Apply, params: Params, batch: Batch, noise: Noise, process: D3PMProcess
 ) -> LossOutput:
-    """E_t sum_i -log p(x0_i | x_t), t uniform on 1..T, all valid tokens. Stands for no bound."""
+    """E_t sum_i -log p(x0_i | x_t), t uniform on 1..T, all valid tokens. Not a bound."""
     xt, t = _draw(batch, noise, process)
     return d3pm_ce_at(apply, params, batch, xt, t, process)
 

@@ -28,7 +28,7 @@ from ddm_jax.objectives.signature import SAMPLING_EPS, Batch, LossOutput, Noise,
 
 
 def init(key: Array, process: Absorbing, power: float = 1.0) -> dict[str, Array]:
-    """What params["objective"] starts from: every w = power, which is above 0."""
+    """The initial params["objective"]: every w = power, which is above 0."""
     del key
     return equal_powers(process, power)
 
@@ -60,7 +60,7 @@ def genmd4_at(
         grad (L_1 + L_2) / 2 + (L_1 - L_2) / 2 grad (log q(x1 | x0) - log q(x2 | x0))
 
     whose mean is that of E_q L. The published code has t ~ U(1e-3, 1) without the factor 1 - 1e-3,
-    and leaves the prior out.
+    and leaves out the prior.
     """
     vector = with_learnt_powers(process, params["objective"])
 

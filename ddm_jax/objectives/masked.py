@@ -1,4 +1,4 @@
-"""What the losses of masked diffusion share: cross entropy at the masks, times some weight."""
+"""Shared by the losses of masked diffusion: weighted cross entropy at the masks."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -11,10 +11,17 @@ from ddm_jax.objectives.signature import Batch, LossOutput, share
 def masked_cross_entropy(
     readout: Readout, batch: Batch, xt: Array, mask_id: int, weight: Array
 ) -> LossOutput:
-    """sum_masked -weight log p(x0_i given xt), as loss and as bound; weight float[b] or [b, L].
+    """sum_masked -weight log p(x0_i given xt), as loss and as bound.
 
-    readout: what the network said of xt (models/network.py). It gives the mask no probability, and
-    nothing is asked of it where xt shows the token: MDLM's SUBS parameterisation (section 3.2.3).
+    The mask has no probability, and positions where xt shows the token have no loss: MDLM's SUBS
+    parameterisation (section 3.2.3).
+
+    Args:
+      readout: the network's output for xt (models/readout.py).
+      batch: the clean tokens.
+      xt: int32[b, L].
+      mask_id: the id of the mask.
+      weight: float[b] or [b, L].
     """
     masked = (xt == mask_id) & batch["valid"]
     weight = jnp.where(masked, weight.reshape(len(xt), -1), 0)
@@ -28,7 +35,7 @@ def on_grid(u: Array, steps: int) -> Array:
 
 
 def time_weight(schedule: Schedule, t: Array, steps: int) -> Array:
-    """What multiplies the masked cross entropy at a time t[b] drawn evenly from (0, 1).
+    """The weight of the masked cross entropy at a time t[b] drawn uniformly from (0, 1): float[b].
 
     steps = 0, continuous time: -alpha'(t) / (1 - alpha(t)). steps = T, t on the grid of its
     multiples of 1/T: T (alpha_s - alpha_t) / (1 - alpha_t), s = t - 1/T (both in MDLM, section 3).

@@ -1,7 +1,8 @@
 """MD4 (Shi et al. 2024, arXiv:2406.04329): the bound of masked diffusion, with its constants.
 
 The loss of MDLM with t from all of (0, 1): MD4's schedules keep alpha within [eps, 1 - eps], so
-that no weight diverges. What eps cuts off is paid for, and the three terms are a bound.
+that no weight diverges. The parts that eps cuts off have terms of their own, and the three terms
+are a bound.
 """
 
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def md4_at(
 ) -> LossOutput:
     """Diffusion, reconstruction and prior (section 3) at times t float[b].
 
-    reconstruction: a token that is masked at t = 0 is guessed evenly, n (1 - alpha(0)) log V.
+    reconstruction: a token that is masked at t = 0 is guessed uniformly, n (1 - alpha(0)) log V.
     prior: p(x_1) is the mask, or with probability alpha(1) any token, n alpha(1) log V; the
     published code calls this term negligible and leaves it out.
     """

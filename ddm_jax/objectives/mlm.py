@@ -1,6 +1,6 @@
 """The masked language model of BERT (Devlin et al. 2018, arXiv:1810.04805), and its evaluation.
 
-A baseline: one fixed level of noise teaches conditionals, but bounds no likelihood. They are judged
+A baseline: one fixed level of noise teaches conditionals, but bounds no likelihood. Evaluation is
 by the pseudo-log-likelihood (Besag 1975; Salazar et al. 2020, arXiv:1910.14659), which is not
 comparable with a bound: each token is predicted from all others, later ones too.
 """
@@ -19,7 +19,7 @@ SELECTED, MASKED, REDRAWN = 0.15, 0.8, 0.1  # of the positions; of the selected 
 
 
 def mlm(apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing) -> LossOutput:
-    """BERT's masked language modelling (section 3.1). Optimises cross entropy, no bound."""
+    """BERT's masked language modelling (section 3.1). Optimises cross entropy, not a bound."""
     xt, selected = select(noise.keys, batch["tokens"], batch["valid"], process.mask_id)
     return mlm_at(apply, params, batch, xt, selected)
 

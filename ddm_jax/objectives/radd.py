@@ -1,4 +1,4 @@
-"""RADD's four losses (Ou et al. 2024, arXiv:2406.03736): one network of no time input, four bounds.
+"""RADD's four losses (Ou et al. 2024, arXiv:2406.03736): four bounds, no time input.
 
 All four weigh the cross entropy of the masked tokens; they differ in how the number of masks is
 drawn. In expectation they are equal, up to the truncation of t at 1e-3 (sections 3.2, 3.3):
@@ -8,7 +8,7 @@ drawn. In expectation they are equal, up to the truncation of t at 1e-3 (section
     lambda-DCE   lambda ~ U(0, 1), each token masked with probability lambda, weight 1 / lambda
     AO      k ~ U{1..n}, k tokens masked, weight n / k: any-order autoregression
 
-Each comes as the objective, which draws the corruption, and as `*_at`, which is given it.
+Each comes as the objective, which draws the corruption, and as `*_at`, which takes it.
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """RDM's reparameterised training (Zheng et al. 2023, arXiv:2302.05737, section 4).
 
 There, whether a token is noise is a variable of its own, and the terms of the bound are the cross
-entropies of the noised tokens alone, whose weights training is free to choose. For either noise:
+entropies of the noised tokens only, whose weights training is free to choose. For either noise:
 
     L = sum_{t=1}^T E_{x_t} sum_i -lambda(t) [x_t,i != x0_i] log p(x0_i | x_t)
 
@@ -41,11 +41,11 @@ def rdm(
     q_sample: str = "default",
     label_smoothing: float = 0.1,
 ) -> LossOutput:
-    """The loss of `rdm_at`, t uniform on 1..T. Stands for no bound.
+    """The loss of `rdm_at`, t uniform on 1..T. Not a bound.
 
-    q_sample: "default" one x_t; the others average over two, which cost two evaluations of the
-    network: "multi_sample" at one time, "multi_step" at two, "coupled" at two of which the noise of
-    the earlier is drawn given that of the later (`pair`).
+    q_sample "default" draws one x_t. The others average over two, which costs two evaluations of
+    the network: "multi_sample" at one time, "multi_step" at two times, "coupled" at two times where
+    x_t of the earlier is drawn given x_t of the later (`pair`).
     """
     if q_sample == "default":
         t = on_grid(noise.u, process.schedule.count)
@@ -97,8 +97,8 @@ def pair(
 ) -> tuple[Array, Array]:
     """(x_t int32[2, b, L], t float32[2, b] on the grid), each x_t of the law q(x_t | x0).
 
-    "coupled": t[0] >= t[1], and x_t[1] ~ q(x_t[1] | x_t[0], x0); alone given x0 where the times are
-    one, as published.
+    "coupled": t[0] >= t[1], and x_t[1] ~ q(x_t[1] | x_t[0], x0); given x0 only where both times are
+    the same, as published.
     """
     x0, valid, steps = batch["tokens"], batch["valid"], process.schedule.count
     when, first, second = jnp.moveaxis(

@@ -14,7 +14,7 @@ Both bounds leave out the noise before t = 1e-3. That for uniform noise adds KL(
 alpha(1) = 0 and infinite otherwise, since the prior has masks only; it is left out, as in the
 paper.
 
-Each loss comes as the objective, which draws the corruption, and as `*_at`, which is given it.
+Each loss comes as the objective, which draws the corruption, and as `*_at`, which takes it.
 """
 
 import math
@@ -40,8 +40,8 @@ def absorb(
 ) -> LossOutput:
     """Score entropy under masking. Optimises a bound on -log p(x0).
 
-    scale_by_sigma: whether the network's output is log s_y + log(e^sigma_bar - 1) + log V, so that
-    an output of 0 is the right score of uniform tokens, or log s_y itself (the published code).
+    If scale_by_sigma, the network's output is log s_y + log(e^sigma_bar - 1) + log V, so that an
+    output of 0 is the right score of uniform tokens; otherwise log s_y itself (the published code).
     """
     t = uniform_time(noise.u)
     xt = process.corrupt(noise.keys, batch["tokens"], t, batch["valid"])
@@ -94,7 +94,7 @@ def uniform_at(
 ) -> LossOutput:
     """sigma(t)/V sum_i sum_{y != x_t} [s_y - r_y log s_y + r_y (log r_y - 1)].
 
-    Q = (1 1^T - V I)/V. The network's output is log s_y; what it says of x_t itself is not read.
+    Q = (1 1^T - V I)/V. The network's output is log s_y; its entry of x_t itself is not read.
     Clean tokens are e^gap times as likely as any other at time t, so r_y = q(y | x0) / q(x_t | x0)
     is e^-gap where x_t = x0, and elsewhere e^gap at y = x0 and 1 at the rest. xt int32[b, L] at
     times t float[b].

@@ -3,7 +3,7 @@
     loss(apply, params, batch, noise, process, **options) -> LossOutput
 
 apply(params, tokens, sigma=None, attend=None, positions=None) -> Readout is the network
-(models/network.py); dropout, where wanted, is bound to it by the caller. A batch is {"tokens":
+(models/network.py); the caller binds dropout to it, if any. A batch is {"tokens":
 int32[b, L], "valid": bool[b, L]}; positions that are not valid are padding: never corrupted, and
 without loss. `process` is the forward process. The options are fields of config.objective, which
 the row of the objective names (Objective.options).
@@ -25,10 +25,12 @@ Batch = Mapping[str, Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """The randomness of each example, which no layout changes (diffusion/randomness.py).
+    """The randomness of each example, the same under every layout (diffusion/randomness.py).
 
-    u: float32[b] in (0, 1), stratified over the global batch; objectives turn it into a time, a
-      mask ratio or a number of masks. keys: key[b].
+    Attributes:
+      u: float32[b] in (0, 1), stratified over the global batch; objectives turn it into a time, a
+        mask ratio or a number of masks.
+      keys: key[b].
     """
 
     u: Array
@@ -40,8 +42,10 @@ class Noise:
 class LossOutput:
     """Nats per sequence, summed over its valid tokens.
 
-    loss: float32[b], what is minimised. bound: float32[b], an unbiased estimate of an upper bound
-      on -log p(x0), or of what Objective.estimates says; None where the loss stands for neither.
+    Attributes:
+      loss: float32[b], minimised in training.
+      bound: float32[b], an unbiased estimate of an upper bound on -log p(x0), or of the quantity
+        that Objective.estimates names; None where the loss gives neither.
       metrics: name -> float32[b].
     """
 

@@ -1,8 +1,8 @@
-"""What a source adds to a loss: a memory of it that the network is given, and the target's length.
+"""What a source adds to a loss: a memory of it for the network, and a loss of the target's length.
 
 Every objective of text is one of translation too, once the memory is bound to `apply`: the loss is
-that of p(target | source, length), beside which the length head learns p(length | source), as in
-RDM (Zheng et al. 2023, arXiv:2302.05737) and Mask-Predict (Ghazvininejad et al. 2019).
+that of p(target | source, length). The length head learns p(length | source) in addition, as in RDM
+(Zheng et al. 2023, arXiv:2302.05737) and Mask-Predict (Ghazvininejad et al. 2019).
 """
 
 import functools

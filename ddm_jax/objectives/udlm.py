@@ -53,15 +53,20 @@ def divergence(
 ) -> Array:
     """weight [KL(q || q^theta) + IS(q_z, q^theta_z)], z = x_t, of each position: float[b, L].
 
-    q^theta gives a token each + clean p_y and the mask (or whatever else xt >= V stands for)
-    `masked`; q the same with the one-hot x_0 for p. With psi(d) = e^d - 1 - d, which is never
+    q^theta gives a token each + clean p_y and the mask (an xt >= V) `masked`; q the same with the
+    one-hot x_0 for p. With psi(d) = e^d - 1 - d, which is never
     negative, and d_y = log(q^theta_y / q_y) - log(q^theta_z / q_z),
 
         KL + IS = sum_y q_y psi(d_y).
 
     Args:
-      readout: of p. x0, xt: int32[b, L]. weight: float[b, L], not read where it is 0.
-      clean, each, masked: float[b, 1], the shares above.
+      readout: of p.
+      x0: int32[b, L].
+      xt: int32[b, L].
+      weight: float[b, L]; positions where it is 0 are not read.
+      clean: float[b, 1], the share of x_0.
+      each: float[b, 1], the share of each token.
+      masked: float[b, 1], the share of the mask.
     """
 
     def read(logits: Array, x0: Array, xt: Array, *shares: Array) -> Array:

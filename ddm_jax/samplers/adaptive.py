@@ -1,4 +1,4 @@
-"""Adaptive unmasking: how sure the network is of its tokens says which positions come next.
+"""Adaptive unmasking: the positions of whose tokens the network is surest come next.
 
 confidence: highest max_v p_v first (MaskGIT, Chang et al. 2022, arXiv:2202.04200, and LLaDA).
 margin: largest lead of the best token over the second (Kim et al. 2025, arXiv:2502.06768).
@@ -33,8 +33,8 @@ def confidence(
     """Samples the n free positions of each sequence in N = min(spec.steps, n) steps, its nfe.
 
     Arguments and results are those of `ancestral`. Each step reveals n / N positions, rounded up in
-    the first n mod N steps and down in the others. Which ones depends on p itself, not on what
-    temperature, top-k and top-p make of it.
+    the first n mod N steps and down in the others. Which ones depends on p itself, before
+    temperature, top-k and top-p.
     """
 
     def doubt(p: Array) -> Array:
@@ -52,7 +52,7 @@ def margin(
     process: MaskingProcess,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
-    """Samples as `confidence`, by how far the best token is ahead of the next."""
+    """Samples as `confidence`, by the lead of the best token over the second."""
 
     def doubt(p: Array) -> Array:
         first, second = jnp.moveaxis(jax.lax.top_k(p, 2)[0], -1, 0)
@@ -117,9 +117,12 @@ def _surest_first(
 ) -> tuple[Array, Stats]:
     """Reveals at each step the masks of least doubt; of equal ones, the first.
 
-    doubt: p float32[N, V] -> float32[N]. number: how many, int32[B], at this step int32[], given
-    the masks at the start, int32[B], and the doubts at those that are left, in ascending order at
-    the head of float32[B, L].
+    Args:
+      apply, params, key, prompt, fixed, process, spec: as in `ancestral`.
+      doubt: p float32[N, V] -> float32[N].
+      number: how many masks to reveal, (step int32[], masks at the start int32[B], doubts
+        float32[B, L]) -> int32[B]; each row of the doubts starts with those of the masks that are
+        left, in ascending order.
     """
     count, length = prompt.shape
     keys = example_keys(key, jnp.arange(count))

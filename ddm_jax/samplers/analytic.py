@@ -1,12 +1,12 @@
 """SEDD's analytic sampler, "Tweedie tau-leaping" (Lou et al. 2023, section 4.2).
 
-It goes from t to s < t by the score itself, with no p(x0) in between (theorem 4.2):
+It steps from t to s < t by the score itself, without p(x0) in between (theorem 4.2):
 
     p(x_s = y | x_t) ~ [exp(-d Q) s]_y exp(d Q)[x_t, y],   d = sigma_bar(t) - sigma_bar(s)
 
-per position, s_y = p_t(y) / p_t(x_t). With the exact score a lone position moves by its true
-reverse law, in steps of any size. A law is told as the chance of leaving x_t and the logits of
-where to: temperature, top-k and top-p touch the second alone.
+per position, s_y = p_t(y) / p_t(x_t). With the exact score a single position moves by its true
+reverse law, in steps of any size. A law is given as the chance of leaving x_t and the logits of the
+new token: temperature, top-k and top-p change only the second.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.signature import SampleSpec, Stats
 
 # (logits [..., V], xt [...], s, t) -> the chance of leaving xt [...], above 1 where it is certain,
-# and the logits of where to [..., V]; s < t broadcast with xt, and s = 0 is the last step
+# and the logits of the new token [..., V]; s < t broadcast with xt, and s = 0 is the last step
 Law = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
@@ -43,9 +43,9 @@ def analytic(
     """Samples in spec.steps equal steps of time, from t = 1 to 0; the last one is SEDD's denoiser.
 
     Arguments and results are those of `ancestral`, for the networks of objectives/sedd.py.
-    scale_by_sigma: that of `sedd.absorb`; not read for uniform noise. Under uniform noise a network
-    takes fixed tokens for noised ones, so that the law given them is the conditional one only
-    roughly, however many the steps.
+    scale_by_sigma is that of `sedd.absorb`, and is not read for uniform noise. Under uniform noise
+    a network takes fixed tokens for noised ones, so that the law given them is only roughly the
+    conditional one, for any number of steps.
     """
     law = analytic_law(process, scale_by_sigma)
     return jump(apply, params, key, prompt, fixed, process, spec, law)
@@ -61,7 +61,7 @@ def jump(
     spec: SampleSpec,
     law: Law,
 ) -> tuple[Array, Stats]:
-    """Samples by a law: each position of its own in every step. The rest is as in `ancestral`."""
+    """Samples by a law: each position on its own in every step. The rest is as in `ancestral`."""
 
     def step(keys: Array, x: Array, readout: Readout, s: Array, t: Array) -> Array:
         when, what = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
@@ -75,7 +75,7 @@ def jump(
 
 @dataclass(frozen=True)
 class _Jumps:
-    """The readout that `fill` draws from: its logits say where to jump from x_t."""
+    """The readout that `fill` draws from: its logits are those of where to jump from x_t."""
 
     readout: Readout
     xt: Array
@@ -145,9 +145,10 @@ def tweedie(log_score: Array, xt: Array, kept: Array, redrawn: Array) -> Array:
     """p(x_s | x_t) under uniform noise, up to a factor; 0 where a wrong score makes it negative.
 
     Args:
-      log_score: float[..., V], what it says of xt is taken to be 0. xt: int32[...].
-      kept, redrawn: e^-d and 1 - e^-d, the probability that a token is redrawn between s and t;
-        float[] or of a shape that broadcasts with [..., V].
+      log_score: float[..., V]; its entry of xt is taken to be 0.
+      xt: int32[...].
+      kept: e^-d; float[] or of a shape that broadcasts with [..., V].
+      redrawn: 1 - e^-d, the probability that a token is redrawn between s and t; shaped as kept.
 
     Returns:
       float[..., V]; Q = (1 1^T - V I)/V.

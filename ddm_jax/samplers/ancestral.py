@@ -1,8 +1,8 @@
 """Ancestral sampling of any process: from t to s < t by sum_x0 q(x_s | x_t, x0) p(x0 | x_t).
 
 For the absorbing process this is Tweedie tau-leaping, every position on its own clock (SEDD section
-4.2, RADD section 4, MDLM eq. 7), and event_driven.py has the same law for less; for the others it
-is the reverse process of D3PM, eq. 4.
+4.2, RADD section 4, MDLM eq. 7), and event_driven.py has the same law in fewer evaluations; for
+the others it is the reverse process of D3PM, eq. 4.
 """
 
 from collections.abc import Callable
@@ -31,12 +31,13 @@ def ancestral(
     """Samples in spec.steps equal steps of time, from t = 1 to 0.
 
     Args:
-      apply, params: the network.
+      apply: the network.
+      params: of the network.
       key: one for the call; each sequence draws from its own.
       prompt: int32[B, L], read where `fixed` and ignored elsewhere.
       fixed: bool[B, L], positions that keep the prompt's token.
       process: the forward process: its `prior`, `condition` and `reverse`.
-      spec: the number of steps, and what tokens are drawn (signature.py).
+      spec: the number of steps, and how tokens are drawn (signature.py).
 
     Returns:
       tokens int32[B, L], without a mask, and Stats with nfe = spec.steps.
@@ -60,8 +61,13 @@ def through_time(
 ) -> tuple[Array, Stats]:
     """The loop of every sampler that evaluates the network at each of spec.steps equal steps.
 
-    step: (keys key[B], x_t int32[B, L], its readout, s, t float[]) -> x_s; the last s is 0 exactly.
-    What it does to fixed positions is undone. The rest is as in `ancestral`.
+    Args:
+      step: (keys key[B], x_t int32[B, L], its readout, s float[], t float[]) -> x_s; the last s is
+        exactly 0. Its changes at fixed positions are undone.
+      apply, params, key, prompt, fixed, process, spec: as in `ancestral`.
+
+    Returns:
+      As `ancestral`.
     """
     count, length = prompt.shape
     keys = example_keys(key, jnp.arange(count))

@@ -27,9 +27,8 @@ def autoregressive(
 
     Arguments and results are those of `ancestral`; spec.steps is not read. The prefix that is fixed
     in every sequence is read at once, so nfe = L - its length (+ 1 to read it), or less where every
-    sequence has drawn spec.stop before, which then fills the rest. Other fixed
-    positions are kept, but those on their left do not see them: only a prefix is conditioned on
-    exactly.
+    sequence has drawn spec.stop before, which then fills the rest. Other fixed positions are kept,
+    but positions on their left do not depend on them: only conditioning on a prefix is exact.
     """
     count, length = prompt.shape
     keys = example_keys(key, jnp.arange(count))
@@ -37,7 +36,7 @@ def autoregressive(
     prefix = jnp.cumprod(fixed.all(axis=0)).sum()
 
     def read_all() -> Any:
-        # what is beyond the prefix is written again before anything looks at it
+        # what is beyond the prefix is overwritten before anything attends to it
         given = shifted(x, process.mask_id)
         return apply(params, given, attend="causal", keep=True).cache
 

@@ -1,6 +1,7 @@
-"""Block diffusion's sampler: block after block from the left, over a KV cache of what is finished.
+"""Block diffusion's sampler: block after block from the left, over a KV cache of finished blocks.
 
-Arriola et al. 2025 (arXiv:2503.09573), algorithm 2. Within a block the walk of event_driven.py.
+Arriola et al. 2025 (arXiv:2503.09573), algorithm 2. Within a block it is the walk of
+event_driven.py.
 """
 
 from typing import Any
@@ -32,8 +33,9 @@ def blockwise(
 
     Arguments and results are those of `ancestral`. spec.steps is the total, shared evenly by the L
     / block_size blocks, each of which takes at least one. nfe counts the steps at which a sequence
-    changes, and one evaluation of each finished block for the cache. Each of them is of block_size
-    tokens. Fixed positions in later blocks are kept, but what comes before them does not see them.
+    changes, and one evaluation of each finished block for the cache. Each evaluation is of
+    block_size tokens. Fixed positions in later blocks are kept, but earlier blocks do not depend on
+    them.
 
     Raises:
       UserError: the block size does not divide the length.

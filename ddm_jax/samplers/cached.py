@@ -1,4 +1,4 @@
-"""RADD's cached sampler (Ou et al. 2024, arXiv:2406.03736, section 4.1), as it is published.
+"""RADD's cached sampler (Ou et al. 2024, arXiv:2406.03736, section 4.1), as published.
 
 It walks through all N steps of time and evaluates the network again only when a token of the batch
 has changed since; `event_driven` draws the same samples from the same key, in fewer evaluations

@@ -1,8 +1,8 @@
-"""Draws of tokens: temperature, top-k, top-p, and writing into a few positions of many.
+"""Draws of tokens: temperature, top-k, top-p, and writing into a few of many positions.
 
 Reading the head and racing all V tokens costs more than a small network's layers, so `fill` does
-both at the chosen positions alone. Every draw has the key of its own position: no chunking, batch
-or step count changes it.
+both only at the chosen positions. Every draw has the key of its own position: it depends on no
+chunking, batch size or number of steps.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.models.head import LOGIT_BYTES
 from ddm_jax.samplers.signature import SampleSpec
 
-FEW = 8  # positions of a sequence that are read at once, where none has more
-ROWS = 256  # of the head, over all sequences, that are read at once where some have more
+FEW = 8  # positions of each sequence that are read at once, if no sequence has more
+ROWS = 256  # positions over all sequences that are read at once, if some sequence has more
 
 
 def filtered(logits: Array, spec: SampleSpec) -> Array:
-    """The logits that are drawn from: float[..., V] -> float32[..., V], best 0, -inf what is cut.
+    """The logits to draw from: float[..., V] -> float32[..., V], the best 0, excluded ones -inf.
 
     Temperature first, then the top_k best, then of these the smallest set of the best whose
     probability reaches top_p (Holtzman et al. 2019, arXiv:1904.09751; the token that crosses is
@@ -75,11 +75,19 @@ class LogitReader(Protocol):
 
 
 def fill(keys: Array, x: Array, chosen: Array, readout: LogitReader, spec: SampleSpec) -> Array:
-    """Draws x_i from the network's law where chosen: int32[B, L].
+    """Draws x_i from the network's law where chosen.
 
-    keys: key[B]; the draw at position i is made with fold_in(key, i). x: int32[B, L]. chosen:
-    bool[B, L]. readout: of all positions of x. Only chosen positions meet the head and the random
-    numbers, some at a time.
+    The head is read and random numbers are made only at the chosen positions, some at a time.
+
+    Args:
+      keys: key[B]; the draw at position i is made with fold_in(key, i).
+      x: int32[B, L].
+      chosen: bool[B, L].
+      readout: of all positions of x.
+      spec: how tokens are drawn.
+
+    Returns:
+      int32[B, L], x elsewhere.
     """
     count, length = x.shape
     numbers = chosen.sum(axis=1).max()
@@ -102,9 +110,17 @@ def fill(keys: Array, x: Array, chosen: Array, readout: LogitReader, spec: Sampl
 
 
 def write(keys: Array, x: Array, at: Array, readout: LogitReader, spec: SampleSpec) -> Array:
-    """Draws x_i at the positions `at` int32[B, K], L for none: int32[B, L].
+    """Draws x_i at some positions.
 
-    readout: of these positions. Keys as in `fill`.
+    Args:
+      keys: as in `fill`.
+      x: int32[B, L].
+      at: int32[B, K], the positions; L for none.
+      readout: of these positions.
+      spec: how tokens are drawn.
+
+    Returns:
+      int32[B, L], x elsewhere.
     """
     tokens = draw(position_keys(keys, at), readout.logits(), spec)
     written: Array = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))(x, at, tokens)

@@ -26,7 +26,7 @@ def euler(
     spec: SampleSpec,
     scale_by_sigma: bool = True,
 ) -> tuple[Array, Stats]:
-    """Samples as `analytic`, whose arguments and results these are, by SEDD's Euler rule."""
+    """Samples by SEDD's Euler rule; arguments and results are those of `analytic`."""
     law = euler_law(process, scale_by_sigma)
     return jump(apply, params, key, prompt, fixed, process, spec, law)
 
@@ -40,12 +40,12 @@ def euler_x0(
     process: Absorbing,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
-    """Samples as `ancestral`, whose arguments and results these are, by RADD's Euler rule."""
+    """Samples by RADD's Euler rule; arguments and results are those of `ancestral`."""
     return jump(apply, params, key, prompt, fixed, process, spec, euler_x0_law(process))
 
 
 def euler_law(process: Absorbing | Uniform, scale_by_sigma: bool = True) -> Law:
-    """The rule for log scores, as `analytic_law`."""
+    """The Euler rule for log scores; its arguments are those of `analytic_law`."""
     if isinstance(process, Uniform):
         return _uniform_law(process)
     return _masking_law(process, scale_by_sigma)

@@ -1,11 +1,11 @@
 """The event-driven sampler: the network runs only at steps where a sequence changes.
 
-Under masking the step at which a position is revealed does not depend on the network, and what the
-network says at a step matters only where something is revealed. So all these steps are drawn first,
-and every sequence walks its own list of those at which it changes, each at its own time: of N steps
-of log-linear noise, N (1 - (1 - 1/N)^l) on average for l masks (the count of RADD's cached sampler,
-Ou et al. 2024, arXiv:2406.03736, section 4.1), and a batch needs as many as its slowest sequence.
-The law is that of `ancestral` in N steps, whatever the network is told of the time.
+Under masking the step at which a position is revealed does not depend on the network, and the
+network's output at a step matters only where something is revealed. So all these steps are drawn
+first, and every sequence walks its own list of the steps at which it changes, each at its own time:
+of N steps of log-linear noise, N (1 - (1 - 1/N)^l) on average for l masks (the count of RADD's
+cached sampler, Ou et al. 2024, arXiv:2406.03736, section 4.1). A batch needs as many evaluations as
+its slowest sequence. The law is that of `ancestral` in N steps, with or without time input.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def event_driven(
 
 
 def split_keys(key: Array, count: int) -> Array:
-    """For each sequence a key for when, and one for what is drawn: key[2, count]."""
+    """Keys for when positions are revealed, and for their tokens, per sequence: key[2, count]."""
     keys = jax.vmap(jax.random.split)(example_keys(key, jnp.arange(count)))
     return jnp.moveaxis(keys, 1, 0)
 
@@ -87,10 +87,19 @@ def walk(
     mask_id: int,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
-    """Reveals the masks of start int32[B, L] in the order of step_of int32[B, L], ties at once.
+    """Reveals the masks in the order of their steps, those of equal steps at once.
 
-    evaluate: (x int32[B, L], the step of each sequence int32[B], the positions to read int32[B, K]
-    or None for all) -> Readout. keys: key[B]; that of the token at position i is fold_in(key, i).
+    Args:
+      evaluate: the network, (x int32[B, L], the step of each sequence int32[B], the positions to
+        read int32[B, K] or None for all) -> Readout.
+      keys: key[B]; that of the token at position i is fold_in(key, i).
+      start: int32[B, L].
+      step_of: int32[B, L], the step of each position.
+      mask_id: the id of the mask.
+      spec: how tokens are drawn.
+
+    Returns:
+      tokens int32[B, L], and Stats with nfe, the number of steps at which a sequence changes.
     """
 
     def go_on(carry: tuple[Array, Array]) -> Array:
@@ -99,7 +108,7 @@ def walk(
     def reveal(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x, nfe = carry
         masked = x == mask_id
-        # where nothing is left to do the step does not matter, but must be one
+        # where nothing is left to reveal the step has no effect, but must be a valid one
         step = jnp.where(masked, step_of, step_of.max()).min(axis=1)
         chosen = masked & (step_of == step[:, None])
         few = min(FEW, x.shape[1])

@@ -1,7 +1,7 @@
 """The first-hitting sampler (Zheng et al. 2024, arXiv:2409.02908): infinitely many steps of time.
 
-In that limit the masks go one at a time, each equally likely to be next, and the times at which
-they go are known in law: with n masks left at t_n,
+In that limit masks are revealed one at a time, each equally likely to be next, and the law of the
+times at which this happens is known: with n masks left at t_n,
 
     1 - alpha(t_{n-1}) = (1 - alpha(t_n)) u^{1/n},   u ~ U(0, 1),   starting from t = 1
 """
@@ -27,10 +27,10 @@ def first_hitting(
     process: Absorbing,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
-    """Samples as `ancestral` in infinitely many steps, the network told the time of each event.
+    """Samples as `ancestral` in infinitely many steps; the time input is the time of each event.
 
     Arguments and results are those of `ancestral`; spec.steps is not read. nfe is the number of
-    free positions. What the schedule would leave masked at time 0 is told that time.
+    free positions. For what the schedule would leave masked at time 0 the time input is that of 0.
     """
     count, length = prompt.shape
     when, what = split_keys(key, count)
@@ -50,7 +50,7 @@ def first_hitting(
 def hitting_times(u: Array, masks: Array, process: Absorbing) -> Array:
     """The times of the events, in falling order: float32[B, L], int32[B] -> float32[B, L].
 
-    1 - u serves as the formula's u: float32 tells small numbers apart, and not those close to 1.
+    1 - u is used as the formula's u: float32 resolves small numbers, but not those close to 1.
     Event r is that with masks - r masks left before it; beyond r = masks - 1 there is none.
     """
     left = jnp.maximum(masks[:, None] - jnp.arange(u.shape[1]), 1)

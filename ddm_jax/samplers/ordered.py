@@ -1,7 +1,7 @@
 """Any-order autoregressive sampling (Ou et al. 2024, arXiv:2406.03736, section 3.3).
 
-A network without time input that says p(x_i | any set of tokens) is an autoregressive model in
-every order of the positions: one at a time is exact.
+A network without time input that gives p(x_i | any set of tokens) is an autoregressive model in
+every order of the positions: sampling one position at a time is exact.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ def ordered(
 ) -> tuple[Array, Stats]:
     """Samples the free positions of each sequence in turn.
 
-    Arguments and results are those of `ancestral`; spec.steps is not read. order: "left" (the first
-    position comes first), "right" (the last one), "random" (another order in each sequence), or the
-    positions themselves, int[L] or text such as "2,0,1", of which those that are fixed are passed
-    over. nfe is the number of free positions.
+    Arguments and results are those of `ancestral`; spec.steps is not read. order is "left" (the
+    first position comes first), "right" (the last one), "random" (another order in each sequence),
+    or the positions themselves, int[L] or text such as "2,0,1", where those that are fixed are
+    skipped. nfe is the number of free positions.
 
     Raises:
       UserError: the order is not one of all positions.
@@ -52,7 +52,7 @@ def ordered(
 
 
 def _ranks(order: str, length: int) -> np.ndarray:
-    """When each position comes, int32[L]; raises UserError."""
+    """The place of each position in the order: int32[L]. Raises UserError as `ordered`."""
     named = {"left": range(length), "right": range(length)[::-1]}
     try:
         positions = [int(i) for i in named.get(order, order.split(","))]

@@ -1,8 +1,8 @@
-"""The psi samplers: a step forwards mixed with denoising in full and noising anew (Duo's code).
+"""The psi samplers: a reverse step mixed with full denoising and noising again (Duo's code).
 
 x_s ~ kappa q(x_s | x_t) + (1 - kappa) sum_x0 q(x_s | x_0) q(x_0 | x_t), per position, where
-q(x_s | x_t) is the step of `ancestral`: kappa = 1 is `ancestral`, and below it a token that once
-was right for its neighbours may change with them. For masking this is the rule of remasking.py with
+q(x_s | x_t) is the step of `ancestral`: kappa = 1 is `ancestral`, and below it a token that is
+already revealed may change with its neighbours. For masking this is the rule of remasking.py with
 sigma = (1 - kappa)(1 - alpha_s).
 """
 
@@ -34,7 +34,7 @@ def predictor_corrector(
 ) -> tuple[Array, Stats]:
     """Samples in spec.steps equal steps of time, of which the last leaves no noise.
 
-    Arguments and results are those of `ancestral`, and kappa, from 0 to 1, is the part of the
+    Arguments and results are those of `ancestral`; kappa, from 0 to 1, is the share of the
     ancestral step.
     """
 

@@ -1,8 +1,9 @@
-"""ReMDM: masks are revealed, and tokens masked again (Wang et al. 2025, arXiv:2503.00307).
+"""ReMDM: masks are revealed, and tokens are masked again (Wang et al. 2025, arXiv:2503.00307).
 
 q(x_s | x_t, x_0) of its eq. 6: a token of x_t turns into the mask with probability sigma, a mask
-into x_0 with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). Whatever sigma from 0 to min(1, (1 -
-alpha_s) / alpha_t), q(x_s | x_0) is that of masking, so the same network serves; 0 is `ancestral`.
+into x_0 with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). For every sigma from 0 to min(1,
+(1 - alpha_s) / alpha_t), q(x_s | x_0) is that of masking, so the same network can be used. With
+sigma = 0 it is `ancestral`.
 """
 
 import jax
@@ -31,8 +32,9 @@ def remdm(
 ) -> tuple[Array, Stats]:
     """Samples in spec.steps equal steps of time, of which the last reveals all.
 
-    Arguments and results are those of `ancestral`, and
+    Arguments and results are those of `ancestral`, with the options below.
 
+    Args:
       strategy: "cap" for sigma = min(eta, sigma_max), "rescale" for eta sigma_max, where sigma_max
         is the bound above (section 4.1).
       eta: from 0 to 1, how much is masked again.
@@ -60,9 +62,21 @@ def remask(
     t: Array,
     spec: SampleSpec,
 ) -> Array:
-    """One step from t to s: int32[B, L]. At s = 0 all is revealed and nothing masked again.
+    """One step from t to s. At s = 0 all is revealed and nothing is masked again.
 
-    keys: key[B]. x: int32[B, L]. fixed: bool[B, L]. readout: of x. sigma, s, t: float[].
+    Args:
+      keys: key[B].
+      x: int32[B, L], tokens at time t.
+      fixed: bool[B, L].
+      readout: of x.
+      process: the masking process.
+      sigma: float[], the probability that a token is masked again.
+      s: float[].
+      t: float[].
+      spec: how tokens are drawn.
+
+    Returns:
+      int32[B, L], tokens at time s.
     """
     when, what = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     u = uniforms(when, x.shape[1:])

@@ -1,8 +1,8 @@
 """Route and denoise: RDM's sampler (Zheng et al. 2023, arXiv:2302.05737, section 4.3).
 
-Each step reads the network at all positions and lets the tokens it is surest of stand; the rest is
-noise again. The schedule fixes how many, the network which: the law is no longer that of the
-reverse process, but for absorbing noise routed by default.
+Each step reads the network at all positions and keeps the tokens of which it is surest; the rest is
+noise again. The schedule decides how many, the network which: the law is no longer that of the
+reverse process, except for absorbing noise with routing="default".
 """
 
 import jax
@@ -33,16 +33,16 @@ def rdm(
 ) -> tuple[Array, Stats]:
     """Samples in spec.steps steps, after the last of which nothing is noise.
 
-    Arguments and results are those of `ancestral`, and
+    Arguments and results are those of `ancestral`, with the options below. The time input at step i
+    is that of 1 - i / steps. Scores are log-probabilities at temperature 1, whatever the
+    temperature of the draws; temperature 0 takes the best token.
 
+    Args:
       routing: "uncond" or "cond", by the scores (routing.py); "default" reveals with the chance
-        (alpha_s - alpha_t) / (1 - alpha_t) of the process, for good.
+        (alpha_s - alpha_t) / (1 - alpha_t) of the process, and keeps what is revealed.
       cutoff: "linear" or "cosine", how many positions stay noise after each step.
       noise_scale: times the rate of the cutoff, of the Gumbel noise on the scores that are ranked;
         0 ranks the scores themselves.
-
-    The network is told time 1 - i / steps at step i. Scores are log-probabilities at temperature 1,
-    whatever tokens are drawn at; temperature 0 takes the best.
     """
     count, length = prompt.shape
     keys = example_keys(key, jnp.arange(count))

@@ -1,8 +1,8 @@
 """RDM's routing: which positions are noise after a step (Zheng et al. 2023, arXiv:2302.05737).
 
-x_s = b [v1 x_t + (1 - v1) u1] + (1 - b) [v2 x_0 + (1 - v2) u2], per position, where b says whether
-x_t is x_0. The sampler only believes so (`noised` is 1 - b), and v1, v2 come from the ranks of
-the scores. The u are noise, from the prior where b, else with x_t kept as often as q(x_t | x_s).
+x_s = b [v1 x_t + (1 - v1) u1] + (1 - b) [v2 x_0 + (1 - v2) u2], per position, where b = 1 if
+x_t is x_0. The sampler only estimates b (`noised` is 1 - b), and v1, v2 come from the ranks of the
+scores. The u are noise: from the prior where b, else with x_t kept as often as q(x_t | x_s).
 """
 
 from typing import NamedTuple
@@ -15,7 +15,13 @@ ROUNDING = 1e-7
 
 
 class State(NamedTuple):
-    """tokens: int32[B, L]. scores: float32[B, L], log-probabilities. noised: bool[B, L]."""
+    """The state of the sampler between two steps.
+
+    Attributes:
+      tokens: int32[B, L].
+      scores: float32[B, L], log-probabilities.
+      noised: bool[B, L], whether a token counts as noise.
+    """
 
     tokens: Array
     scores: Array
@@ -32,7 +38,7 @@ def noise_rate(step: int | Array, steps: int | Array, cutoff: str) -> Array:
 
 
 def noise_count(count: Array, step: int | Array, steps: int | Array, cutoff: str) -> Array:
-    """trunc(count * rate): of int32[B] positions those that stay noise, int32[B]."""
+    """trunc(count * rate), how many of int32[B] positions stay noise: int32[B]."""
     if cutoff == "linear":
         return count * (steps - 1 - step) // steps
     return (count * (noise_rate(step, steps, cutoff) + ROUNDING)).astype(jnp.int32)
@@ -41,7 +47,12 @@ def noise_count(count: Array, step: int | Array, steps: int | Array, cutoff: str
 def lowest(scores: Array, k: Array, movable: Array) -> Array:
     """The k movable positions of the lowest scores, of equal ones the first: bool[B, L].
 
-    Exactly k, whatever ties. scores: float[B, L]. k: int32[B], at most as many as are movable.
+    Exactly k, also where scores are equal.
+
+    Args:
+      scores: float[B, L].
+      k: int32[B], at most the number of movable positions.
+      movable: bool[B, L].
     """
     order = jnp.argsort(jnp.where(movable, scores, jnp.inf), axis=1, stable=True)
     rank = jnp.argsort(order, axis=1)
@@ -51,7 +62,7 @@ def lowest(scores: Array, k: Array, movable: Array) -> Array:
 def falling(state: State, tokens: Array, scores: Array, lowest: Array, routing: str) -> Array:
     """v1 = 0, where a token goes back to noise: bool[B, L].
 
-    "uncond": all of `lowest`. "cond": of these only where the network says the same token as
+    "uncond": all of `lowest`. "cond": of these only where the network predicts the same token as
     before, and is less sure of it. "default": nowhere.
     """
     if routing == "uncond":
@@ -64,13 +75,15 @@ def falling(state: State, tokens: Array, scores: Array, lowest: Array, routing: 
 def route(
     state: State, tokens: Array, scores: Array, noise: Array, stays: Array, falls: Array
 ) -> State:
-    """One step: noise stays noise or takes the new token, tokens are kept or fall to noise.
+    """One step: noise stays noise or takes the new token, tokens are kept or fall back to noise.
 
     Args:
       state: before the step.
-      tokens, scores: int32[B, L], float32[B, L], what the network now says of x_0.
+      tokens: int32[B, L], the network's prediction of x_0.
+      scores: float32[B, L], of these tokens.
       noise: int32[B, L], the u.
-      stays, falls: bool[B, L], v2 = 0, read where state.noised, and v1 = 0, read elsewhere.
+      stays: bool[B, L], v2 = 0; read where state.noised.
+      falls: bool[B, L], v1 = 0; read elsewhere.
     """
     noised = jnp.where(state.noised, stays, falls)
     return State(

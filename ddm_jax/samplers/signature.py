@@ -26,9 +26,12 @@ ANY_TIME = ("adaln", "input", *NO_TIME)
 class SampleSpec:
     """What may change from call to call without compiling again.
 
-    steps: int32[], steps of time, where the sampler lets one choose. temperature: float32[], at
-    least 0; 0 takes the best token. top_k: int32[], 0 for all. top_p: float32[] in (0, 1]. stop:
-    int32[], the token that ends a sequence for samplers from the left; -1 for none.
+    Attributes:
+      steps: int32[], steps of time, for samplers that have a choice.
+      temperature: float32[], at least 0; 0 takes the best token.
+      top_k: int32[], 0 for all.
+      top_p: float32[] in (0, 1].
+      stop: int32[], the token that ends a sequence for samplers from the left; -1 for none.
     """
 
     steps: int | Array
@@ -41,11 +44,12 @@ class SampleSpec:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stats:
-    """What is known of each sequence beside its tokens.
+    """What a sampler reports of each sequence in addition to its tokens.
 
-    nfe: int32[B], network evaluations that it took. score: float32[B], nats: the mean
-    log-probability of its tokens when they were accepted, at temperature 1; None where the sampler
-    has none (Sampler.scores).
+    Attributes:
+      nfe: int32[B], the number of network evaluations.
+      score: float32[B], nats: the mean log-probability of its tokens when they were accepted, at
+        temperature 1; None where the sampler has none (Sampler.scores).
     """
 
     nfe: Array
