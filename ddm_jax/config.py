@@ -65,7 +65,7 @@ class Option:
 class ModelConfig:
     """The network; the defaults are RADD-small's."""
 
-    # lm: text alone; from a source to a target, encoder_decoder: RDM's; prefix: one stack for both
+    # lm: text only. From a source to a target: encoder_decoder (RDM's), prefix (one stack for both)
     kind: str = choice("lm", "encoder_decoder", "prefix")
     width: int = number(768, low=2)
     depth: int = number(12, low=1)
@@ -76,7 +76,7 @@ class ModelConfig:
     time: str = choice("auto", "none", "adaln", "constant", "input")
     # for kind=lm: rotary angles, or GPT-2's, a learnt vector for each of max_length positions
     positions: str = choice("rotary", "learned")
-    max_length: int = number(256, low=2)  # with a source: positions, and lengths to choose from
+    max_length: int = number(256, low=2)  # with a source: of positions, and of target lengths
     cond_width: int = number(128, low=1)  # of the time embedding; of adaLN blocks
     norm_bias: bool = True  # RADD has a bias in its LayerNorms, SEDD and MDLM have none
     attention_bias: bool = False  # GPT-2 has biases in its attention, the others have none
@@ -95,7 +95,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """The forward process; "auto" is the objective's own, empty options take their defaults."""
+    """The forward process; "auto" is the objective's, empty options take the process's defaults."""
 
     name: str = "auto"
     steps: int | None = number(None, low=1)  # T of the discrete-time ones
@@ -106,7 +106,7 @@ class ProcessConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The noise schedule; "auto" is the process's own, empty options take their defaults."""
+    """The noise schedule; "auto" is the process's, empty options take the schedule's defaults."""
 
     name: str = "auto"
     eps: float | None = number(None, low=0, high=0.5)
@@ -117,7 +117,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The training objective; empty options take their defaults, others may not apply."""
+    """The training objective; empty options take the objective's defaults where it has them."""
 
     name: str = "radd_t_dce"
     steps: int | None = number(None, low=0)  # mdlm, md4: T of a bound in T steps, 0: continuous
@@ -139,7 +139,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, how it is cut into tokens and blocks, and where prepared sets are kept."""
+    """The text, how it is split into tokens and blocks, and where prepared sets are kept."""
 
     source: str = "embedded"
     tokenizer: str = "sentencepiece:2048"
@@ -153,7 +153,9 @@ class DataConfig:
     validation: str = ""  # held-out pairs, named like `source`; empty: a fraction of these
     test: str = ""
     source_length: int = number(256, low=2)  # of the longest source, its EOS included
-    buckets: int = number(3, low=1, high=8)  # shapes of a batch, each twice as long as the last
+    buckets: int = number(
+        3, low=1, high=8
+    )  # number of batch shapes, each twice the last
     eos: str = choice("auto", "given", "predicted")  # whether a target's EOS is noised and learnt
 
 
@@ -175,18 +177,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how much at once, and what is written on the way."""
+    """Length of training, batch, checkpoints and logs."""
 
     steps: int = number(400_000, low=1)
     batch_size: int = number(512, low=1)  # sequences, over all devices and processes
     microbatches: int = number(1, low=1)
-    init_from: str = ""  # workdir of the run or the converted weights to begin with; empty: none
+    init_from: str = ""  # workdir of a run, or converted weights, to start from; empty: none
     times: str = choice("stratified", "antithetic", "independent")  # over the global batch
     log_every: int = number(100, low=1)
     checkpoint_every: int = number(2_500, low=1)
-    checkpoints: str = ""  # where they go, gs:// and s3:// too; empty: into the work directory
+    checkpoints: str = ""  # their folder, gs:// and s3:// too; empty: in the work directory
     keep_last: int = number(2, low=1)
-    keep_every: int = number(50_000, low=1)  # checkpoints at its multiples stay for good
+    keep_every: int = number(50_000, low=1)  # checkpoints at its multiples are never deleted
     max_bad_steps: int = number(20, low=1)  # non-finite updates in a row before the run stops
     wandb_project: str = ""  # empty: no wandb
     profile: int = number(0, low=0)  # number of steps to trace into the work directory
@@ -201,28 +203,30 @@ class EvalConfig:
     batch_size: int = number(64, low=1)
     sequences: int = number(512, low=2)  # held-out blocks used
     draws: int = number(4, low=1)  # corruptions of each block
-    translations: int = number(128, low=1)  # of pairs: those that BLEU is measured on
+    translations: int = number(128, low=1)  # of pairs: number that BLEU is measured on
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Text samples while training; empty options take their defaults, others may not apply."""
+    """Text samples while training; empty options take the sampler's defaults where it has them."""
 
     name: str = "auto"
     steps: int = number(128, low=1)
     num: int = number(3, low=1)
     temperature: float = number(1.0, low=0)  # 0 takes the best token
-    lengths: int = number(1, low=1)  # of a target: the most likely ones, which are all tried
-    candidates: int = number(1, low=1)  # of a target: drawn at each length
+    lengths: int = number(1, low=1)  # of a target: number of most likely lengths to try
+    candidates: int = number(1, low=1)  # of a target: number drawn at each length
     selection: str = choice("score", "mbr")  # of the candidates
     order: str | None = None  # ordered: left, right, random or positions, "2,0,1"
     gamma: float | None = number(None, low=0)  # entropy: nats of a step
     routing: str | None = choice(None, "uncond", "cond", "default")  # rdm
-    cutoff: str | None = choice(None, "linear", "cosine")  # rdm: how many positions stay noise
+    cutoff: str | None = choice(
+        None, "linear", "cosine"
+    )  # rdm: how many positions stay noise
     noise_scale: float | None = number(None, low=0)  # rdm: of the noise on the scores
     strategy: str | None = choice(None, "cap", "rescale")  # remdm
     eta: float | None = number(None, low=0, high=1)  # remdm: how much is masked again
-    kappa: float | None = number(None, low=0, high=1)  # predictor_corrector: ancestral part
+    kappa: float | None = number(None, low=0, high=1)  # predictor_corrector: share of ancestral
 
 
 @dataclass(frozen=True)
