@@ -141,7 +141,7 @@ def test_tokens_of_gaussian_noise_do_not_depend_on_how_many_sequences_are_drawn_
     keys = example_keys(step_key(1, 2), jnp.arange(size))
     alone = [process.corrupt(keys[i : i + 1], x0[i : i + 1], t[i : i + 1])[0] for i in range(size)]
     for together, turns in ((12, 1), (11, 2), (5, 3), (1, 12), (0.5, 12)):
-        monkeypatch.setattr(type(process), "together", int(4 * length * VOCAB * together))
+        monkeypatch.setattr(type(process), "chunk_bytes", int(4 * length * VOCAB * together))
         np.testing.assert_array_equal(process.corrupt(keys, x0, t), alone)
         assert f"length={turns}\n" in str(jax.make_jaxpr(process.corrupt)(keys, x0, t))
 

@@ -116,7 +116,7 @@ def test_drop_is_accurate_in_float32(name):
 
 @each_schedule
 def test_schedules_are_equal_by_name_and_parameters(name):
-    make = SCHEDULES[name]
+    make = SCHEDULES[name].make
     assert make() == make()
     assert hash(make()) == hash(make())
     assert make().name == name
