@@ -153,9 +153,7 @@ class DataConfig:
     validation: str = ""  # held-out pairs, named like `source`; empty: a fraction of these
     test: str = ""
     source_length: int = number(256, low=2)  # of the longest source, its EOS included
-    buckets: int = number(
-        3, low=1, high=8
-    )  # number of batch shapes, each twice the last
+    buckets: int = number(3, low=1, high=8)  # number of batch shapes, each twice the last
     eos: str = choice("auto", "given", "predicted")  # whether a target's EOS is noised and learnt
 
 
@@ -220,9 +218,7 @@ class SamplerConfig:
     order: str | None = None  # ordered: left, right, random or positions, "2,0,1"
     gamma: float | None = number(None, low=0)  # entropy: nats of a step
     routing: str | None = choice(None, "uncond", "cond", "default")  # rdm
-    cutoff: str | None = choice(
-        None, "linear", "cosine"
-    )  # rdm: how many positions stay noise
+    cutoff: str | None = choice(None, "linear", "cosine")  # rdm: how many positions stay noise
     noise_scale: float | None = number(None, low=0)  # rdm: of the noise on the scores
     strategy: str | None = choice(None, "cap", "rescale")  # remdm
     eta: float | None = number(None, low=0, high=1)  # remdm: how much is masked again

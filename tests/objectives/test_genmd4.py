@@ -8,7 +8,7 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.vector_absorbing import VectorAbsorbing
-from ddm_jax.models import network as network_module
+from ddm_jax.models import readout as readout_module
 from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.genmd4 import diffusion_at, genmd4_at, init
@@ -250,7 +250,7 @@ def test_reading_in_chunks_changes_nothing(float64, monkeypatch):
 
     both = {"network": params} | learnt(W)
     whole = jax.jit(jax.value_and_grad(loss))(both)
-    monkeypatch.setattr(network_module, "LOGIT_BYTES", 5 * VOCAB * 4)
+    monkeypatch.setattr(readout_module, "LOGIT_BYTES", 5 * VOCAB * 4)
     chunked = jax.jit(jax.value_and_grad(lambda both: loss(both)))(both)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), chunked, whole)
 

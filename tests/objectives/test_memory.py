@@ -8,7 +8,7 @@ from ddm_jax.config import defaults, resolve
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.experiment import make_parts
 from ddm_jax.models import head as head_module
-from ddm_jax.models import network as network_module
+from ddm_jax.models import readout as readout_module
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.signature import Noise
 from ddm_jax.settle import settle
@@ -27,7 +27,7 @@ def largest_float(jaxpr):
 
 def allow(monkeypatch, rows):
     """Lets a device hold the logits of so many positions at once."""
-    for module in (network_module, head_module):
+    for module in (readout_module, head_module):
         monkeypatch.setattr(module, "LOGIT_BYTES", 4 * rows * 5_120)
 
 

@@ -16,7 +16,7 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.errors import UserError
-from ddm_jax.models import network as network_module
+from ddm_jax.models import readout as readout_module
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers import draw
 from ddm_jax.samplers.adaptive import confidence, entropy, margin
@@ -281,7 +281,7 @@ def test_sequence_depends_on_the_key_and_its_number_alone(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_array_has_a_logit_for_every_token_of_the_batch(name, monkeypatch):
     rows, length, vocab = 4, 256, 1000
-    monkeypatch.setattr(network_module, "LOGIT_BYTES", rows * length * vocab)  # a quarter at once
+    monkeypatch.setattr(readout_module, "LOGIT_BYTES", rows * length * vocab)  # a quarter at once
     monkeypatch.setattr(draw, "LOGIT_BYTES", rows * length * vocab)
 
     def apply(params, tokens):
