@@ -1,21 +1,21 @@
-"""All that an accelerator is asked to show, in one run of a few minutes, without a data set.
+"""Benchmarks of an accelerator in one run of a few minutes, without a data set.
 
     python -m benchmarks.accelerator [--toy] [--parts=matmul,...] [--no-torch] [--json]
 
 GPT-2-small's size (12 layers of width 768, length 1,024, V = 50,257, bfloat16), RADD's t-DCE with
 AdamW, clipping and averaged weights, on the first device:
 
-    matmul     the rate of a bfloat16 matmul here, which MFU is measured against
-    attention  each implementation against the plain one, forward and gradient, and its time
-    train      step time, tokens/s, MFU; the same in PyTorch (SDPA, compile), if torch is there
+    matmul     rate of a bfloat16 matmul on this device, the reference for MFU
+    attention  each implementation compared with the plain one, forward and gradient, and its time
+    train      step time, tokens/s, MFU; the same in PyTorch (SDPA, compile), if it is installed
     largest    the largest batch that fits, of ours and of PyTorch
     sampling   1,024 tokens in 1,024 steps at batch 32: the cached samplers, and the uncached loop
-               (`ancestral`), whose time is that of a tenth of the steps, times ten
+               (`ancestral`), which is timed for a tenth of the steps and multiplied by ten
 
-MFU counts the matmuls of forward and backward pass, 6 N + 12 L T D a token, the head at all
-positions as in PyTorch, though ours reads it at the masked ones alone; `mfu_done` counts those.
---toy is for a look on a CPU. Needs jax, flax, optax, ml-collections, absl-py and numpy; of this
-project's other dependencies nothing.
+MFU counts the matmuls of forward and backward pass, 6 N + 12 L T D per token, with the head at all
+positions as in PyTorch, although ours reads it only at the masked ones; `mfu_done` counts those.
+--toy is for a try on a CPU. Needs jax, flax, optax, ml-collections, absl-py and numpy, and none of
+this project's other dependencies.
 """
 
 import functools
@@ -45,16 +45,16 @@ from ddm_jax.samplers.signature import SampleSpec
 
 _TOY = flags.DEFINE_bool("toy", False, "A tiny network and a few steps.")
 _PARTS = flags.DEFINE_list(
-    "parts", ["matmul", "attention", "train", "largest", "sampling"], "What to run, in this order."
+    "parts", ["matmul", "attention", "train", "largest", "sampling"], "Parts to run, in this order."
 )
-_TORCH = flags.DEFINE_bool("torch", True, "Time PyTorch too, if it is there.")
+_TORCH = flags.DEFINE_bool("torch", True, "Time PyTorch too, if it is installed.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Sequences of a training batch.")
-_REMAT = flags.DEFINE_string("remat", "none", "Of ours: none, dots, full.")
+_REMAT = flags.DEFINE_string("remat", "none", "Rematerialisation of our network: none, dots, full.")
 _JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:
-    """Prints each part as it ends; a part that fails says so, and the others still run."""
+    """Prints each part when it ends; a part that fails is reported, and the others still run."""
     del argv
     result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "toy": _TOY.value}
     print(f"{result['device']}, jax {jax.__version__}")
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def sizes() -> tuple[ModelConfig, int, int, int]:
-    """(network, vocabulary, length, batch)."""
+    """(network, vocabulary size, length, batch size)."""
     dtype = {"compute_dtype": "float32" if _TOY.value else "bfloat16", "remat": _REMAT.value}
     if _TOY.value:
         return ModelConfig(width=64, depth=2, heads=2, time="none", **dtype), 500, 64, 4
@@ -83,7 +83,7 @@ def sizes() -> tuple[ModelConfig, int, int, int]:
 
 
 def seconds_of(run: Callable[[], Any], turns: int = 5) -> float:
-    """Of one call, the median; the first is left out."""
+    """Median seconds of a call; the first call is left out."""
     jax.block_until_ready(run())
     found = []
     for _ in range(turns):
@@ -94,7 +94,7 @@ def seconds_of(run: Callable[[], Any], turns: int = 5) -> float:
 
 
 def matmul(so_far: dict[str, Any]) -> dict[str, float]:
-    """FLOP/s of a square matmul in bfloat16, summed in float32: several in one program."""
+    """FLOP/s of a square matmul in bfloat16, accumulated in float32; several in one program."""
     del so_far
     n, times = (512, 2) if _TOY.value else (8192, 16)
     a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16)
@@ -107,7 +107,7 @@ def matmul(so_far: dict[str, Any]) -> dict[str, float]:
 
 
 def attention(so_far: dict[str, Any]) -> dict[str, float | str]:
-    """Largest distance from the plain one in float32, of outputs and gradients, and seconds."""
+    """Seconds, and the largest distance of outputs and gradients from plain float32 attention."""
     del so_far
     model, _, length, batch = sizes()
     shape = (batch, length, model.heads, model.width // model.heads)
@@ -127,7 +127,7 @@ def attention(so_far: dict[str, Any]) -> dict[str, float | str]:
 
             return functools.partial(run, *given)
 
-        # the exact one holds all scores: of two sequences
+        # exact attention holds all scores, so only two sequences
         wanted = outputs("plain", [x[:2].astype(jnp.float32) for x in narrow])()
         for name in ("plain", "auto", "xla", "cudnn"):
             label = f"{name}{'_causal' if causal else ''}"
@@ -143,12 +143,12 @@ def attention(so_far: dict[str, Any]) -> dict[str, float | str]:
                 found[f"{label}_differs"] = differ
                 found[f"{label}_s"] = seconds_of(outputs(name, narrow))
             except Exception as error:
-                found[label] = f"does not run here: {type(error).__name__}"
+                found[label] = f"does not run on this device: {type(error).__name__}"
     return found
 
 
 def config_of(batch: int) -> tuple[Config, int, int]:
-    """(a run of RADD's t-DCE, vocabulary, length)."""
+    """(config of RADD's t-DCE, vocabulary size, length)."""
     model, vocab, length, _ = sizes()
     config = Config(
         model=model,
@@ -160,7 +160,7 @@ def config_of(batch: int) -> tuple[Config, int, int]:
 
 
 def our_program(batch: int) -> Ours:
-    """Our step, compiled."""
+    """Our compiled training step."""
     config, vocab, length = config_of(batch)
     process = Absorbing(SCHEDULES["log_linear"].make(), vocab)
     network = make_network(config.model, vocab)
@@ -168,7 +168,7 @@ def our_program(batch: int) -> Ours:
 
 
 def our_seconds(batch: int, turns: int = 10) -> tuple[float, float]:
-    """(seconds a step, reserved bytes)."""
+    """(seconds per step, reserved bytes)."""
     ours = our_program(batch)
     state, metrics = ours.program(ours.start(), ours.batch)
     float(metrics["loss"])
@@ -180,7 +180,7 @@ def our_seconds(batch: int, turns: int = 10) -> tuple[float, float]:
 
 
 def torch_seconds(batch: int, turns: int = 10) -> float:
-    """Seconds a step of benchmarks/peers/pytorch.py, compiled on a GPU."""
+    """Seconds per step of benchmarks/peers/pytorch.py, compiled on a GPU."""
     import torch
 
     from benchmarks.peers.pytorch import Network, Trainer
@@ -202,7 +202,7 @@ def torch_seconds(batch: int, turns: int = 10) -> float:
 
 
 def torch_is_there() -> bool:
-    """Whether PyTorch is wanted, and has the device that jax has."""
+    """Whether PyTorch is asked for, installed, and has the same kind of device as jax."""
     try:
         import torch
     except ImportError:
@@ -211,7 +211,7 @@ def torch_is_there() -> bool:
 
 
 def train(so_far: dict[str, Any]) -> dict[str, float]:
-    """Tokens/s of ours and of PyTorch, in turn, and MFU."""
+    """Tokens/s of ours and of PyTorch, one after the other, and MFU."""
     model, vocab, length, batch = sizes()
     turns = 3 if _TOY.value else 10
     seconds, reserved = our_seconds(batch, turns)
@@ -229,13 +229,14 @@ def train(so_far: dict[str, Any]) -> dict[str, float]:
         found |= {
             "torch_tokens_per_s": batch * length / theirs,
             "ratio_to_torch": theirs / seconds,
-            "ratio_to_torch_again": theirs / again,  # the same, after it: how much they drift
+            "ratio_to_torch_again": theirs
+            / again,  # ours again afterwards: shows how much times drift
         }
     return found
 
 
 def largest(so_far: dict[str, Any]) -> dict[str, float]:
-    """The largest multiple of 16 that fits; ours by what the compiler reserves, if it knows."""
+    """The largest batch that fits, a multiple of 16; ours is found from what XLA reserves."""
     del so_far
     if _TOY.value or jax.default_backend() != "gpu":
         return {"skipped": "only on a GPU"}
@@ -251,7 +252,7 @@ def largest(so_far: dict[str, Any]) -> dict[str, float]:
         import torch
 
         low, high = 16, 4096
-        while high - low > 16:  # fits, and does not
+        while high - low > 16:  # low fits, high does not
             middle = (low + high) // 32 * 16
             low, high = (
                 (middle, high)
@@ -264,7 +265,7 @@ def largest(so_far: dict[str, Any]) -> dict[str, float]:
 
 
 def fits(run: Callable[[], Any]) -> bool:
-    """Whether a call ends without running out of memory."""
+    """Whether a call does not run out of memory."""
     try:
         run()
     except Exception as error:
@@ -275,7 +276,7 @@ def fits(run: Callable[[], Any]) -> bool:
 
 
 def sampling(so_far: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a batch of samples, and the uncached loop's over them."""
+    """Seconds of a batch of samples, and the ratio of the uncached loop's seconds to them."""
     del so_far
     model, vocab, length, _ = sizes()
     batch, steps, part = (2, 64, 1) if _TOY.value else (32, 1024, 10)

@@ -3,9 +3,9 @@
     python -m benchmarks.convert [--release=sedd] [--json]
 
 The checkpoint has the published names and shapes and random values (12 layers of width 768, 50,258
-tokens), as model.safetensors; the command runs in a process of its own, from its start to its end.
-Peak memory is that process's largest resident size, Python, JAX and the pages of the files
-included, also as a ratio to the size of the checkpoint.
+tokens), as model.safetensors. The command runs in a process of its own and is timed from start to
+end. Peak memory is the largest resident size of that process, including Python, JAX and the pages
+of the files; it is also given as a ratio to the size of the checkpoint.
 """
 
 import json
@@ -27,7 +27,9 @@ from ddm_jax.interop.files import SAFE, write_safetensors
 from ddm_jax.interop.names import tensors
 from ddm_jax.interop.releases import RELEASES, rows, settled
 
-_RELEASE = flags.DEFINE_enum("release", "sedd", list(RELEASES), "Whose checkpoint.")
+_RELEASE = flags.DEFINE_enum(
+    "release", "sedd", list(RELEASES), "Release whose checkpoint is converted."
+)
 _JSON = cli.define_json()
 VOCAB = 50_257
 
@@ -51,7 +53,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     subprocess.run([*command, f"--checkpoint={folder}", f"--workdir={folder / 'ours'}"], check=True)
     seconds = time.perf_counter() - begin
-    # of the children that have ended, which is that one
+    # of the child processes that have ended: only this one
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {
         "release": name,

@@ -2,11 +2,11 @@
 
     python -m benchmarks.estimators --workdir=work/radd_tiny [--sequences=64] [--json]
 
-Each sequence is estimated --repeats times, from --draws corruptions each, with noise levels that
-are stratified over these or independent. The figure is the variance of such an estimate around the
-sequence's own mean, as a share of that of radd_t_dce with independent times, which is how RADD's
-published evaluation draws them: ratio_to_independent_t_dce above 1 is less noise, and says how many
-times as many evaluations the reference would need.
+Each sequence is estimated --repeats times from --draws corruptions each, whose noise levels are
+either stratified or independent. The result is the variance of such an estimate around the
+sequence's own mean, relative to that of radd_t_dce with independent times, which is how RADD's
+published evaluation draws them: a ratio_to_independent_t_dce above 1 means less noise, and is the
+factor by which the reference would need more evaluations.
 """
 
 import json
@@ -29,8 +29,8 @@ REFERENCE = ("radd_t_dce", False)
 
 _WORKDIR = flags.DEFINE_string("workdir", "work/radd_tiny", "A run of a RADD objective.")
 _SEQUENCES = flags.DEFINE_integer("sequences", 64, "Held-out blocks.")
-_REPEATS = flags.DEFINE_integer("repeats", 16, "Estimates of each.")
-_DRAWS = flags.DEFINE_list("draws", ["1", "4", "16"], "Evaluations of an estimate.")
+_REPEATS = flags.DEFINE_integer("repeats", 16, "Estimates of each sequence.")
+_DRAWS = flags.DEFINE_list("draws", ["1", "4", "16"], "Network evaluations per estimate.")
 _JSON = cli.define_json()
 
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
                 )
                 nats, counts = map(np.asarray, jax.jit(grouped)(run.params, batch, index, 0))
                 found = mean(nats, counts)
-                # of one sequence, per token
+                # standard deviation for one sequence, per token
                 deviation = math.sqrt((nats / counts[:, None]).var(axis=1, ddof=1).mean())
                 rows[name, stratified] = found.nll, found.mc_stderr, deviation
         for (name, stratified), (nll, error, deviation) in rows.items():

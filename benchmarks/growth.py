@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth [--tokens=4096] [--picture=FILE.png] [--json]
 
-RADD's t-DCE with AdamW, one field of the base at a time, the same number of tokens in every batch.
-FLOPs are those of the matmuls (costs/flops.py), with the head at half of the positions, the
-share that is masked; memory is what the compiler asks for beside the state. Seconds are the median
-of --repeats steps, and compare where the machine does nothing else.
+RADD's t-DCE with AdamW; one field of the base changes at a time, and every batch has the same
+number of tokens. FLOPs are those of the matmuls (costs/flops.py), with the head at half of the
+positions, the share that is masked. Memory is what the compiler reserves in addition to the state.
+Seconds are the median of --repeats steps, and comparable only if the machine does nothing else.
 """
 
 import json
@@ -18,8 +18,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from benchmarks.peers.ours import our_step
-from benchmarks.train_step import parts
+from benchmarks.peers.ours import our_step, radd_parts
 from ddm_jax import cli
 from ddm_jax.costs.flops import count
 from ddm_jax.models.head import chunk_rows
@@ -33,8 +32,12 @@ GROWN = {
     "vocab": (2048, 8192, 16384, 50258),
 }
 
-_TOKENS = flags.DEFINE_integer("tokens", 4096, "Of a batch; a multiple of the longest length.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps whose median is taken, after one more.")
+_TOKENS = flags.DEFINE_integer(
+    "tokens", 4096, "Tokens of a batch; a multiple of the longest length."
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Steps timed after a first one; their median is reported."
+)
 _PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw.")
 _JSON = cli.define_json()
 
@@ -42,7 +45,7 @@ _JSON = cli.define_json()
 def main(argv: list[str]) -> None:
     """Prints a row for each size."""
     del argv
-    print("| grown | size | ms a step | GFLOP | GFLOP/s | MB beside the state |")
+    print("| grown | size | ms per step | GFLOP | GFLOP/s | MB besides the state |")
     print("|---|---|---|---|---|---|")
     base = measure(BASE)
     rows = []
@@ -65,11 +68,11 @@ def main(argv: list[str]) -> None:
 def measure(sizes: dict[str, int]) -> dict[str, float]:
     """step_s, flops and temporary_bytes of a step of these sizes."""
     batch = _TOKENS.value // sizes["length"]
-    config, *made = parts(sizes | {"batch": batch})
+    config, *made = radd_parts(sizes | {"batch": batch})
     ours = our_step(config, *made, sizes["length"])
     chunk = chunk_rows(_TOKENS.value, padded_vocab(sizes["vocab"]))
-    turns = -(-_TOKENS.value // 2 // chunk)
-    flops = count(ours.step, jax.eval_shape(ours.start), ours.batch, while_trip_count=turns)
+    chunks = -(-_TOKENS.value // 2 // chunk)
+    flops = count(ours.step, jax.eval_shape(ours.start), ours.batch, while_trip_count=chunks)
     run = ours.turn(1)
     return {
         "step_s": statistics.median(run() for _ in range(_REPEATS.value)),
@@ -79,7 +82,7 @@ def measure(sizes: dict[str, int]) -> dict[str, float]:
 
 
 def draw(rows: list[dict[str, Any]], base: dict[str, float], path: Path) -> None:
-    """A column for each field: seconds beside those that FLOPs alone would take, and memory."""
+    """A column for each field: seconds, the seconds expected from FLOPs, and memory."""
     figure = Figure(figsize=(3 * len(GROWN), 5), layout="constrained")
     above, below = figure.subplots(2, len(GROWN), sharey="row")
     for time_axes, memory_axes, name in zip(above, below, GROWN, strict=True):
@@ -98,8 +101,8 @@ def draw(rows: list[dict[str, Any]], base: dict[str, float], path: Path) -> None
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.minorticks_off()
-    above[0].set_ylabel("seconds a step")
-    below[0].set_ylabel("MB beside the state")
+    above[0].set_ylabel("seconds per step")
+    below[0].set_ylabel("MB besides the state")
     above[0].legend(frameon=False)
     figure.savefig(path, dpi=120)
 

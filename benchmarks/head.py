@@ -1,13 +1,14 @@
-"""Reading the loss off the head: peak memory and time of every way, at GPT-2's vocabulary.
+"""Losses from the head: peak memory and time of three ways, at GPT-2's vocabulary.
 
     python -m benchmarks.head [--positions=2048] [--width=256] [--masked=0.5] [--rounds=7] [--json]
 
-Cross entropy of the masked positions and its gradients by hidden states, kernel and bias, as
-training takes them. `all` holds the logits [B, L, V]; `read` reads all positions in chunks and
-computes them again in the backward pass (Readout.read); `losses` reads the masked ones alone and
-forms their gradients with them (models/head.py). They run in turn; ratios are medians of the ratios
-round by round. Memory is what XLA reserves beside arguments and results. Gradients must agree to
-1e-5 of the largest, or the program stops. ratio_to_X is of `losses`: above 1 where it is faster.
+Cross entropy of the masked positions and its gradients with respect to hidden states, kernel and
+bias, as in training. `all` holds the logits [B, L, V]; `read` reads all positions in chunks and
+computes them again in the backward pass (Readout.read); `losses` reads only the masked positions
+and computes their gradients at the same time (models/head.py). The three run in turn, and ratios
+are medians over rounds. Memory is what XLA reserves in addition to arguments and results. Gradients
+must agree to 1e-5 of the largest, otherwise the program stops. ratio_to_X compares `losses` with X;
+above 1 means that `losses` is faster.
 """
 
 import json
@@ -21,7 +22,7 @@ from absl import app, flags
 from jax import Array
 
 from ddm_jax import cli
-from ddm_jax.models import network
+from ddm_jax.models import readout
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.models.readout import Readout, take_logit
 
@@ -29,12 +30,12 @@ _POSITIONS = flags.DEFINE_integer("positions", 2048, "Positions, in 8 sequences.
 _WIDTH = flags.DEFINE_integer("width", 256, "Width of the hidden states.")
 _VOCAB = flags.DEFINE_integer("vocab", 50_258, "Tokens of the vocabulary.")
 _MASKED = flags.DEFINE_float("masked", 0.5, "Share of the positions that carry loss.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds, in which each takes its turn.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds; each way runs once per round.")
 _JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:
-    """Prints one row for each."""
+    """Prints one row for each way."""
     del argv
     result = measure(_POSITIONS.value, _WIDTH.value, _VOCAB.value, _MASKED.value, _ROUNDS.value)
     print(f"{'':8} {'ms':>8} {'MB':>8} {'time':>6} {'memory':>7} {'gradients differ by':>20}")
@@ -48,13 +49,13 @@ def main(argv: list[str]) -> None:
 
 
 def of_all(readout: Readout, targets: Array, weight: Array) -> Array:
-    """From the logits of all positions."""
+    """Cross entropy from the logits of all positions at once."""
     logits = readout.logits()
     return weight * (jax.nn.logsumexp(logits, axis=-1) - take_logit(logits, targets))
 
 
 def of_read(readout: Readout, targets: Array, weight: Array) -> Array:
-    """In chunks, all positions."""
+    """Cross entropy of all positions, read in chunks."""
     logit, lse = readout.target(targets)
     return weight * (lse - logit)
 
@@ -65,7 +66,7 @@ WAYS = {"all": of_all, "read": of_read, "losses": Readout.cross_entropy}
 def measure(
     positions: int, width: int, vocab: int, masked: float, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """name -> seconds, bytes, and both over those of `all`."""
+    """Name of the way -> seconds, bytes, and both relative to `all`."""
     keys = jax.random.split(jax.random.key(0), 4)
     shape, padded = (8, positions // 8), padded_vocab(vocab)
     hidden = jax.random.normal(keys[0], (*shape, width))
@@ -73,8 +74,8 @@ def measure(
     targets = jax.random.randint(keys[2], shape, 0, vocab)
     weight = (jax.random.uniform(keys[3], shape) < masked).astype(jnp.float32)
     arguments = hidden, kernel, jnp.zeros(padded)
-    # as small a part of the whole as of a real batch
-    network.LOGIT_BYTES = positions * padded
+    # so that chunks are as small a part of this batch as of a real one
+    readout.LOGIT_BYTES = positions * padded
 
     def compiled(losses: Any) -> Any:
         def mean(*given: Array) -> Array:
@@ -108,10 +109,10 @@ def measure(
 
 
 def difference(found: Any, wanted: Any) -> float:
-    """The largest distance of two trees of arrays, over the largest entry of each array.
+    """The largest distance between two trees of arrays, relative to each array's largest entry.
 
     Raises:
-      AssertionError: it is more than 1e-5.
+      AssertionError: it is 1e-5 or more.
     """
 
     def of_array(a: Array, b: Array) -> float:

@@ -1,13 +1,13 @@
-"""What each layout costs: step time beside dp's, and the bytes on a device, on the devices here.
+"""What each layout costs on the devices of this machine: step time relative to dp, and memory.
 
     python -m benchmarks.layouts [--devices=8] [--only=fsdp,tp] [--width=256] [--json]
 
-RADD's t-DCE, the same model, batch and numbers under each (tests/parallel). --devices asks for so
-many virtual ones of this CPU: they share its cores and memory, so that the times say how much work
-and copying a layout adds, not what a network costs (docs/scaling.md reckons with that). The steps
-of a layout and of dp run in turn: the ratio is the median round by round, above 1 where the layout
-is faster, and that of dp itself says by how much they err. MiB on a device: parameters, average and
-optimizer state, and what the compiled step takes beside them.
+RADD's t-DCE with the same model, batch and results under each layout (tests/parallel). --devices
+sets the number of virtual devices of this CPU. They share its cores and memory, so the times show
+how much work and copying a layout adds, but not what a network costs (docs/scaling.md estimates
+that). The steps of a layout and of dp run in turn; the ratio is the median over rounds, above 1 if
+the layout is faster, and the ratio of dp to itself shows the error. MiB on a device: parameters,
+average and optimizer state, and what the compiled step takes in addition.
 """
 
 import json
@@ -30,7 +30,9 @@ from ddm_jax.settle import settle
 REFERENCE = "dp"
 ROUNDS, STEPS = 7, 2
 
-_DEVICES = flags.DEFINE_integer("devices", 0, "Virtual devices of this CPU; 0 takes what is there.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", 0, "Virtual devices of this CPU; 0 for the devices of the machine."
+)
 _ONLY = flags.DEFINE_list("only", [], "Layouts to run; all if empty.")
 _WIDTH = flags.DEFINE_integer("width", 256, "Width of the network, of 8 heads.")
 _DEPTH = flags.DEFINE_integer("depth", 4, "Layers.")
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_platforms", "cpu")
     print(f"{jax.device_count()} devices, {jax.devices()[0].device_kind}")
     print(
-        f"{'layout':8} {'ms/step':>8} {'ratio_to_' + REFERENCE:>12} {'MiB state':>10} {'beside':>8}"
+        f"{'layout':8} {'ms/step':>8} {'ratio_to_' + REFERENCE:>12} {'MiB state':>10} {'more':>8}"
     )
     reference = compiled(REFERENCE)[0].turn(STEPS)
     result = {}
@@ -64,9 +66,9 @@ def main(argv: list[str]) -> None:
             "temporary_bytes": step.temporary_bytes,
         }
         result[name] = row
-        seconds, ratio, held, beside = row.values()
+        seconds, ratio, held, more = row.values()
         print(
-            f"{name:8} {1e3 * seconds:8.1f} {ratio:12.2f} {held / MIB:10.1f} {beside / MIB:8.1f}",
+            f"{name:8} {1e3 * seconds:8.1f} {ratio:12.2f} {held / MIB:10.1f} {more / MIB:8.1f}",
             flush=True,
         )
     if _JSON.value:
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> None:
 
 
 def compiled(name: str) -> tuple[Ours, int]:
-    """(the step under a layout with the axes that it takes here, bytes of state on a device)."""
+    """(the step under a layout with its default axes, bytes of state on a device)."""
     config = sized(name)
     layout = make_layout(config.layout, jax.devices())
     parts = make_parts(config, _VOCAB.value, hooks_of(layout))
@@ -84,7 +86,7 @@ def compiled(name: str) -> tuple[Ours, int]:
 
 
 def sized(name: str) -> Config:
-    """The run of the flags under a layout."""
+    """The settled config of the flags under a layout."""
     config = defaults()
     config.model.width, config.model.depth, config.model.heads = _WIDTH.value, _DEPTH.value, 8
     config.data.length, config.train.batch_size = _LENGTH.value, _BATCH.value

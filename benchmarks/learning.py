@@ -3,9 +3,9 @@
     python -m benchmarks.learning --workdir=/tmp/learning --corpora=embedded --seeds=0,1,2 [--json]
 
 Every cell (corpus, row, seed) is one run of ddm_jax.main's loop in its own folder under --workdir,
-on one small network, one optimizer and one tokenizer a corpus. Finished cells are read, not run
-again, so that the same command goes on after an interruption; several may share a folder, each with
-its own seeds. Ends with a table for docs/results.md.
+with one small network, one optimizer, and one tokenizer per corpus. Finished cells are read and not
+run again, so rerunning the command resumes after an interruption; several commands may share a
+folder, each with its own seeds. Ends with a table for docs/results.md.
 """
 
 import json
@@ -28,7 +28,8 @@ ABSORBING = {"objective.name": "d3pm", "process.name": "d3pm_absorbing"}
 UNIFORM = {"objective.name": "d3pm", "process.name": "d3pm_uniform"}
 INDEPENDENT = {"train.times": "independent"}
 
-# row -> what it sets beside the common recipe; what may do without the time is not told it
+# row -> what it sets in addition to the common recipe; an objective that does not need the time
+# does not receive it
 ROWS = {
     "ar": {"objective.name": "ar"},
     "bd3lm, block 4": {"objective.name": "bd3lm"},
@@ -46,7 +47,7 @@ ROWS = {
     "udlm": {"objective.name": "udlm"},
     "sedd_uniform": {"objective.name": "sedd_uniform"},
     "d3pm, uniform": UNIFORM,
-    # the published lambda = 0.01 stands beside the mean of the 1,000 terms, not their sum
+    # the published lambda = 0.01 is relative to the mean of the 1,000 terms, not to their sum
     "d3pm, uniform, hybrid": {**UNIFORM, "objective.ce_weight": 10.0},
     "d3pm_ce, uniform": {**UNIFORM, "objective.name": "d3pm_ce"},
     "d3pm, uniform, independent times": {**UNIFORM, **INDEPENDENT},
@@ -55,14 +56,14 @@ ROWS = {
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
 _CORPORA = flags.DEFINE_list("corpora", ["embedded"], "Values of config.data.source.")
-_ROWS = flags.DEFINE_multi_string("row", [], "A row to run, may be repeated; all by default.")
+_ROWS = flags.DEFINE_multi_string("row", [], "A row to run; may be repeated; all by default.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
 _STEPS = flags.DEFINE_integer("steps", 1_500, "Training steps.")
 _JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:
-    """Runs the cells that are missing, then prints the table of all that are there."""
+    """Runs the missing cells, then prints the table of all cells in the folder."""
     del argv
     folder = Path(_WORKDIR.value)
     rows = _ROWS.value or list(ROWS)
@@ -79,8 +80,8 @@ def main(argv: list[str]) -> None:
 def cell_config(corpus: str, row: str, seed: int) -> Config:
     """The common recipe: two blocks of width 64, 512 tokens a step.
 
-    All have adaLN blocks, at a constant where the objective has no use for the time: without them
-    this network learns far slower, and the comparison would be one of networks.
+    All rows have adaLN blocks, at a constant time if the objective does not use the time: without
+    them this network learns far more slowly, and the comparison would be one of networks.
     """
     config = get_config()
     config.seed = seed
@@ -99,7 +100,7 @@ def cell_config(corpus: str, row: str, seed: int) -> Config:
 
 
 def run_cell(folder: Path, corpus: str, row: str, seed: int) -> None:
-    """Trains and writes cell.json last, so that a cell that has one is finished."""
+    """Trains, and writes cell.json last: a cell that has one is finished."""
     config = cell_config(corpus, row, seed)
     place = "".join(c if c.isalnum() else "_" for c in f"{corpus} {row} {seed}")
     if (folder / place / "cell.json").exists():
@@ -107,7 +108,7 @@ def run_cell(folder: Path, corpus: str, row: str, seed: int) -> None:
     experiment = build(config)
     outcome = train_experiment(experiment, folder / place)
     if not outcome.finished:
-        sys.exit(f"Stopped in {folder / place}: the same command goes on.")
+        sys.exit(f"Stopped in {folder / place}. Run the same command to resume.")
     cell = {
         "corpus": corpus,
         "row": row,

@@ -1,9 +1,9 @@
-"""Tokens per second that the loader delivers, by number of worker processes.
+"""Tokens per second of the loader, by number of worker processes.
 
     python -m benchmarks.loader [--json]
 
 Blocks of 1024 GPT-2 tokens of the embedded corpus, batches of 64 (256 KiB of ids). `workers=0`
-reads ahead in one thread of this process, so each figure is for max(1, workers) cores.
+reads ahead in one thread of this process, so each number is for max(1, workers) cores.
 """
 
 import json
@@ -28,7 +28,7 @@ _JSON = cli.define_json()
 
 
 def tokens_per_second(prepared: PreparedSet, workers: int) -> float:
-    """Over `BATCHES` batches, the start of the workers left out."""
+    """Over `BATCHES` batches, without the start of the workers."""
     batches = train_iterator(prepared, batch_size=BATCH, seed=0, workers=workers)
     for _ in range(WARM_UP):
         next(batches)

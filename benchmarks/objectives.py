@@ -3,8 +3,8 @@
     python -m benchmarks.objectives [--width=128] [--length=64] [--vocab=4096] [--json]
 
 All train the same network on the same random batch. The steps of an objective and of radd_t_dce
-run in turn, for a machine's speed drifts: the figure is the median of the ratios round by round,
-above 1 where the objective is faster. Memory is what XLA reserves for the compiled step: arguments,
+run in turn, because a machine's speed drifts; the result is the median of the ratios over rounds,
+above 1 if the objective is faster. Memory is what XLA reserves for the compiled step: arguments,
 results that do not reuse them, and temporaries.
 """
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 
 def tiny(name: str) -> Config:
-    """One objective on the network of the flags."""
+    """The settled config of an objective on the network of the flags."""
     config = defaults()
     config.model.width, config.model.depth, config.model.heads = _WIDTH.value, 3, 4
     config.data.length, config.train.batch_size = _LENGTH.value, _BATCH.value
@@ -70,7 +70,7 @@ def tiny(name: str) -> Config:
 
 
 def compiled_step(name: str) -> Ours:
-    """That of one objective."""
+    """The compiled training step of an objective."""
     config = tiny(name)
     return our_step(config, *make_parts(config, _VOCAB.value), _LENGTH.value)
 

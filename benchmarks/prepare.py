@@ -1,10 +1,10 @@
-"""Text per second that preparation takes in, from text files to a finished set on disk.
+"""Speed of preparing data, from text files to a finished set on disk.
 
     python -m benchmarks.prepare [--json]
 
 GPT-2 BPE over the embedded corpus four times (49 MB) as a text source, once with one thread and
-once with all cores. Rates are of wall time, and of processor time: what one core does when it is
-not shared.
+once with all cores. Rates are given per second of wall time and per second of processor time, which
+is the rate of one core that is not shared.
 """
 
 import json
@@ -31,13 +31,13 @@ def write_corpus(folder: Path) -> int:
     texts = [text for shard in shards for text in shard.read()]
     for copy in range(COPIES):
         for number, text in enumerate(texts):
-            # Each copy its own text: equal documents would all fall in one split.
+            # Each copy differs, because equal documents would all fall into one split.
             (folder / f"{copy}-{number:03d}.txt").write_text(f"Copy {copy}.\n{text}", "utf-8")
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def megabytes_per_second(source: str, size: int, out: Path, workers: int) -> tuple[float, float]:
-    """Of text, end to end: per second of wall time, and per second of processor time."""
+    """MB of text per second of wall time and of processor time, from end to end."""
     wall, cpu = time.perf_counter(), time.process_time()
     prepare(PrepareSpec(source=source, tokenizer="gpt2"), out, workers=workers, progress=False)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -1,12 +1,12 @@
-"""What the samplers make of a trained run: quality against network evaluations, and their texts.
+"""The samplers on a trained run: quality against network evaluations, and their texts.
 
     python -m benchmarks.quality --workdir=work/demo --judge=work/judge --picture=docs/samplers.png
 
 Quality is the perplexity of the samples under an autoregressive run on the same text and tokenizer
-(--judge, a folder that ddm_jax.main wrote with --config.objective.name=ar), beside the entropy of
-the token counts of a sample, in nats: a low perplexity at a low entropy is repetition. Real text
-and the judge's own samples are there for comparison, and what `event_driven` draws with Gumbel
-noise of low precision instead of ours. Prints a table and a text for each sampler.
+(--judge, a folder that ddm_jax.main wrote with --config.objective.name=ar), together with the
+entropy of the token counts of a sample, in nats: a low perplexity at a low entropy is repetition.
+For comparison there are real text, the judge's own samples, and samples that `event_driven` draws
+with Gumbel noise of low precision instead of ours. Prints a table and a text for each sampler.
 """
 
 import functools
@@ -39,10 +39,10 @@ from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.run import Run, open_run, with_sampler
 from ddm_jax.settle import fitting_samplers
 
-NO_STEPS = ("first_hitting", "ordered", "entropy", "autoregressive")  # --steps says nothing to them
+NO_STEPS = ("first_hitting", "ordered", "entropy", "autoregressive")  # they ignore --steps
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run to sample from.")
-_JUDGE = flags.DEFINE_string("judge", "", "Autoregressive run that judges the samples.")
+_JUDGE = flags.DEFINE_string("judge", "", "Autoregressive run that scores the samples.")
 _STEPS = flags.DEFINE_list("steps", ["4", "8", "16", "32", "64"], "Numbers of steps.")
 _NUM = flags.DEFINE_integer("num", 128, "Sequences of each sampler and number of steps.")
 _SAMPLERS = flags.DEFINE_list("samplers", [], "Samplers; all that fit the run if empty.")
@@ -52,13 +52,13 @@ _JSON = cli.define_json()
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler at one number of steps; nats are means over sequences."""
+    """One sampler at one number of steps; means over sequences."""
 
     sampler: str
     steps: int
     nfe: float
-    seconds: float  # a sequence
-    nll: float  # per token, of the judge
+    seconds: float  # per sequence
+    nll: float  # nats per token under the judge
     entropy: float
     text: str
 
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     reader = judge_of(judge, _JUDGE.value)
 
     def nll(tokens: np.ndarray) -> float:
-        """Nats per token of the judge, of the tokens as they were drawn: int[B, L]."""
+        """Nats per token under the judge of tokens as they were drawn, int[B, L]."""
         return float(np.concatenate(token_nats(reader, list(tokens))).mean())
 
     real = real_text(run.config)
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     names = _SAMPLERS.value or fitting_samplers(
         OBJECTIVES[config.objective.name], config.process.name, config.model.time
     )
-    print("| sampler | steps | NFE | ms a sequence | judge's perplexity | entropy, nats |")
+    print("| sampler | steps | NFE | ms per sequence | judge's perplexity | entropy, nats |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         print(as_line(row))
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
 
 
 def sampled(run: Run, names: list[str], nll: Any, label: str = "") -> Iterator[Row]:
-    """Samples of a run: one compilation for each sampler."""
+    """Samples of a run; each sampler is compiled once."""
     shape = (_NUM.value, run.config.data.length)
     prompt = jnp.zeros(shape, jnp.int32)
     for name in names:
@@ -123,7 +123,7 @@ def sampled(run: Run, names: list[str], nll: Any, label: str = "") -> Iterator[R
 
 
 def low_precision(dtype: Any) -> Any:
-    """jax's own draw in place of diffusion/categorical.py: what not to do."""
+    """Replaces diffusion/categorical.py by jax's own draw, to show what low precision does."""
 
     def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
         draw = functools.partial(jax.random.categorical, axis=-1)
@@ -135,19 +135,19 @@ def low_precision(dtype: Any) -> Any:
 
 
 def real_text(config: Config) -> np.ndarray:
-    """As many validation blocks as samples: int32[B, L]."""
+    """As many validation blocks as there are samples, int32[B, L]."""
     data = open_or_prepare(config.data)
     batches = eval_batches(data, "validation", batch_size=_NUM.value, limit=_NUM.value)
     return np.asarray(next(iter(batches))["tokens"])
 
 
 def entropy(tokens: np.ndarray) -> float:
-    """Of the counts of its tokens, in nats, averaged over sequences: int[B, L]."""
+    """Entropy of the token counts of a sequence in nats, averaged over sequences, int[B, L]."""
     return float(np.mean([unigram_entropy(row) for row in tokens]))
 
 
 def title(row: Row) -> str:
-    """Sampler and steps, as the table and the gallery have them."""
+    """Sampler, steps and cost: the heading of a text."""
     if not row.steps:
         return row.sampler
     steps = "" if row.sampler in NO_STEPS else f", {row.steps} steps"

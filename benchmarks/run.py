@@ -1,13 +1,13 @@
-"""The benchmarks of a few minutes, in short form, and how their ratios have moved.
+"""The benchmarks of a few minutes in short form, and how their ratios have changed.
 
     python -m benchmarks.run [--only=head,...] [--workdir=work/demo] [--check=0.8] [--json]
 
-Each runs in a process of its own. A line is appended to the history: when, which revision, and
-every ratio_to_X, by the path of its key. Ratios compare two programs of one run, so that they
-outlive a change of machine better than seconds do; still they are noise where other programs run.
-With --check a ratio below so much of the median of the last five lines is named, and the exit code
-is 1; a benchmark that fails makes it 1 too. With --workdir, a trained run, the estimators of the
-likelihood are among them. The others need data or many minutes, and benchmarks.accelerator a GPU.
+Each runs in a process of its own. A line is appended to the history: the time, the revision, and
+every ratio_to_X, by the path of its key. Ratios compare two programs of one run, so they survive a
+change of machine better than seconds do; they are still noisy if other programs run. With --check,
+ratios below this share of the median of the last five lines are listed, and the exit code is 1; it
+is also 1 if a benchmark fails. --workdir, a trained run, adds the estimators of the likelihood. The
+other benchmarks need data or many minutes, and benchmarks.accelerator needs a GPU.
 """
 
 import json
@@ -34,18 +34,20 @@ SHORT = {
     "loader": (),
     "layouts": ("--devices=8", "--width=128", "--depth=2", "--length=64"),
 }
-TRAINED = {"estimators": ("--sequences=16", "--draws=4")}  # and a run of a RADD objective
+TRAINED = {"estimators": ("--sequences=16", "--draws=4")}  # these need a run of a RADD objective
 LAST = 5  # lines of the history that a ratio is compared with
 
 _ONLY = flags.DEFINE_list("only", [], "Benchmarks to run; all if empty.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "A trained run of a RADD objective, if there is one.")
-_HISTORY = flags.DEFINE_string("history", "work/benchmarks.jsonl", "File that lines are added to.")
-_CHECK = flags.DEFINE_float("check", 0.0, "Smallest share of its median that a ratio may be.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "A trained run of a RADD objective; optional.")
+_HISTORY = flags.DEFINE_string(
+    "history", "work/benchmarks.jsonl", "File to which a line is appended."
+)
+_CHECK = flags.DEFINE_float("check", 0.0, "Smallest allowed share of a ratio's median.")
 _JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> None:
-    """Runs them, prints the ratios beside their medians and adds a line."""
+    """Runs the benchmarks, prints the ratios and their medians, and appends a line."""
     del argv
     history = Path(_HISTORY.value)
     before = read(history)
@@ -105,7 +107,7 @@ def read(history: Path) -> list[dict[str, float]]:
 
 
 def median(before: list[dict[str, float]], key: str) -> float | None:
-    """Of a ratio in the last lines that have it."""
+    """The median of a ratio over the last lines that have it; None if there are none."""
     known = [line[key] for line in before if key in line][-LAST:]
     return statistics.median(known) if known else None
 

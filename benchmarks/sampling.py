@@ -2,11 +2,11 @@
 
     python -m benchmarks.sampling [--batch=4] [--length=256] [--steps=256,1024] [--json]
 
-Every sampler draws the same number of sequences in turn, compiled before, and the last column is
-its time over that of event_driven: ratio_to_X in JSON, above 1 where event_driven is faster.
-`torch_cached` is a plain PyTorch loop of the published cached rule with the same weights (`pip
-install torch`; left out where torch is not installed). `ancestral` is the plain loop: the network
-and its whole head at every step.
+Every sampler is compiled first and then draws the same number of sequences. The last column is its
+time relative to event_driven: ratio_to_X in JSON, above 1 if event_driven is faster. `torch_cached`
+is a plain PyTorch loop of the published cached rule with the same weights (`pip install torch`; it
+is left out if torch is not installed). `ancestral` is the plain loop: the network and its whole
+head at every step.
 """
 
 import functools
@@ -30,7 +30,7 @@ from ddm_jax.samplers import SAMPLERS
 from ddm_jax.samplers.signature import SampleSpec
 
 OURS = ("event_driven", "cached", "first_hitting", "autoregressive", "ancestral")
-NO_STEPS = ("first_hitting", "autoregressive")  # take a step for each token, whatever --steps says
+NO_STEPS = ("first_hitting", "autoregressive")  # one step per token, --steps is ignored
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Sequences sampled at once.")
 _LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence.")
@@ -39,7 +39,7 @@ _WIDTH = flags.DEFINE_integer("width", 256, "Width of the network.")
 _DEPTH = flags.DEFINE_integer("depth", 6, "Layers of the network.")
 _HEADS = flags.DEFINE_integer("heads", 4, "Attention heads of the network.")
 _VOCAB = flags.DEFINE_integer("vocab", 8192, "Tokens of the vocabulary.")
-_ONLY = flags.DEFINE_list("only", [], "Samplers to run beside event_driven; all if empty.")
+_ONLY = flags.DEFINE_list("only", [], "Samplers to compare with event_driven; all if empty.")
 _JSON = cli.define_json()
 
 Run = Callable[[int, int], tuple[float, np.ndarray]]  # (steps, seed) -> seconds, nfe[B]
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         width=_WIDTH.value, depth=_DEPTH.value, heads=_HEADS.value, time="none", norm_bias=False
     )
     network = make_network(config, _VOCAB.value)
-    # new weights give all tokens the same probability: a head of some size makes a choice of it
+    # new weights give all tokens the same probability; a larger head makes them differ
     params = network.init(jax.random.key(0))
     shape = params["head"]["kernel"].shape
     params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), shape)
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     names = ["event_driven", *(n for n in runs if n != "event_driven")]
     names = [n for n in names if n == "event_driven" or n in (_ONLY.value or names)]
     print(
-        f"{'sampler':16} {'steps':>6} {'seconds':>8} {'NFE':>7} {'max':>5} {'of event_driven':>18}"
+        f"{'sampler':16} {'steps':>6} {'seconds':>8} {'NFE':>7} {'max':>5} {'/ event_driven':>18}"
     )
     result: dict[str, dict[str, Any]] = {}
     for steps in map(int, _STEPS.value):
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
 
 
 def ours(name: str, apply: Callable, params: dict) -> Run:
-    """One of our samplers, compiled at its first call for any number of steps."""
+    """One of our samplers; compiled at its first call, for any number of steps."""
     process = Absorbing(SCHEDULES["log_linear"].make(), _VOCAB.value)
     prompt = jnp.zeros((_BATCH.value, _LENGTH.value), jnp.int32)
 
@@ -106,11 +106,11 @@ def ours(name: str, apply: Callable, params: dict) -> Run:
 
 
 def torch_cached(params: dict, config: ModelConfig) -> Run:
-    """The published cached rule: at each step all masks race with "stay", changed rows run again.
+    """The published cached rule: the network runs again only for sequences that changed.
 
     RADD (arXiv:2406.03736, section 4.1): the network is evaluated again for the sequences that
     the previous step changed, and every masked position draws from p(x0) times the update rate,
-    with the rest on the mask.
+    with the remaining probability on the mask.
     """
     import torch
     from torch.nn import functional as F

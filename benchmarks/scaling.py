@@ -1,10 +1,10 @@
-"""The tables of docs/scaling.md: recipes compiled for TPUs that are not here, one after another.
+"""The tables of docs/scaling.md: recipes compiled ahead of time for TPUs, one after another.
 
     python -m benchmarks.scaling --out=work/scaling [--only=small] [--table]
 
-Each row is a run of `python -m ddm_jax.aot` and a minute or more of compiling; rows whose file is
-in --out already are not compiled again. --table prints what is there. Weak scaling takes the bytes
-and the time on a chip from rows that are there, and works out the network for other numbers of
+Each row is a run of `python -m ddm_jax.aot`, which compiles for a minute or more; a row whose file
+is already in --out is not compiled again. --table prints the existing rows. Weak scaling takes the
+bytes and the time on a chip from these rows, and computes the network time for other numbers of
 chips.
 """
 
@@ -22,7 +22,7 @@ from ddm_jax.costs.collectives import Collective
 from ddm_jax.costs.roofline import Place, network_seconds
 
 _OUT = flags.DEFINE_string(
-    "out", "work/scaling", "Folder of the answers, a JSON file for each row."
+    "out", "work/scaling", "Folder of the results, a JSON file for each row."
 )
 _ONLY = flags.DEFINE_string("only", "", "Rows whose name contains this; all if empty.")
 _TABLE = flags.DEFINE_bool("table", False, "Compile nothing.")
@@ -66,7 +66,7 @@ ROWS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compiles what is missing and prints the table."""
+    """Compiles the missing rows and prints the tables."""
     del argv
     folder = Path(_OUT.value)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,10 +93,10 @@ def main(argv: Sequence[str]) -> None:
     print("\n" + "\n".join(weak_scaling(folder)))
 
 
-# v5e slices by their number of chips; beyond 256 several slices of that size
+# v5e slices by their number of chips; above 256, several slices of 256
 SLICES = {8: (2, 4), 16: (4, 4), 64: (8, 8), 256: (16, 16)}
 WEAK = (8, 16, 64, 256, 512, 1024)
-# name -> the row that has its bytes and its time on a chip, and the chips that share parameters
+# name -> (the row with its bytes and its time on a chip, chips that share parameters)
 MODELS = {
     "small": ("small-v5e_4x4-dp", 1),
     "medium": ("medium-v5e_16x16-dp", 1),
@@ -106,7 +106,7 @@ MODELS = {
 
 
 def weak_scaling(folder: Path) -> list[str]:
-    """Lines of Markdown: the share of a step that is not spent waiting for the network."""
+    """Lines of Markdown: the share of a step that does not wait for the network."""
     lines = [
         f"| model | {' | '.join(f'{n:,} chips' for n in WEAK)} |",
         "|---|" + "---|" * len(WEAK),
@@ -123,10 +123,13 @@ def weak_scaling(folder: Path) -> list[str]:
 
 
 def network(r: Mapping[str, Any], chips: int, group: int) -> float:
-    """Seconds of the collectives of a row, if it ran on so many v5e chips.
+    """Seconds that the collectives of a row would take on another number of v5e chips.
 
-    group: neighbours that share parameters, all where there are fewer; the other chips hold
-    replicas.
+    Args:
+      r: the row.
+      chips: number of chips.
+      group: neighbouring chips that share parameters (all, if there are fewer); the others hold
+        replicas.
     """
     slices = max(1, chips // 256)
     x, y = SLICES[chips // slices]
@@ -138,7 +141,7 @@ def network(r: Mapping[str, Any], chips: int, group: int) -> float:
     for one in r["largest_collectives"]:
         sent, g = one["bytes"], one["group"]
         if group > 1 and one["stride"] == 1 and (g == group or one["kind"] == "collective-permute"):
-            # a ring of permutations moves what a gather or a scatter would
+            # a ring of permutations moves as much as a gather or a scatter
             n, kind, groups = sent / (group - 1) * group / shared, "all-gather", sharing
         elif one["kind"] == "all-reduce":
             n, kind, groups = sent * g / (2 * (g - 1)), "all-reduce", replicas

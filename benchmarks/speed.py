@@ -1,12 +1,12 @@
-"""Trained runs beside each other: likelihood, speed of training and of sampling.
+"""Comparison of trained runs: likelihood, speed of training and of sampling.
 
     python -m benchmarks.speed --workdirs=work/ar,work/d3pm [--tokens=100000] [--batch=4] [--json]
 
-Bits per token, nats per token and perplexity of the first validation blocks, each under the run's
-own estimator (a bound for diffusion, exact for autoregressive runs); then batches and tokens per
-second while so many tokens are drawn in batches of four, network evaluations, seconds of a single
-sequence, and batches and tokens per second of training. Runs on one device; compilation and a
-first batch are left out. Times of two runs compare where the machine does nothing else.
+Bits per token, nats per token and perplexity of the first validation blocks, each with the run's
+own estimator (a bound for diffusion, exact for autoregressive runs); batches and tokens per second
+while --tokens are drawn in batches of --batch, network evaluations, and seconds of a single
+sequence; and batches and tokens per second of training. Runs on one device; compilation and a first
+batch are left out. Times of two runs are comparable only if the machine does nothing else.
 """
 
 import json
@@ -32,7 +32,7 @@ _BATCH = flags.DEFINE_integer("batch", 4, "Sequences drawn at once.")
 _STEPS = flags.DEFINE_integer("steps", None, "Steps of the sampler; each run's own by default.")
 _TRAIN_STEPS = flags.DEFINE_integer("train_steps", 50, "Training steps to time.")
 _SEQUENCES = flags.DEFINE_integer("sequences", 512, "Validation blocks of the likelihood.")
-_DRAWS = flags.DEFINE_integer("draws", 16, "Corruptions of each of them.")
+_DRAWS = flags.DEFINE_integer("draws", 16, "Corruptions of each block.")
 _JSON = cli.define_json()
 
 COLUMNS = (
@@ -45,7 +45,7 @@ COLUMNS = (
     ("NFE", "nfe", ".1f"),
     ("batches/s", "batches_per_s", ".3g"),
     ("tokens/s", "tokens_per_s", ".4g"),
-    ("s a sequence", "latency_s", ".3g"),
+    ("s per sequence", "latency_s", ".3g"),
     ("training batches/s", "train_batches_per_s", ".3g"),
     ("training tokens/s", "train_tokens_per_s", ".4g"),
 )
@@ -68,11 +68,13 @@ def main(argv: list[str]) -> None:
 
 
 def measure(workdir: Path) -> dict[str, Any]:
-    """All of COLUMNS, and what they were measured with."""
+    """The values of COLUMNS for a run, and the settings of the measurement."""
     layout = dp(jax.local_devices()[:1])
     run = open_run(workdir, layout=layout)
     if run.config.model.kind != "lm":
-        raise UserError(f"The run in {workdir} writes targets of sources: give language models.")
+        raise UserError(
+            f"The run in {workdir} translates sources to targets: give language models."
+        )
     experiment = build(run.config)
     estimator = experiment.estimator
     draws = min(_DRAWS.value, run.config.eval.draws)  # 1 where it is exact

@@ -1,10 +1,10 @@
-"""AR, D3PM, RADD and MLM on the same network and text, over seeds: which models text best?
+"""AR, D3PM, RADD and MLM on the same network and text, over seeds: which one models text best?
 
     python -m benchmarks.study --workdir=/tmp/study --corpora=embedded --seeds=0,1,2 [--json]
 
 Trains every cell by ddm_jax.compare, whose page is in WORKDIR/CORPUS/report.html, then reads the
 test split with each run (nats and bits per token, perplexity) and times the first seed's samplers
-over 100,000 tokens in batches of 4. What is done is kept in each cell: the same command goes on.
+over 100,000 tokens in batches of 4. Results are kept in each cell; rerunning the command resumes.
 Ends with a table and a picture for docs/results.md. --config=configs/study_small.py is the same at
 124M parameters on WikiText-103.
 """
@@ -30,7 +30,7 @@ from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.run import open_run
 
-# row -> the objective as ddm_jax.compare takes it, and the estimator
+# row -> (the objective as ddm_jax.compare takes it, the estimator)
 ROWS = {
     "AR": ("ar", "auto"),
     "RADD": ("radd_t_dce", "auto"),
@@ -43,10 +43,12 @@ SAMPLE_STEPS = "4,16,64"
 DRAWS = 8  # corruptions of each test block
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-_CONFIG = flags.DEFINE_string("config", "configs/study_tiny.py", "Recipe that all share.")
+_CONFIG = flags.DEFINE_string("config", "configs/study_tiny.py", "Recipe of all runs.")
 _CORPORA = flags.DEFINE_list("corpora", ["embedded"], "Values of config.data.source.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
-_TOKENS = flags.DEFINE_integer("tokens", 100_000, "Tokens that each sampler draws to be timed.")
+_TOKENS = flags.DEFINE_integer(
+    "tokens", 100_000, "Tokens that each sampler draws while it is timed."
+)
 _PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw.")
 _JSON = cli.define_json()
 
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> None:
 
 
 def compare(corpus: str, folder: Path) -> None:
-    """Trains the cells that are not finished, and makes their page."""
+    """Trains the unfinished cells and makes their page."""
     objectives = dict.fromkeys(objective for objective, _ in ROWS.values())
     command = [
         *(sys.executable, "-m", "ddm_jax.compare", f"--config={_CONFIG.value}"),
@@ -92,19 +94,19 @@ def compare(corpus: str, folder: Path) -> None:
 
 
 def likelihood(cell: Path, estimator: str) -> dict[str, Any]:
-    """Of the whole test split, as ddm_jax.evaluate reports it; kept in the cell."""
+    """The report of ddm_jax.evaluate on the whole test split; kept in the cell."""
     kept = cell / f"study-{estimator}.json"
     if not kept.exists():
         request = LikelihoodRequest(split="test", estimator=estimator, draws=DRAWS)
         report = measure_likelihood(cell, request)
         if report is None:
-            sys.exit(1)  # interrupted, and it has said so
+            sys.exit(1)  # interrupted; it has printed why
         write_atomically(kept, json.dumps(report, indent=1) + "\n")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def speed(cell: Path) -> dict[str, Any]:
-    """Of the run's own sampler, in batches of 4; kept in the cell."""
+    """Speed of the run's own sampler in batches of 4; kept in the cell."""
     kept = cell / f"study-speed-{_TOKENS.value}.json"
     if not kept.exists():
         layout = dp(jax.local_devices()[:1])
@@ -114,14 +116,14 @@ def speed(cell: Path) -> dict[str, Any]:
 
 
 def train_speed(cell: Path) -> float:
-    """Batches a second: the median over logs."""
+    """Training batches per second, the median over logs."""
     return 1 / statistics.median(
         r["step_s"] for r in read_metrics(cell / "metrics.jsonl") if "step_s" in r
     )
 
 
 def scores(report: dict[str, Any], cell: Path) -> dict[str, float]:
-    """The judge's perplexity and the entropy of its texts in the most steps, from the page."""
+    """The judge's perplexity and the entropy of the texts of most steps, from report.json."""
     (label,) = [run["label"] for run in report["runs"] if Path(run["folder"]).name == cell.name]
     rows = [row for row in report["texts"]["rows"] if row["label"] == label]
     best = max(rows, key=lambda row: row["steps"])["scores"]
@@ -158,7 +160,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
-    """Bits per token of each seed, a panel for each corpus; a bar is two errors of the estimate."""
+    """Bits per token of each seed, a panel for each corpus; bars are two standard errors."""
     corpora = list(dict.fromkeys(row["corpus"] for row in found))
     figure = Figure(figsize=(4.5 * len(corpora), 3.2), layout="constrained")
     for axes, corpus in zip(

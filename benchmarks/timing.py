@@ -1,4 +1,4 @@
-"""How fast a run trains and samples, as seconds after compilation."""
+"""How fast a run trains and samples, without compilation."""
 
 import dataclasses
 import statistics
@@ -23,10 +23,10 @@ _LATENCIES = 5
 def sampling_speed(
     run: Run, layout: Layout, steps: int | None, tokens: int = 100_000, batch_size: int = 4
 ) -> dict[str, float | int | str]:
-    """Draws so many tokens in batches, after one that does not count.
+    """Times drawing at least `tokens` tokens in batches; a first batch is left out.
 
     Returns:
-      batches_per_s, tokens_per_s, nfe (mean network evaluations of a sequence), batches (that were
+      batches_per_s, tokens_per_s, nfe (mean network evaluations per sequence), batches (number
       timed), latency_s (median seconds of a batch of one sequence), compile_s, sampler, steps.
 
     Raises:
@@ -43,7 +43,7 @@ def sampling_speed(
     seconds = sum(batch.seconds for batch in found)
 
     devices = layout.mesh.size
-    single = compile_sampler(run, layout, devices)  # a sequence for each device
+    single = compile_sampler(run, layout, devices)  # one sequence on each device
     timed = list(draw_batches(single, prompt, (_LATENCIES + 1) * devices, seed=0))[1:]
     return {
         "batches_per_s": batches / seconds,
@@ -58,7 +58,7 @@ def sampling_speed(
 
 
 def training_speed(experiment: Experiment, steps: int = 50) -> dict[str, float | int]:
-    """Steps of training on one batch, from new weights, after one that does not count.
+    """Times training steps on one batch from new weights; a first step is left out.
 
     Returns:
       train_batches_per_s, train_tokens_per_s, train_step_s, train_batch_size.

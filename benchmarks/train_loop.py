@@ -1,11 +1,11 @@
-"""What the loop costs: step time in training against the bare compiled step.
+"""The overhead of the training loop: its step time against that of the bare compiled step.
 
     python -m benchmarks.train_loop [--json]
 
-Both run the tiny recipe in turn, several rounds; the bare step repeats on one batch that is already
-on the device. The loop adds the loader, the transfers, the metrics and the progress line. A
-machine's speed drifts: the figures are medians of the ratios round by round, by the clock and by
-the CPU seconds of all threads, which other programs move less.
+Both run the tiny recipe in turn for several rounds; the bare step uses one batch that is already on
+the device. The loop adds the loader, the transfers, the metrics and the progress line. Because a
+machine's speed drifts, the results are medians of the ratios over rounds: by the clock, and by the
+CPU seconds of all threads, which other programs disturb less.
 """
 
 import json
@@ -28,20 +28,20 @@ from ddm_jax.training.loop import train_experiment
 from ddm_jax.training.metric_writers import Writers
 
 ROUNDS = 15
-INTERVALS = 4  # of train.log_every steps in a round of the loop; the first is left out as cold
+INTERVALS = 4  # of train.log_every steps in a round of the loop; the first is a warm-up
 
 _JSON = cli.define_json()
 
 
 class Seconds(NamedTuple):
-    """Of a step, by the clock and of all threads of the process."""
+    """Seconds by the clock, and CPU seconds of all threads of the process."""
 
     clock: float
     cpu: float
 
 
 def now() -> Seconds:
-    """The two clocks."""
+    """The current reading of both clocks."""
     return Seconds(time.perf_counter(), time.process_time())
 
 
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     bare_round = bare_step(experiment)
     bare, loop = [], []
     with tempfile.TemporaryDirectory() as cache:
-        jax.config.update("jax_compilation_cache_dir", cache)  # every round compiles the same
+        jax.config.update(
+            "jax_compilation_cache_dir", cache
+        )  # every round compiles the same program
         for _ in range(ROUNDS):
             bare.append(bare_round())
             loop.append(loop_step(experiment))
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
 
 
 def tiny_without_validation() -> Config:
-    """configs/radd_tiny.py for a few logs, with as little as possible at the end."""
+    """configs/radd_tiny.py for a few logs, with as little work as possible at the end."""
     config = get_config()
     config.train.steps = INTERVALS * config.train.log_every
     config.optim.decay = "constant"
@@ -89,7 +91,7 @@ def tiny_without_validation() -> Config:
 
 
 def bare_step(experiment: Experiment) -> Callable[[], Seconds]:
-    """run() -> seconds a step, over as many steps as a round of the loop counts."""
+    """run() -> seconds per step, over as many steps as a round of the loop counts."""
     config = experiment.config
     made = experiment.process, experiment.objective, experiment.network
     ours = our_step(config, *made, config.data.length, experiment.layout)
@@ -109,7 +111,7 @@ def bare_step(experiment: Experiment) -> Callable[[], Seconds]:
 
 
 def loop_step(experiment: Experiment) -> Seconds:
-    """Seconds a step between the first log of `train` and the last."""
+    """Seconds per step between the first and the last log of `train`."""
     seen: dict[int, Seconds] = {}
 
     def write(writers: Writers, step: int, values: dict[str, float]) -> None:

@@ -1,14 +1,15 @@
-"""A training step beside the same one in plain PyTorch: RADD's t-DCE, AdamW, clipping, averages.
+"""A training step compared with plain PyTorch: RADD's t-DCE, AdamW, clipping, weight average.
 
     python -m benchmarks.train_step [--width=256] [--depth=6] [--batch=8] [--rounds=7] [--json]
 
-The same network (from the same weights both give one batch the same loss, which is checked first),
-logits of every position in PyTorch (benchmarks/peers/pytorch.py), eager and, where it works, with
-torch.compile. Each runs in a process of its own and takes its turn in every round, so that drifts
-of the machine meet all; ratio_to_X is the median over the rounds of X's seconds over ours, above 1
-where ours is faster. CPU seconds are those of all threads: they are less disturbed by other
-programs. Peak memory is the largest resident size of the process, its start and its compiler
-included. `pip install torch==2.13.0` (the extra `bench`); without it ours runs alone.
+Both have the same network: with the same weights they give one batch the same loss, which is
+checked first. PyTorch (benchmarks/peers/pytorch.py) computes the logits of every position, eagerly
+and, if that works, with torch.compile. Each program runs in a process of its own and takes its turn
+in every round, so that a drift of the machine's speed affects all. ratio_to_X is the median over
+rounds of X's seconds divided by ours, above 1 if ours is faster. CPU seconds are those of all
+threads, which other programs disturb less. Peak memory is the largest resident size of the process,
+including its start and its compiler. `pip install torch==2.13.0` (the extra
+`bench`); without it only ours runs.
 """
 
 import importlib.util
@@ -34,19 +35,21 @@ _HEADS = flags.DEFINE_integer("heads", 8, "Attention heads.")
 _LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Sequences of a batch.")
 _VOCAB = flags.DEFINE_integer("vocab", 8192, "Tokens of the vocabulary.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds, in which each takes its turn.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds; each program runs once per round.")
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps of a turn.")
 _COMPILE = flags.DEFINE_bool("compile", True, "Time torch.compile too.")
 _JSON = cli.define_json()
 
-Step = Callable[[], float]  # trains on one batch and gives the loss
+Step = Callable[[], float]  # trains on one batch and returns the loss
 
 
 def main(argv: list[str]) -> None:
-    """Prints one row for each."""
+    """Prints one row for each program."""
     del argv
     if os.getloadavg()[0] > 0.5:
-        print("Other programs run here: PyTorch's threads wait by spinning, so it looks too slow.")
+        print(
+            "Other programs are running: PyTorch's threads wait by spinning, so it looks too slow."
+        )
     names = ["ours"]
     if importlib.util.find_spec("torch"):
         names += ["torch", "torch_compile"] if _COMPILE.value else ["torch"]
@@ -63,13 +66,13 @@ def main(argv: list[str]) -> None:
 
 
 def sizes() -> dict[str, int]:
-    """What the flags say."""
+    """The sizes that the flags set."""
     chosen = (_WIDTH, _DEPTH, _HEADS, _LENGTH, _BATCH, _VOCAB)
     return {flag.name: flag.value for flag in chosen}
 
 
 def summary(result: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The rows, and ratio_to_X of `ours`."""
+    """The rows, with ratio_to_X and memory_ratio_to_X in the row of `ours`."""
     ratios = {f"ratio_to_{name}": row["ours"] for name, row in result.items() if "ours" in row}
     memory = {
         f"memory_ratio_to_{name}": row["peak_mb"] / result["ours"]["peak_mb"]
@@ -82,21 +85,21 @@ def summary(result: dict[str, dict[str, float]]) -> dict[str, Any]:
 def compare(
     names: list[str], sizes: dict[str, int], rounds: int, steps: int
 ) -> dict[str, dict[str, float]]:
-    """name -> medians; a program that does not start is left out, and said."""
+    """Name -> medians over rounds; a program that does not start is reported and left out."""
     context = multiprocessing.get_context("spawn")
     if "torch" in names:
-        with ProcessPoolExecutor(1, context) as pool:  # both, and then none of their memory
+        with ProcessPoolExecutor(1, context) as pool:  # in a process whose memory is then freed
             ours, params = pool.submit(our_loss, sizes).result()
             theirs = pool.submit(torch_loss, sizes, params).result()
             if abs(theirs - ours) > 1e-4 * ours:
-                raise AssertionError(f"torch computes something else: {theirs}, ours {ours}")
+                raise AssertionError(f"torch computes another loss: {theirs}, ours {ours}")
     pipes: dict[str, Connection] = {}
     for name in names:
         here, there = context.Pipe()
         context.Process(target=worker, args=(name, sizes, there), daemon=True).start()
-        failed = here.recv()  # it is compiled, and its first step is done
+        failed = here.recv()  # sent after its first step: it is compiled
         if failed:
-            print(f"{name} does not run here: {failed}")
+            print(f"{name} does not run: {failed}")
         else:
             pipes[name] = here
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in pipes}
@@ -122,11 +125,11 @@ def compare(
 
 
 def worker(name: str, sizes: dict[str, int], pipe: Connection) -> None:
-    """Sends "" or why it failed, then answers n with the seconds of n steps and 0 with MB."""
+    """Sends "" or why it failed; then answers n with the seconds of n steps, and 0 with peak MB."""
     try:
         step = our_step(sizes) if name == "ours" else torch_step(sizes, name == "torch_compile")
         step()
-    except Exception as error:  # no compiler for torch.compile, say: the others still run
+    except Exception as error:  # such as no compiler for torch.compile: the others still run
         pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
         return
     pipe.send("")
@@ -139,17 +142,17 @@ def worker(name: str, sizes: dict[str, int], pipe: Connection) -> None:
 
 
 def cpu_seconds() -> float:
-    """User and system seconds of this process, all threads."""
+    """User and system seconds of all threads of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def our_step(sizes: dict[str, int]) -> Step:
-    """A step from new weights, compiled."""
+    """Our compiled step, from new weights."""
     from benchmarks.peers import ours
     from ddm_jax.training.memory import give_back_memory
 
-    config, *made = parts(sizes)
+    config, *made = ours.radd_parts(sizes)
     step = ours.our_step(config, *made, sizes["length"])
     give_back_memory()  # as training/loop.py does
     state = step.start()
@@ -163,7 +166,7 @@ def our_step(sizes: dict[str, int]) -> Step:
 
 
 def torch_step(sizes: dict[str, int], compile: bool) -> Step:
-    """The same of benchmarks/peers/pytorch.py, without jax in the process."""
+    """The step of benchmarks/peers/pytorch.py, in a process without jax."""
     import torch
 
     from benchmarks.peers.pytorch import Network, Trainer
@@ -180,11 +183,12 @@ def our_loss(sizes: dict[str, int]) -> tuple[float, Any]:
     import jax
     import numpy as np
 
+    from benchmarks.peers.ours import radd_parts
     from ddm_jax.objectives import radd
 
-    _, process, _, network = parts(sizes)
+    _, process, _, network = radd_parts(sizes)
     params = network.init(jax.random.key(0))
-    # new weights give all tokens the same probability: with these losses can differ
+    # new weights give all tokens the same probability; with this head losses can differ
     head = params["head"]
     head["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
     tokens, xt, t = fixed_batch(sizes)
@@ -194,7 +198,7 @@ def our_loss(sizes: dict[str, int]) -> tuple[float, Any]:
 
 
 def torch_loss(sizes: dict[str, int], params: Any) -> float:
-    """The same of PyTorch's network, with these weights."""
+    """t-DCE of `fixed_batch` by PyTorch's network with our weights."""
     from benchmarks.peers.pytorch import loss_at, with_our_weights
 
     model = with_our_weights(params, model_config(sizes), sizes["vocab"], sizes["length"])
@@ -204,21 +208,6 @@ def torch_loss(sizes: dict[str, int], params: Any) -> float:
 def model_config(sizes: dict[str, int]) -> ModelConfig:
     """The network of these sizes."""
     return ModelConfig(**{name: sizes[name] for name in ("width", "depth", "heads")})
-
-
-def parts(sizes: dict[str, int]) -> tuple[Any, Any, Any, Any]:
-    """(config, process, objective, network) of RADD at these sizes, float32."""
-    from ddm_jax.config import defaults, resolve
-    from ddm_jax.experiment import make_parts
-    from ddm_jax.settle import settle
-
-    config = defaults()
-    for name in ("width", "depth", "heads"):
-        config.model[name] = sizes[name]
-    config.data.length, config.train.batch_size = sizes["length"], sizes["batch"]
-    config.objective.name = "radd_t_dce"
-    config = settle(resolve(config))
-    return config, *make_parts(config, sizes["vocab"])
 
 
 def fixed_batch(sizes: dict[str, int]) -> tuple[Any, Any, Any]:

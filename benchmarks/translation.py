@@ -3,11 +3,11 @@
     python -m benchmarks.translation --workdir=/tmp/translation --seeds=0,1 \\
         --set=data.source=pairs:train.tsv --set=data.test=pairs:test.tsv [--json]
 
-Each objective of configs/rdm_multi30k.py is trained once a seed by ddm_jax.main's loop, in its own
-folder under --workdir, and its test pairs are translated by each decoding at each number of steps,
-at the one most likely length. Runs go on, and what has been translated is read, after an
-interruption. The table has the mean of BLEU over seeds, their range, and the milliseconds of a
-sentence in batches of --batch_size.
+Each objective of configs/rdm_multi30k.py is trained once per seed by ddm_jax.main's loop, in its
+own folder under --workdir. Its test pairs are translated by each decoding at each number of steps,
+at the most likely length only. After an interruption, runs resume and existing translations are
+read. The table has the mean of BLEU over seeds, their range, and the milliseconds per sentence in
+batches of --batch_size.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ OPTIONS = ("routing", "cutoff", "noise_scale")
 ANCESTRAL = {"name": "ancestral"}
 DEFAULT = {"name": "rdm", "routing": "default"}
 ADAPTIVE = {"name": "rdm", "routing": "cond", "cutoff": "cosine"}
-# variant of the recipe -> how it is decoded; for masks RDM's default routing is ancestral sampling
+# variant of the recipe -> its decodings; with masks, RDM's default routing is ancestral sampling
 ROWS = {
     "multinomial": {"ancestral": ANCESTRAL},
     "rdm_multinomial": {"ancestral": ANCESTRAL, "default": DEFAULT, "adaptive": ADAPTIVE},
@@ -49,12 +49,14 @@ ROWS = {
 }
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-_SET = flags.DEFINE_multi_string("set", [], "section.field=value of the recipe; may be repeated.")
+_SET = flags.DEFINE_multi_string(
+    "set", [], "section.field=value to set in the recipe; may be repeated."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds to run.")
-_ROWS = flags.DEFINE_list("rows", list(ROWS), "Which objectives.")
+_ROWS = flags.DEFINE_list("rows", list(ROWS), "Objectives to run.")
 _STEPS = flags.DEFINE_list("steps", ["2", "4", "8", "16", "25"], "Steps of the samplers.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Sentences translated at once.")
-_TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "Train what is missing, translate nothing.")
+_TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "Train what is missing, and do not translate.")
 _JSON = cli.define_json()
 
 
@@ -69,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
             workdir = folder / f"{row}-{seed}"
             print(f"=== {workdir}", file=sys.stderr, flush=True)
             if not train_experiment(build(settle(recipe(row, seed))), workdir).finished:
-                sys.exit(f"Stopped in {workdir}: the same command goes on.")
+                sys.exit(f"Stopped in {workdir}. Run the same command to resume.")
             for decoding in () if _TRAIN_ONLY.value else ROWS[row]:
                 cells += run_cells(workdir, row, seed, decoding)
     print(table(cells))
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def recipe(row: str, seed: int, sampler: Mapping[str, Any] | None = None) -> Config:
-    """The variant of the recipe, with what the flags set, and another sampler perhaps."""
+    """The variant of the recipe with the values of --set, and another sampler if given."""
     config = get_config(f"objective={row}")
     config.seed = seed
     config.sampler.lengths = 1
@@ -92,7 +94,7 @@ def recipe(row: str, seed: int, sampler: Mapping[str, Any] | None = None) -> Con
 
 
 def run_cells(workdir: Path, row: str, seed: int, decoding: str) -> list[dict[str, Any]]:
-    """BLEU, NFE and milliseconds a sentence for each number of steps, from files or made now."""
+    """BLEU, NFE and ms per sentence for each number of steps; read from files if they exist."""
     numbers = [1] if row == "ar" else [int(n) for n in _STEPS.value]
     paths = [workdir / f"cell-{decoding}-{n}.json" for n in numbers]
     if not all(path.exists() for path in paths):
@@ -133,7 +135,7 @@ def run_cells(workdir: Path, row: str, seed: int, decoding: str) -> list[dict[st
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: BLEU (range over seeds) and milliseconds a sentence, by decoding and steps."""
+    """Markdown: BLEU (range over seeds) and ms per sentence, by decoding and steps."""
     steps = sorted({c["steps"] for c in cells if c["row"] != "ar"})
     lines = ["| trained | decoded | " + " | ".join(f"{n} steps" for n in steps) + " |"]
     lines.append("|---|---|" + "---|" * len(steps))

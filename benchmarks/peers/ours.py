@@ -1,7 +1,7 @@
-"""Our training step, as ddm_jax.main compiles it: what the others are timed against."""
+"""Our training step, as ddm_jax.main compiles it, for comparison with others."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,13 @@ import jax
 import numpy as np
 from jax import Array
 
-from ddm_jax.config import Config
+from ddm_jax.config import Config, defaults, resolve
+from ddm_jax.diffusion.process import Process
+from ddm_jax.experiment import make_parts
 from ddm_jax.models.network import Network
 from ddm_jax.objectives.signature import Objective
 from ddm_jax.parallel.layouts import Layout, dp
+from ddm_jax.settle import settle
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import TrainState, init_state
 from ddm_jax.training.step import make_train_step, metric_names
@@ -20,10 +23,13 @@ from ddm_jax.training.step import make_train_step, metric_names
 
 @dataclass(frozen=True)
 class Ours:
-    """A training step on one batch of random tokens that stays the same.
+    """A training step with one fixed batch of random tokens.
 
-    step: the pure function (state, batch) -> (state, metrics). program: the same, compiled; it
-    donates the state. start: () -> a new state, where the layout wants it.
+    Attributes:
+      step: the pure function (state, batch) -> (state, metrics).
+      program: the compiled step; it donates the state.
+      start: () -> a new state, placed as the layout needs it.
+      batch: the batch.
     """
 
     step: Callable
@@ -33,18 +39,21 @@ class Ours:
 
     @property
     def temporary_bytes(self) -> int:
-        """What the program takes of a device beside what it is given and gives."""
+        """Bytes that the program takes on a device in addition to arguments and results."""
         return self.program.memory_analysis().temp_size_in_bytes
 
     @property
     def reserved_bytes(self) -> int:
-        """All that the program takes of a device."""
+        """All bytes that the program takes on a device."""
         memory = self.program.memory_analysis()
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         return memory.argument_size_in_bytes + results + self.temporary_bytes
 
     def turn(self, steps: int) -> Callable[[], float]:
-        """run() -> seconds a step over so many, on from where the last run was; one is done."""
+        """run() -> seconds per step over `steps` steps, continuing from the previous call.
+
+        One step is done before, to warm up.
+        """
         state, _ = self.program(self.start(), self.batch)
 
         def run() -> float:
@@ -61,16 +70,21 @@ class Ours:
 
 def our_step(
     config: Config,
-    process: Any,
+    process: Process,
     objective: Objective,
     network: Network,
     length: int,
     layout: Layout | None = None,
 ) -> Ours:
-    """Compiles it.
+    """Compiles the training step.
 
-    length: tokens of a sequence. layout: the one that the network was made for; the first device
-    alone if None.
+    Args:
+      config: settled.
+      process: the forward process.
+      objective: to train.
+      network: made for the layout.
+      length: tokens of a sequence.
+      layout: None for the first device only.
     """
     layout = layout or dp(jax.devices()[:1])
     optimizer = make_optimizer(config.optim, config.train.steps)
@@ -87,3 +101,18 @@ def our_step(
     batch = layout.put_train_batch({"tokens": tokens, "valid": np.ones(shape, bool)})
     program = layout.program(step, abstract).lower(abstract, batch).compile()
     return Ours(step, program, start, batch)
+
+
+def radd_parts(sizes: Mapping[str, int]) -> tuple[Config, Process, Objective, Network]:
+    """(config, process, objective, network) of RADD's t-DCE in float32.
+
+    Args:
+      sizes: width, depth, heads, length, batch (sequences) and vocab (tokens).
+    """
+    config = defaults()
+    for name in ("width", "depth", "heads"):
+        config.model[name] = sizes[name]
+    config.data.length, config.train.batch_size = sizes["length"], sizes["batch"]
+    config.objective.name = "radd_t_dce"
+    settled = settle(resolve(config))
+    return settled, *make_parts(settled, sizes["vocab"])

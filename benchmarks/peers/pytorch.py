@@ -1,8 +1,8 @@
-"""RADD's network and training step in plain PyTorch, with our weights: what ours are timed against.
+"""RADD's network and training step in plain PyTorch, with our weights, for comparison with ours.
 
 What a user would write: nn.Linear, scaled_dot_product_attention, logits of all positions, cross
-entropy of the masked ones, fused AdamW, clipping, and an average of the weights. Nothing of ours
-but the numbers in the weights, so that both give the same loss.
+entropy of the masked ones, fused AdamW, clipping, and an average of the weights. Only the values of
+the weights are ours, so that both give the same loss.
 """
 
 import math
@@ -74,7 +74,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def with_our_weights(
     params: dict, config: ModelConfig, vocab_size: int, length: int, device: str = "cpu"
 ) -> Network:
-    """The network with ours's parameters as NumPy arrays (time "none", a head of its own)."""
+    """The network with our parameters, given as NumPy arrays (time "none", an untied head)."""
     model = Network(config, vocab_size, length)
     width = config.width
 
@@ -144,7 +144,7 @@ class Trainer:
 
 
 def loss_at(model: Network, tokens: np.ndarray, xt: np.ndarray, t: np.ndarray) -> float:
-    """t-DCE of given corruptions, to compare with ours."""
+    """t-DCE of given corruptions, for comparison with ours."""
     with torch.no_grad():
         given: list[Any] = [torch.tensor(np.asarray(x)) for x in (tokens, xt, t)]
         loss = float(t_dce(model, given[0].long(), given[1].long(), given[2]))
