@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
@@ -54,11 +55,12 @@ def read_config(config: config_dict.ConfigDict | None) -> Config:
     Raises:
       UserError: no recipe was given, or it holds something wrong.
     """
-    if not flags.FLAGS["config"].present:
+    flag: Any = flags.FLAGS["config"]  # of ml_collections, which has no types
+    if not flag.present:
         raise UserError(f"--config is missing: give a recipe, e.g. --config={EXAMPLE}.")
     if not hasattr(config, "to_dict"):
         raise UserError(
-            f"--config={flags.FLAGS['config'].config_filename} is not a recipe: get_config returns "
+            f"--config={flag.config_filename} is not a recipe: get_config returns "
             f"{type(config).__name__}, not what ddm_jax.config.defaults() made."
         )
     return resolve(config)
@@ -114,7 +116,7 @@ def _resolve_config_flags(args: Sequence[str]) -> list[str]:
 
 def _mistake(error: Exception) -> str | None:
     """What the user did to make absl or ml_collections raise this; None if it is a bug."""
-    chain = [error]
+    chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     for cause in chain:
