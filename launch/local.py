@@ -140,7 +140,7 @@ def wait(group: Sequence[Process], grace: float = GRACE) -> Ended:
     Once one has failed, the others have `grace` seconds to end by themselves; then they receive
     SIGTERM and, after the same time again, SIGKILL.
     """
-    running, failed, since, told = list(group), None, 0.0, False
+    running, failed, since, terminated = list(group), None, 0.0, False
     while running:
         ended = [p for p in running if p.handle.poll() is not None]
         _kill(ended)
@@ -149,10 +149,10 @@ def wait(group: Sequence[Process], grace: float = GRACE) -> Ended:
             # of several that failed between two polls, the one with the lowest number
             failed = next((p.index for p in ended if p.handle.returncode), None)
             since = time.monotonic()
-        elif not told and time.monotonic() - since > grace:
-            told = True
+        elif not terminated and time.monotonic() - since > grace:
+            terminated = True
             _send(running, signal.SIGTERM)
-        elif told and time.monotonic() - since > 2 * grace:
+        elif terminated and time.monotonic() - since > 2 * grace:
             _kill(running)
         if running:
             time.sleep(_POLL)

@@ -28,7 +28,7 @@ FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 
 
 class TrainPoint(NamedTuple):
-    """A log of training: the loss at a step, after so many seconds of training."""
+    """A log of training: the loss at a step, and seconds of training so far."""
 
     step: int
     loss: float

@@ -161,7 +161,7 @@ def test_out_of_memory_is_an_answer(monkeypatch):
 
 @pytest.mark.parametrize("layout", ["pmap", "fsdp"])
 def test_the_program_is_the_train_step_of_the_layout(layout):
-    # lowers Pallas kernels too, on any machine; jax.pmap lowers for its own devices alone
+    # lowers Pallas kernels too, on any machine; jax.pmap lowers only for its own devices
     program = aot_job.make_aot_program(job(layout, attention="splash"))
     batch = program.args[1]
     assert batch["tokens"].shape == ((8, 8, 128) if layout == "pmap" else (64, 128))

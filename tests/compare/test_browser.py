@@ -17,7 +17,7 @@ selenium = pytest.importorskip(
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 if not BROWSER or not DRIVER:
-    pytest.skip("there is no Chromium with a chromedriver here", allow_module_level=True)
+    pytest.skip("Chromium or chromedriver is not installed", allow_module_level=True)
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -1,4 +1,4 @@
-"""`python -m ddm_jax.compare`, for real: stopped, killed and gone on; a cell that fails; --from."""
+"""`python -m ddm_jax.compare` as a whole: stopped, killed, resumed; a failing cell; --from."""
 
 import json
 import os
@@ -84,13 +84,13 @@ def finished(comparison):
 
     process = start(*flags)
     wait_for_step(process, cell, at + 20)
-    process.kill()  # its cell lives on
+    process.kill()  # its cell keeps running
     process.communicate()
     output = finish(start(*flags, "--json"))
     return workdir, stopped, early, output
 
 
-def test_stopped_it_saves_and_makes_the_page_of_what_there_is(finished):
+def test_stopped_it_saves_and_makes_the_page_of_the_cells_so_far(finished):
     _, stopped, early, _ = finished
     assert "Stopped and saved. Run the same command to resume." in stopped
     states = {run["layout"]: run["state"] for run in early["runs"]}
@@ -150,8 +150,8 @@ def test_the_same_page_from_work_directories(finished, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (workdir / "samples").iterdir()} == drawn
 
     # of a single run, elsewhere
-    alone = workdir / "cells" / "ar-tp-0"
-    output = finish(start(f"--from={alone}", f"--workdir={tmp_path}", "--samples=0"))
+    single = workdir / "cells" / "ar-tp-0"
+    output = finish(start(f"--from={single}", f"--workdir={tmp_path}", "--samples=0"))
     assert f"1 of 1 runs finished. The page: {tmp_path / 'report.html'}" in output
 
 

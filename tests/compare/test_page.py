@@ -1,4 +1,4 @@
-"""The page as text: it answers, hides no failure, escapes all, and asks nobody for anything."""
+"""The page as text: it answers, shows failures, escapes all text, and makes no request."""
 
 import base64
 import hashlib

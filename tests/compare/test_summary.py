@@ -213,10 +213,10 @@ def test_a_report_warns_of_runs_that_do_not_compare(tmp_path):
 
 
 def test_runs_are_found_in_comparisons_and_by_themselves(tmp_path):
-    alone = make_run(tmp_path / "alone")
+    single = make_run(tmp_path / "single")
     cell = make_run(tmp_path / "w" / "cells" / "ar-dp-0")
     (cell / "cell.json").write_text("{}")
-    assert find_runs([alone, tmp_path / "w", alone]) == [alone, cell]
+    assert find_runs([single, tmp_path / "w", single]) == [single, cell]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"--from=.*empty holds neither a run"):
         find_runs([tmp_path / "empty"])

@@ -86,7 +86,7 @@ time.sleep(600)
 
 
 def test_one_failure_ends_all_and_its_code_is_the_result(tmp_path):
-    """Process 1 fails with 5; 0 and 2 sleep and are told to end: 143 is SIGTERM."""
+    """Process 1 fails with 5; 0 and 2 sleep until they receive SIGTERM, which is 143."""
     ended = local.run(python(FAILS_SECOND), 3, logs=tmp_path, show=False, grace=0.2)
     assert ended == local.Ended((143, 5, 143), 1)
     assert ended.code == 5

@@ -1,6 +1,6 @@
-"""launch/tpu_vm.sh works, with the cloud played by a fake gcloud.
+"""launch/tpu_vm.sh works with a fake gcloud in place of the cloud.
 
-The fake runs what it is told to run on a worker in a folder of this machine, as that worker's home.
+The fake runs a worker's commands in a folder of this machine, the home of that worker.
 """
 
 import contextlib
