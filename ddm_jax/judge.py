@@ -16,7 +16,7 @@ from ddm_jax import cli
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.open import HELP, open_judge
 from ddm_jax.evaluation.reports import to_json
-from ddm_jax.evaluation.samples.quality import quality, table
+from ddm_jax.evaluation.samples.quality import measure_quality, quality_table
 
 FLAGS = flags.FLAGS
 
@@ -46,8 +46,10 @@ def main(argv: Sequence[str]) -> None:
     texts = {name: read_texts(Path(name).expanduser(), FLAGS.lines) for name in FLAGS.input}
     judge = open_judge(FLAGS.judge)
     print(f"Judge: {judge.name}", file=sys.stderr)
-    rows = {name: quality(found[: FLAGS.first], judge=judge) for name, found in texts.items()}
-    print(table(rows))
+    rows = {
+        name: measure_quality(found[: FLAGS.first], judge=judge) for name, found in texts.items()
+    }
+    print(quality_table(rows))
     if FLAGS.json:
         print(json.dumps(to_json(rows)))
 

@@ -19,7 +19,7 @@ from ddm_jax.data.sets.text import open_prepared
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
 from ddm_jax.evaluation.judges.open import open_judge
-from ddm_jax.evaluation.samples.quality import quality
+from ddm_jax.evaluation.samples.quality import measure_quality
 from ddm_jax.evaluation.samples.unconditional import evaluate_samples
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import read_metrics, write_atomically
@@ -177,7 +177,7 @@ def _real_row(run: RunResult, num: int, judge: _LazyJudge, folder: Path) -> dict
         tokens, valid = blocks.read(range(min(num, len(blocks))))
         rows = [row[seen] for row, seen in zip(tokens, valid, strict=True)]
         texts = [prepared.tokenizer.decode(row) for row in rows]
-        scores = quality(texts, rows, judge.open(), prepared.tokenizer.fingerprint)
+        scores = measure_quality(texts, rows, judge.open(), prepared.tokenizer.fingerprint)
         return {"scores": scores, "texts": texts[:SHOWN]}
 
     return _kept_or_made(folder, [data, num, judge.identity], make)

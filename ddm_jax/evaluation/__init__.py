@@ -1,1 +1,1 @@
-"""Likelihood bounds and sample quality."""
+"""Evaluation of trained runs: likelihood of text, quality of samples, scores of translations."""

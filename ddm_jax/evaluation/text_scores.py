@@ -10,16 +10,16 @@ from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.bleu import BLEUScore
 
 from ddm_jax.errors import UserError
-from ddm_jax.generation.candidates import _check_some, _mean, self_bleu
+from ddm_jax.generation.candidates import check_some, mean, self_bleu
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
     """Corpus BLEU of order 4, one reference each: percent, and sacrebleu's signature.
 
-    Words are those of the 13a tokenisation, case counts: a text of Chinese, Japanese or Thai is
-    few and long words, for which chrF is the better score. Text that is in tokens already is not
-    put together first, and its score compares with others like it alone. An empty hypothesis has
-    nothing right and is short. 0 where no word is right, and where no hypothesis has four.
+    Words are those of the 13a tokenisation, and case counts. Chinese, Japanese or Thai text has
+    few and long words: use chrF for it. Text that is tokenised already is not detokenised first, so
+    that its score compares only with that of other such text. An empty hypothesis has no match and
+    is short. 0 where no word matches, and where no hypothesis has four words.
 
     Raises:
       UserError: there are no texts, or not as many references.
@@ -31,7 +31,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, s
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Corpus chrF2, percent: F score of character n-grams up to 6, recall counting twice.
 
-    White space does not count; needs no words, and so fits any script.
+    White space does not count. It does not depend on words, and so fits any script.
 
     Raises:
       UserError: as `bleu`.
@@ -43,9 +43,9 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Mean over pairs of ROUGE-L's F1, percent: longest common subsequence of words, no stemmer.
 
-    Words are runs of the letters a-z and digits of the text in lower case. All else parts words:
-    "für" is "f" and "r", and text of another script has no words. A pair with a side that has none
-    scores 0, whatever the other side: use chrF for such languages.
+    Words are runs of the letters a-z and digits of the text in lower case. All other characters
+    separate words: "für" is "f" and "r", and text of another script has no words. A pair in which
+    one side has no words scores 0, whatever the other side is: use chrF for such languages.
 
     Raises:
       UserError: as `bleu`.
@@ -56,19 +56,19 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
     scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
     pairs = zip(references, hypotheses, strict=True)
-    return 100 * _mean([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs])
+    return 100 * mean([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs])
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """dist-n: distinct n-grams over all n-grams, of all texts together, from 0 to 1.
 
-    Words are what spaces part (Li et al. 2016, arXiv:1510.03055). Falls as text is added: compare
-    equal amounts of it. 0 where no text has n words.
+    Words are separated by white space (Li et al. 2016, arXiv:1510.03055). It falls as text is
+    added: compare equal amounts of text. 0 where no text has n words.
 
     Raises:
       UserError: there are no texts.
     """
-    _check_some(texts)
+    check_some(texts)
     ngrams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(ngrams)) / max(len(ngrams), 1)
 
@@ -78,7 +78,7 @@ def scores(
     references: Sequence[str],
     candidates: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, float | str]:
-    """All of the above by name.
+    """All scores of this file by name.
 
     Args:
       hypotheses: the generated texts.
@@ -94,7 +94,7 @@ def scores(
       UserError: as `bleu`.
     """
     score, signature = _corpus_bleu(hypotheses, references)
-    found = {
+    found: dict[str, float | str] = {
         "bleu": score.score,
         "bleu_signature": signature,
         "chrf": chrf(hypotheses, references),
@@ -109,7 +109,7 @@ def scores(
 
 def _corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[BLEUScore, str]:
     _check(hypotheses, references)
-    metric = BLEU(force=True)  # says nothing of text that is in tokens already
+    metric = BLEU(force=True)  # does not warn of text that is tokenised already
     score = metric.corpus_score(hypotheses, [references])
     return score, str(metric.get_signature())
 
@@ -120,7 +120,7 @@ def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
 
 
 def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    _check_some(hypotheses)
+    check_some(hypotheses)
     if len(hypotheses) != len(references):
         raise UserError(
             f"There are {len(hypotheses)} texts and {len(references)} references: give one "

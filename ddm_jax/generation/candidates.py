@@ -20,7 +20,7 @@ def self_bleu(groups: Sequence[Sequence[str]]) -> float | None:
     (arXiv:1802.01886), who take all other candidates as the references of one.
     """
     pairs = [_pairwise(group) for group in groups if len(group) > 1]
-    return _mean([_mean([x for row in rows for x in row]) for rows in pairs]) if pairs else None
+    return mean([mean([x for row in rows for x in row]) for rows in pairs]) if pairs else None
 
 
 def mbr(candidates: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def mbr(candidates: Sequence[str]) -> int:
     Raises:
       UserError: there are no candidates.
     """
-    _check_some(candidates)
+    check_some(candidates)
     gains = [math.fsum(row) for row in _pairwise(candidates)]
     return gains.index(max(gains))
 
@@ -51,10 +51,10 @@ def _pairwise(candidates: Sequence[str]) -> list[list[float]]:
     ]
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _check_some(texts: Sequence[str]) -> None:
+def check_some(texts: Sequence[str]) -> None:
     if not texts:
         raise UserError("There are no texts to score: give at least one.")

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from ddm_jax.diffusion.categorical import categorical
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
-from ddm_jax.evaluation.samples.quality import quality, table
+from ddm_jax.evaluation.samples.quality import measure_quality, quality_table
 from ddm_jax.evaluation.samples.repetition import longest_repeat, repeated, unigram_entropy
 
 
@@ -80,7 +80,7 @@ def test_entropy_shows_gumbels_of_low_precision():
     for name, (tokens, law) in drawn.items():
         rows = [np.asarray(row) for row in tokens]
         texts = [" ".join(map(str, row)) for row in rows]
-        found[name] = quality(texts, rows)
+        found[name] = measure_quality(texts, rows)
         entropies = [unigram_entropy(row) for row in rows]
         error = np.std(entropies, ddof=1) / math.sqrt(SAMPLES)
         # 5 standard errors: wrong once in millions, and here the keys are fixed
@@ -105,7 +105,7 @@ def unigram_judge(fingerprint="own"):
 
 def test_quality_by_hand():
     texts = ["abab", "bbbbbb"]
-    found = quality(texts, judge=unigram_judge())
+    found = measure_quality(texts, judge=unigram_judge())
     assert found["perplexity"] == pytest.approx(2 ** ((1 + 2 + 1 + 2 + 6 * 2) / 10), rel=1e-6)
     assert found["entropy"] == pytest.approx(math.log(2) / 2)
     assert found["tokens"] == 5
@@ -119,9 +119,9 @@ def test_quality_by_hand():
 
 def test_tokens_are_judged_as_drawn_where_the_judge_knows_them():
     drawn = [np.array([0, 0])]  # not the tokens of the text
-    own = quality(["cc"], drawn, unigram_judge(), fingerprint="own")
-    other = quality(["cc"], drawn, unigram_judge(), fingerprint="other")
-    unknown = quality(["cc"], drawn, unigram_judge(fingerprint=""))
+    own = measure_quality(["cc"], drawn, unigram_judge(), fingerprint="own")
+    other = measure_quality(["cc"], drawn, unigram_judge(), fingerprint="other")
+    unknown = measure_quality(["cc"], drawn, unigram_judge(fingerprint=""))
     assert own["perplexity"] == pytest.approx(2)
     assert other["perplexity"] == unknown["perplexity"] == pytest.approx(8)
     assert own["judged"] == "the tokens as drawn"
@@ -129,9 +129,9 @@ def test_tokens_are_judged_as_drawn_where_the_judge_knows_them():
 
 
 def test_table_never_shows_a_perplexity_without_the_entropy():
-    rows = {"a": quality(["abab", "ab"], judge=unigram_judge())}
-    rows["b"] = quality(["ab"], [np.array([0, 1])])
-    head, _, first, second = table(rows).split("\n")
+    rows = {"a": measure_quality(["abab", "ab"], judge=unigram_judge())}
+    rows["b"] = measure_quality(["ab"], [np.array([0, 1])])
+    head, _, first, second = quality_table(rows).split("\n")
     assert "judge's perplexity | bits per byte | entropy, nats" in head
     assert len({line.count("|") for line in (head, first, second)}) == 1
     assert "| 2.828 | 1.500 | 0.69 |" in first
@@ -140,6 +140,6 @@ def test_table_never_shows_a_perplexity_without_the_entropy():
 
 def test_what_cannot_be_scored_is_said():
     with pytest.raises(UserError, match="no texts"):
-        quality([], judge=unigram_judge())
+        measure_quality([], judge=unigram_judge())
     with pytest.raises(UserError, match="need a judge"):
-        quality(["a"])
+        measure_quality(["a"])

@@ -1,6 +1,6 @@
 """A GPT-2 (Radford et al. 2019) as a judge, from a folder in the layout of Hugging Face.
 
-With GPT-2 large this is the judge of most published generative perplexities. Nothing is fetched:
+With GPT-2 large this is the judge of most published generative perplexities. Nothing is downloaded:
 the folder has config.json and model.safetensors, and vocab.json if its vocabulary is not GPT-2's.
 """
 
@@ -36,7 +36,7 @@ def is_hugging_face(folder: Path) -> bool:
 
 
 def open_gpt2(folder: Path) -> Judge:
-    """The judge: our own network with its weights (interop/names.py).
+    """Opens the judge: our own network with its weights (interop/names.py).
 
     Raises:
       UserError: a file is missing, is of another network, or safetensors is not installed.
@@ -69,7 +69,7 @@ def open_gpt2(folder: Path) -> Judge:
         with jax.default_matmul_precision("highest"):
             readout = network.apply(params, tokens[:, :-1], attend="causal")
             logit, lse = readout.target(tokens[:, 1:])
-        return jnp.pad(lse - logit, ((0, 0), (1, 0)))  # nothing says how likely the first is
+        return jnp.pad(lse - logit, ((0, 0), (1, 0)))  # no token comes before the first
 
     return Judge(
         name=f"GPT-2 of {config['n_layer']} layers, width {config['n_embd']} ({folder})",
@@ -91,9 +91,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name, wanted in WANTED.items():
         if (value := config.get(name, wanted)) != wanted:
             raise UserError(
-                f"--judge={folder} has {name}={value!r} in its config.json, and a judge has "
-                f"{wanted!r}: give a folder of a GPT-2 as it was published, of an autoregressive "
-                "run of ours, or smollm2."
+                f"--judge={folder} has {name}={value!r} in its config.json, and a judge needs "
+                f"{wanted!r}: give the folder of a GPT-2 as published, that of an autoregressive "
+                "run, or smollm2."
             )
     if not (folder / WEIGHTS).is_file():
         raise UserError(

@@ -1,7 +1,7 @@
 """Perplexity of any text under a judge: a causal language model with a tokenizer of its own.
 
-A low perplexity alone says little, for repetition has one too: sample_quality.py shows it beside
-the entropy.
+A low perplexity says little by itself, because repetitive text has one too: samples/quality.py
+reports it together with the entropy.
 """
 
 import math
@@ -15,7 +15,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.reports import perplexity
 
 _BATCH_TOKENS = 4096  # judged at once
-_SHORTEST = 16  # rows are padded to a power of two from here on: few programs serve all lengths
+_SHORTEST = 16  # rows are padded to a power of two, at least this, so that few programs serve all
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,13 @@ class Judge:
       encode: text -> int32[n].
       nats: int32[B, W] -> float32[B, W], -log p of each token given those before it in its row;
         tokens after it change nothing.
-      window: tokens that it reads at once, at most.
-      given: leading tokens of a text that are context alone: 1 for a model without a token that
-        starts a text, as in published generative perplexities under GPT-2; 0 for one that has it.
-      fingerprint: that of its tokenizer (data.tokenizers), if it has one of those.
-      byte_lengths: int32[V], bytes of text that each token stands for; None where a text's tokens
-        do not say which of its bytes are theirs.
+      window: the largest number of tokens that it reads at once.
+      given: leading tokens of a text that are context only and are not judged: 1 for a model
+        without a token that starts a text, as in published generative perplexities under GPT-2; 0
+        for one that has it.
+      fingerprint: of its tokenizer, if that is one of data.tokenizers; otherwise "".
+      byte_lengths: int32[V], bytes of text that each token stands for; None where they cannot be
+        derived from the tokens.
     """
 
     name: str
@@ -46,13 +47,13 @@ class Judge:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of texts, each summed over its judged tokens.
+    """The judgement of N texts, each summed over its judged tokens.
 
     Attributes:
       nats: float64[N].
       tokens: int64[N], those of the judge.
       bytes: int64[N], UTF-8 bytes of the judged tokens.
-      words: int64[N], what spaces part.
+      words: int64[N], separated by white space.
     """
 
     nats: np.ndarray
@@ -63,11 +64,16 @@ class Judgement:
     def metrics(self) -> dict[str, float]:
         """The numbers of a report.
 
-        perplexity: exp of the sum of nats over the sum of tokens, over all texts (as MDLM).
-        perplexity_mean: that of each text, averaged over texts (as SEDD); higher, the more the
-        texts differ. nats_per_token, with its standard error over texts (nan for one text),
-        bits_per_byte and word_perplexity (inf where words are long, as in scripts without spaces)
-        are ratios of sums; the last two do not depend on the judge's tokenizer.
+        Returns:
+          perplexity: exp of the sum of nats over the sum of tokens, over all texts (as MDLM).
+          perplexity_mean: that of each text, averaged over texts (as SEDD); it is higher, the more
+            the texts differ.
+          nats_per_token, nats_per_token_stderr: a ratio of sums, and its standard error over texts
+            (nan for one text).
+          bits_per_byte: a ratio of sums, which does not depend on the judge's tokenizer.
+          word_perplexity: from a ratio of sums, likewise; inf where words are long, as in scripts
+            without spaces.
+          judged_tokens, judged_texts: what these were counted over.
         """
         judged = self.tokens > 0
         nats, tokens = self.nats[judged], self.tokens[judged]
@@ -92,11 +98,11 @@ def judge_texts(
     Args:
       judge: see Judge.
       texts: any.
-      tokens: int[n_i], the judge's own tokens of each text as they were drawn; by default the text
-        is encoded, and so may have other tokens than those that it was drawn with.
+      tokens: int[n_i], the judge's own tokens of each text as they were drawn. By default the
+        texts are encoded, which may give other tokens than those that were drawn.
 
     Raises:
-      UserError: there is no text that has a token to judge.
+      UserError: no text has a token to judge.
     """
     sequences = [judge.encode(text) for text in texts] if tokens is None else tokens
     nats = token_nats(judge, sequences)
@@ -114,10 +120,10 @@ def judge_texts(
 
 
 def token_nats(judge: Judge, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """-log p of every token but the given ones: float64[n_i - given] for each int[n_i].
+    """-log p of every token except the given ones: float64[n_i - given] for each int[n_i].
 
-    What is longer than the judge's window W is read in windows that overlap: after the first W
-    tokens, each has W / 2 or more tokens before it.
+    A sequence longer than the judge's window W is read in windows that overlap, so that each token
+    after the first W has at least W / 2 tokens before it.
     """
     out = [np.zeros(len(tokens)) for tokens in sequences]
     by_width: dict[int, list[tuple[int, int, int, int]]] = {}
@@ -138,7 +144,7 @@ def token_nats(judge: Judge, sequences: Sequence[np.ndarray]) -> list[np.ndarray
 
 
 def windows(length: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first): tokens start .. end - 1 are read, those from `first` on are judged."""
+    """Yields (start, end, first): tokens start .. end - 1 are read, and from `first` on judged."""
     first = 0
     while first < length:
         end = min(length, first + size // 2 if first else size)

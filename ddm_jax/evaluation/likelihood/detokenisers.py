@@ -1,7 +1,7 @@
 """Detokenisers: ordered substitutions that undo the tokenisation of public evaluation sets.
 
 They are those that SEDD (Lou et al. 2023; its repository's data.py) and MDLM (Sahoo et al. 2024;
-dataloader.py) apply, which agree, oddities included: the order matters, a substitution does not
+dataloader.py) apply. The two agree, oddities included: the order matters, a substitution does not
 see what it has just written, and some patterns hardly ever occur. Each is a row of DETOKENISERS.
 """
 
@@ -20,14 +20,19 @@ def _literal(text: str, replacement: str) -> Rule:
 
 
 def _closed_up(marks: str) -> list[Rule]:
-    """No space before these marks, where one follows as well."""
+    """Removes the space before these marks where a space follows, too."""
     return [_literal(f" {mark} ", f"{mark} ") for mark in marks]
 
 
 def _snug(pairs: str, inside: str) -> list[Rule]:
-    """No space just inside brackets and quotes. inside: what is between, of the marks {0} {1}."""
+    """Removes the spaces just inside brackets and quotes.
+
+    pairs: of marks, each an opening and a closing one. inside: pattern of the text between them,
+    in which {0} and {1} stand for the two marks.
+    """
     rules = []
-    for opening, closing in pairs.split():
+    for pair in pairs.split():
+        opening, closing = pair[0], pair[1]
         marks = re.escape(opening), re.escape(closing)
         pattern = marks[0] + inside.format(*marks) + marks[1]
         rules.append(_rule(pattern, rf"{opening}\1{closing}"))
@@ -38,7 +43,7 @@ _PAIRS = "() [] {} \"\" ''"
 
 _WIKITEXT = [
     _literal("s '", "s'"),
-    _rule("/' [0-9]/", "/'[0-9]/"),  # the class is written out: so it is published
+    _rule("/' [0-9]/", "/'[0-9]/"),  # the class is literal text, as published
     *[_literal(f" @{mark}@ ", mark) for mark in "-,."],
     *_closed_up(":;.!?,"),
     *_snug(_PAIRS, r"\s*([^{1}]*?)\s*"),
@@ -56,7 +61,7 @@ _PTB = [
     _literal(" n't", "n't"),
     _literal(" \n ", "\n"),
     _literal(r"\/", "/"),
-    *[_literal(" N ", " 1 ")] * 2,  # neighbours share a space: the second pass takes the rest
+    *[_literal(" N ", " 1 ")] * 2,  # neighbours share a space, so one pass misses half
     _literal("$ 1", "$1"),
     _literal("# 1", "#1"),
     _literal("<unk>", "?"),
@@ -92,7 +97,7 @@ DETOKENISERS: Mapping[str, Sequence[Rule]] = {
 
 
 def detokenise(name: str, text: str) -> str:
-    """The text as a detokeniser of the table leaves it."""
+    """Applies the substitutions of a row of DETOKENISERS to a text, in order."""
     for pattern, replacement in DETOKENISERS[name]:
         text = pattern.sub(replacement, text)
     return text

@@ -1,9 +1,9 @@
-"""MAUVE: how near two sets of texts are, as distributions (Pillutla et al. 2021, arXiv:2102.01454).
+"""MAUVE: how close the distributions of two sets of texts are (Pillutla et al. 2021).
 
-The features of all texts are put into clusters, and the area under the frontier of the two kinds of
-error, between the histograms of the two sets, is measured. 1 for equal histograms. It depends on
-the features, on the number of texts and on their length: compare equal settings alone, and with
-what two sets of real text get. Published values have features of GPT-2 large.
+arXiv:2102.01454. The features of all texts are clustered. MAUVE is the area under the frontier of
+the two kinds of error between the histograms of the two sets; equal histograms have 1. It depends
+on the features, on the number of texts and on their length: compare equal settings only, and with
+the value of two sets of real text. Published values have features of GPT-2 large.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from ddm_jax.errors import UserError
 
 SCALING = 5.0  # c of the paper
 POINTS = 25  # of the frontier
-_VARIANCE = 0.9  # that the principal components keep
+_VARIANCE = 0.9  # share that the principal components keep
 _RESTARTS = 5
 
 
@@ -28,8 +28,8 @@ def mauve(p_features: np.ndarray, q_features: np.ndarray, clusters: int | None =
     fewest = min(len(p_features), len(q_features))
     if fewest < 20:
         raise UserError(
-            f"MAUVE needs 20 or more texts of each kind, and there are {fewest}: draw more; a few "
-            "hundred make it steady."
+            f"MAUVE needs 20 or more texts of each kind, and there are {fewest}: draw more. With a "
+            "few hundred the value is stable."
         )
     clusters = clusters or max(2, round(fewest / 10))
     features = _reduced(np.concatenate([p_features, q_features]).astype(np.float64))
@@ -62,7 +62,7 @@ def _kl(p: np.ndarray, r: np.ndarray) -> float:
 
 
 def _reduced(features: np.ndarray) -> np.ndarray:
-    """Rows of length 1, in the principal components that keep most of their variance."""
+    """Rows of length 1, projected on the principal components that keep _VARIANCE."""
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
     u, s, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
     kept = int(np.searchsorted(np.cumsum(s**2) / (s**2).sum(), _VARIANCE)) + 1
@@ -70,7 +70,7 @@ def _reduced(features: np.ndarray) -> np.ndarray:
 
 
 def _clustered(features: np.ndarray, clusters: int) -> np.ndarray:
-    """int[n]: the best of several k-means."""
+    """Labels int[n] of the best of _RESTARTS k-means."""
 
     def run(seed: int) -> tuple[float, np.ndarray]:
         centres, labels = kmeans2(features, clusters, iter=100, minit="++", rng=seed)

@@ -1,4 +1,4 @@
-"""How good generated text is: its perplexity under a judge, and what that was bought with.
+"""Quality of generated text: its perplexity under a judge, with its entropy and repetition.
 
 Low precision, low temperature and greedy unmasking make text plain, and plain text has a low
 perplexity. So a perplexity is never shown here without the entropy and the repetition.
@@ -18,7 +18,7 @@ from ddm_jax.generation.candidates import self_bleu
 SELF_BLEU_TEXTS = 50  # all pairs of them are compared
 Quality = Mapping[str, float | int | str]
 
-# columns of the table: head, name of the number, format
+# columns of the table: heading, name of the number, format
 _COLUMNS = (
     ("judge's perplexity", "perplexity", ".4g"),
     ("bits per byte", "bits_per_byte", ".3f"),
@@ -32,20 +32,20 @@ _COLUMNS = (
 )
 
 
-def quality(
+def measure_quality(
     texts: Sequence[str],
     tokens: Sequence[np.ndarray] | None = None,
     judge: Judge | None = None,
     fingerprint: str = "",
 ) -> dict[str, float | int | str]:
-    """The numbers of some texts; equal amounts of text compare with each other.
+    """The numbers of some texts; compare them between equal amounts of text only.
 
     Args:
       texts: one or more.
       tokens: int[n_i] of each text, for entropy, repetition and length; by default the judge's.
-      judge: None for all but its numbers.
-      fingerprint: of the tokenizer of `tokens`. They are judged as they were drawn where it is the
-        judge's own; else the judge encodes the texts itself.
+      judge: None leaves its numbers out.
+      fingerprint: of the tokenizer of `tokens`. If it is that of the judge's tokenizer, the tokens
+        are judged as they were drawn; otherwise the judge encodes the texts itself.
 
     Returns:
       texts; means over texts of entropy (nats), repeated_4grams (0 to 1), longest_repeat, tokens
@@ -57,11 +57,14 @@ def quality(
     """
     if not texts:
         raise UserError("There are no texts to score: give at least one.")
-    if tokens is None and judge is None:
+    if tokens is not None:
+        own = tokens
+    elif judge is not None:
+        own = [judge.encode(text) for text in texts]
+    else:
         raise UserError("Texts without tokens need a judge, whose tokens are counted: give one.")
-    own = tokens if tokens is not None else [judge.encode(text) for text in texts]
     diversity = self_bleu([list(texts[:SELF_BLEU_TEXTS])])
-    found = {
+    found: dict[str, float | int | str] = {
         "texts": len(texts),
         "tokens": _mean([len(row) for row in own]),
         "words": _mean([len(text.split()) for text in texts]),
@@ -79,22 +82,22 @@ def quality(
     return found | judgement.metrics() | {"judge": judge.name, "judged": judged}
 
 
-def table(rows: Mapping[str, Quality]) -> str:
-    """Markdown, a row for each name: perplexity and entropy side by side."""
-
-    def cell(row: Quality, name: str, form: str) -> str:
-        value = row.get(name)
-        return "-" if value is None or math.isnan(value) else format(value, form)
-
+def quality_table(rows: Mapping[str, Quality]) -> str:
+    """Markdown with a row for each name; perplexity and entropy stand side by side."""
     columns = [c for c in _COLUMNS if any(c[1] in row for row in rows.values())]
     lines = [
-        "| | " + " | ".join(head for head, _, _ in columns) + " |",
+        "| | " + " | ".join(heading for heading, _, _ in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for title, row in rows.items():
-        cells = [cell(row, name, form) for _, name, form in columns]
+        cells = [_cell(row.get(name), form) for _, name, form in columns]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(value: float | int | str | None, form: str) -> str:
+    known = isinstance(value, int | float) and not math.isnan(value)
+    return format(value, form) if known else "-"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""How much a sequence of tokens repeats itself: what a low perplexity is read beside."""
+"""Repetition within a sequence of tokens: what a low perplexity has to be read with."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,17 +6,17 @@ import numpy as np
 
 
 def unigram_entropy(tokens: np.ndarray) -> float:
-    """Entropy of the counts of its tokens, in nats: int[n]; 0 where there are none.
+    """Entropy of the counts of its tokens, in nats: int[n]; 0 for an empty sequence.
 
-    Zheng et al. 2024 (arXiv:2409.02908) report its mean over samples. At most log(min(n, V)), so
-    that it grows with the length: compare equal lengths alone.
+    Zheng et al. 2024 (arXiv:2409.02908) report its mean over samples. It is at most log(min(n, V)),
+    and so grows with the length: compare equal lengths only.
     """
     p = np.unique(tokens, return_counts=True)[1] / max(len(tokens), 1)
     return float(-(p * np.log(p)).sum())
 
 
 def repeated(tokens: Sequence[int] | np.ndarray, n: int = 4) -> float:
-    """Share of its n-grams that are there a second time, from 0 to 1; 0 where there are none.
+    """Share of its n-grams that occurred before, from 0 to 1; 0 where there are no n-grams.
 
     1 - distinct / all n-grams of one sequence (seq-rep-n of Welleck et al. 2020, arXiv:1908.04319).
     """
@@ -25,8 +25,8 @@ def repeated(tokens: Sequence[int] | np.ndarray, n: int = 4) -> float:
 
 
 def longest_repeat(tokens: Sequence[int] | np.ndarray) -> int:
-    """Tokens of the longest run that is there twice, overlaps included ("aaa" has "aa")."""
-    low, high = 0, max(len(tokens) - 1, 0)  # a run of `low` is there twice, one of high + 1 is not
+    """Tokens of the longest run that occurs twice, overlaps included ("aaa" has "aa")."""
+    low, high = 0, max(len(tokens) - 1, 0)  # a run of `low` occurs twice, one of high + 1 does not
     while low < high:
         middle = (low + high + 1) // 2
         if repeated(tokens, middle) > 0:

@@ -15,7 +15,7 @@ import numpy as np
 from ddm_jax.evaluation.judges.judge import Judge
 from ddm_jax.evaluation.reports import weights_hash
 from ddm_jax.evaluation.samples.mauve import mauve
-from ddm_jax.evaluation.samples.quality import quality, table
+from ddm_jax.evaluation.samples.quality import measure_quality, quality_table
 from ddm_jax.experiment import make_sampler
 from ddm_jax.generation.generate import make_program, make_spec
 from ddm_jax.parallel.layouts import Layout
@@ -70,10 +70,10 @@ def evaluate_samples(
     texts = [sample["text"] for sample in samples]
     tokens = [np.array(sample["tokens"], np.int32) for sample in samples]
     fingerprint = run.tokenizer.fingerprint
-    report: dict[str, Any] = {"samples": quality(texts, tokens, judge, fingerprint)}
+    report: dict[str, Any] = {"samples": measure_quality(texts, tokens, judge, fingerprint)}
     if reference_texts:
         real = [run.tokenizer.encode(text) for text in reference_texts]
-        report["reference"] = quality(reference_texts, real, judge, fingerprint)
+        report["reference"] = measure_quality(reference_texts, real, judge, fingerprint)
         if features:
             report["mauve"] = mauve(features(texts), features(reference_texts))
     return report | {
@@ -90,7 +90,7 @@ def sample_table(report: Mapping[str, Any]) -> str:
     rows = {title: report["samples"]}
     if "reference" in report:
         rows["real text"] = report["reference"]
-    lines = [table(rows)]
+    lines = [quality_table(rows)]
     if "mauve" in report:
         lines.append(f"\nMAUVE against the real text: {report['mauve']:.3f}")
     return "\n".join(lines)
