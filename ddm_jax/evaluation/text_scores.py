@@ -5,12 +5,13 @@ ROUGE-L (Lin 2004) is rouge-score's. Percentages run from 0 to 100.
 """
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.bleu import BLEUScore
 
 from ddm_jax.errors import UserError
-from ddm_jax.generation.candidates import check_some, mean, self_bleu
+from ddm_jax.generation.candidates import check_some, self_bleu
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
@@ -56,7 +57,7 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
     scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
     pairs = zip(references, hypotheses, strict=True)
-    return 100 * mean([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs])
+    return 100 * fmean([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs])
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

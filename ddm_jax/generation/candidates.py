@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from sacrebleu.metrics import BLEU
 
@@ -20,7 +21,7 @@ def self_bleu(groups: Sequence[Sequence[str]]) -> float | None:
     (arXiv:1802.01886), who take all other candidates as the references of one.
     """
     pairs = [_pairwise(group) for group in groups if len(group) > 1]
-    return mean([mean([x for row in rows for x in row]) for rows in pairs]) if pairs else None
+    return fmean([fmean([x for row in rows for x in row]) for rows in pairs]) if pairs else None
 
 
 def mbr(candidates: Sequence[str]) -> int:
@@ -51,10 +52,7 @@ def _pairwise(candidates: Sequence[str]) -> list[list[float]]:
     ]
 
 
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def check_some(texts: Sequence[str]) -> None:
+    """Raises a UserError if there are no texts."""
     if not texts:
         raise UserError("There are no texts to score: give at least one.")

@@ -6,6 +6,7 @@ perplexity. So a perplexity is never shown here without the entropy and the repe
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -66,11 +67,11 @@ def measure_quality(
     diversity = self_bleu([list(texts[:SELF_BLEU_TEXTS])])
     found: dict[str, float | int | str] = {
         "texts": len(texts),
-        "tokens": _mean([len(row) for row in own]),
-        "words": _mean([len(text.split()) for text in texts]),
-        "entropy": _mean([unigram_entropy(row) for row in own]),
-        "repeated_4grams": _mean([repeated(row) for row in own]),
-        "longest_repeat": _mean([longest_repeat(row) for row in own]),
+        "tokens": fmean([len(row) for row in own]),
+        "words": fmean([len(text.split()) for text in texts]),
+        "entropy": fmean([unigram_entropy(row) for row in own]),
+        "repeated_4grams": fmean([repeated(row) for row in own]),
+        "longest_repeat": fmean([longest_repeat(row) for row in own]),
         **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
         **({} if diversity is None else {"self_bleu": diversity}),
     }
@@ -98,7 +99,3 @@ def quality_table(rows: Mapping[str, Quality]) -> str:
 def _cell(value: float | int | str | None, form: str) -> str:
     known = isinstance(value, int | float) and not math.isnan(value)
     return format(value, form) if known else "-"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
