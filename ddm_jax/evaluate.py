@@ -1,28 +1,30 @@
-"""Judges a trained run on held-out data: python -m ddm_jax.evaluate --workdir=work/radd_tiny.
+"""Evaluates a trained run on held-out data: python -m ddm_jax.evaluate --workdir=work/radd_tiny.
 
 A language model: the likelihood of text, with its standard errors, in nats per token, perplexity,
-bits per token, byte and character, and all that decided them (docs/evaluation.md). A run on pairs:
-its translations are compared with the references, BLEU with its signature, chrF, ROUGE-L,
-diversity, time and network evaluations, beside what copying the source scores. With --samples or
---infill: how good the text is that a language model writes. Nothing in the run is changed; a report
-is added under WORKDIR/evaluation/.
+bits per token, byte and character, and all that determined them (docs/evaluation.md). With
+--samples or --infill: the quality of the text that it writes. A run on pairs: its translations are
+compared with the references by BLEU with its signature, chrF, ROUGE-L and diversity, with time,
+network evaluations and the BLEU of copying the source. Nothing in the run is changed; a report is
+added under WORKDIR/evaluation/.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from ddm_jax import cli, run_flags
 from ddm_jax.errors import UserError
-from ddm_jax.evaluation import pairs as evaluate_pairs
 from ddm_jax.evaluation.judges.open import HELP
 from ddm_jax.evaluation.likelihood.corpora import DATA_ROOT, FORMS
 from ddm_jax.evaluation.likelihood.estimators import DRAWS
 from ddm_jax.evaluation.likelihood.measure import LikelihoodRequest, measure_likelihood
 from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS
+from ddm_jax.evaluation.pairs import PairsRequest, measure_pairs
 from ddm_jax.evaluation.reports import two_columns
-from ddm_jax.evaluation.samples import measure as evaluate_samples
+from ddm_jax.evaluation.samples.measure import SamplesRequest, format_samples, measure_samples
 from ddm_jax.generation.request import NATURAL, POSITIVE
 from ddm_jax.runs.record import read_record
 
@@ -38,7 +40,7 @@ def define_flags() -> None:
         ["validation", "test", "train"],
         "of the run's own data, of a set or of a hub; test by default, or what the protocol takes",
     )
-    flags.DEFINE_integer("num", None, "so many of the first blocks or pairs; all by default")
+    flags.DEFINE_integer("num", None, "number of blocks or pairs, from the first; all by default")
     # of runs on pairs
     flags.DEFINE_string("source", "", "pairs:NAME to translate; the run's own by default")
     # of language models
@@ -46,14 +48,17 @@ def define_flags() -> None:
         "dataset",
         "",
         "text to evaluate on: a path or glob, hf:NAME, tfds:NAME, NAME of a set of --protocol, or "
-        "NAME=TEXT, its rules on another copy; the run's own split by default",
+        "NAME=TEXT, its rules on another copy; a split of the run's own text by default",
     )
     flags.DEFINE_enum(
         "protocol", None, list(PROTOCOLS), "how text is cut; by default as the run cuts its own"
     )
     flags.DEFINE_string("data_root", DATA_ROOT, "folder of the files of the protocols")
     flags.DEFINE_enum(
-        "documents", "file", list(FORMS), "what a document of a text file is; rows: lines with ends"
+        "documents",
+        "file",
+        list(FORMS),
+        "what a document of a text file is; rows: lines with their ends",
     )
     flags.DEFINE_string(
         "estimator",
@@ -64,19 +69,18 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "time_steps", None, "mdlm, md4: T of the bound in T steps, 0 for continuous time"
     )
-    # of what a language model writes
-    flags.DEFINE_integer("samples", 0, "draw and score so many sequences")
+    # of samples of language models
+    flags.DEFINE_integer("samples", 0, "number of sequences to draw and score")
     flags.DEFINE_integer(
-        "infill", 0, "take spans out of so many held-out blocks, draw them again and compare"
+        "infill", 0, "number of held-out blocks whose spans are removed, drawn again and compared"
     )
-    flags.DEFINE_string("judge", "", f"whose perplexity samples are given: {HELP}")
+    flags.DEFINE_string("judge", "", f"language model that gives the perplexity of samples: {HELP}")
     flags.DEFINE_bool("mauve", False, "compare the samples with held-out text by MAUVE")
 
 
 _RANGES = {
     "samples": NATURAL,
     "infill": NATURAL,
-    "num": POSITIVE,
     "draws": POSITIVE,
     "time_steps": NATURAL,
 }
@@ -86,7 +90,7 @@ _OF_SAMPLES = ("samples", "infill", "judge", "mauve")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures, writes and prints.
+    """Evaluates, writes and prints the report.
 
     Raises:
       UserError: a bad flag, no run, or no data.
@@ -95,46 +99,76 @@ def main(argv: Sequence[str]) -> None:
     workdir = run_flags.check(_RANGES)
     config, _ = read_record(workdir)
     if config.model.kind != "lm":
-        _refuse((*_OF_TEXT, *_OF_SAMPLES), "the run translates pairs")
-        if FLAGS.split == "train":
-            raise UserError("--split=train is not held out: give validation or test.")
-        report = evaluate_pairs.measure(workdir, FLAGS.source, FLAGS.split or "test", FLAGS.num)
-        beside = "the translations"
+        report: dict[str, Any] | None = _pairs(workdir)
     elif FLAGS.samples or FLAGS.infill:
-        _refuse(("source", "num", *_OF_TEXT), "--samples and --infill draw text")
-        request = evaluate_samples.Request(
-            FLAGS.samples, FLAGS.infill, FLAGS.judge, FLAGS.mauve, FLAGS.split or "test"
-        )
-        report = evaluate_samples.measure(workdir, request)
-        beside = "every sequence"
+        report = _samples(workdir)
     else:
-        _refuse(("source",), "the run is a language model, and has no pairs to translate")
-        _refuse((*_OF_SAMPLERS, *_OF_SAMPLES), "a likelihood draws no text without --samples=N")
-        request = LikelihoodRequest(
-            dataset=FLAGS.dataset,
-            protocol=FLAGS.protocol or "",
-            split=FLAGS.split,
-            num=FLAGS.num,
-            data_root=FLAGS.data_root,
-            documents=FLAGS.documents,
-            estimator=FLAGS.estimator,
-            draws=FLAGS.draws,
-            time_steps=FLAGS.time_steps,
-            weights=FLAGS.weights,
-            seed=FLAGS.seed,
-            batch_size=FLAGS.batch_size,
-        )
-        report = measure_likelihood(workdir, request)
-        beside = "the nats of every sequence"
-    if report is None:
-        return
-    if "drawn" in report or "infilling" in report:
-        print(evaluate_samples.tables(report))
-    else:
-        print(two_columns({name: x for name, x in report.items() if name != "out"}))
-    print(f"Wrote {report['out']} and {beside} beside it")
-    if FLAGS.json:
+        report = _likelihood(workdir)
+    if report is not None and FLAGS.json:
         print(json.dumps(report))
+
+
+def _pairs(workdir: Path) -> dict[str, Any]:
+    _refuse((*_OF_TEXT, *_OF_SAMPLES), "the run translates pairs")
+    if FLAGS.split == "train":
+        raise UserError("--split=train is not held out: give validation or test.")
+    request = PairsRequest(
+        source=FLAGS.source,
+        split=FLAGS.split or "test",
+        num=FLAGS.num,
+        weights=FLAGS.weights,
+        sampling=run_flags.sampling_request(),
+    )
+    report = measure_pairs(workdir, request)
+    _print(report, two_columns, "the translations")
+    return report
+
+
+def _samples(workdir: Path) -> dict[str, Any] | None:
+    _refuse(("source", "num", *_OF_TEXT), "--samples and --infill draw text")
+    request = SamplesRequest(
+        samples=FLAGS.samples,
+        infill=FLAGS.infill,
+        judge=FLAGS.judge,
+        mauve=FLAGS.mauve,
+        split=FLAGS.split or "test",
+        weights=FLAGS.weights,
+        sampling=run_flags.sampling_request(),
+    )
+    report = measure_samples(workdir, request)
+    _print(report, format_samples, "every sequence")
+    return report
+
+
+def _likelihood(workdir: Path) -> dict[str, Any] | None:
+    _refuse(("source",), "the run is a language model, and has no pairs to translate")
+    _refuse((*_OF_SAMPLERS, *_OF_SAMPLES), "a likelihood draws no text without --samples=N")
+    request = LikelihoodRequest(
+        dataset=FLAGS.dataset,
+        protocol=FLAGS.protocol or "",
+        split=FLAGS.split,
+        num=FLAGS.num,
+        data_root=FLAGS.data_root,
+        documents=FLAGS.documents,
+        estimator=FLAGS.estimator,
+        draws=FLAGS.draws,
+        time_steps=FLAGS.time_steps,
+        weights=FLAGS.weights,
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+    )
+    report = measure_likelihood(workdir, request)
+    _print(report, two_columns, "the nats of every sequence")
+    return report
+
+
+def _print(
+    report: dict[str, Any] | None, formatted: Callable[[Mapping[str, Any]], str], with_it: str
+) -> None:
+    """Prints a report, and where it was written together with what."""
+    if report is not None:
+        print(formatted({name: x for name, x in report.items() if name != "out"}))
+        print(f"Wrote {report['out']}, and {with_it} next to it")
 
 
 def _refuse(names: Sequence[str], why: str) -> None:

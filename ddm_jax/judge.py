@@ -1,8 +1,8 @@
 """Judges any text: python -m ddm_jax.judge --judge=smollm2 --input=samples.jsonl,real.txt.
 
-Its perplexity under a causal language model, always beside its entropy and repetition: see
-docs/evaluation.md. A .jsonl file, such as ddm_jax.sample writes, has a text in the field "text" of
-each line; any other file is one text, or one for each line with --lines.
+Prints its perplexity under a causal language model, always with its entropy and repetition
+(docs/evaluation.md). A .jsonl file, such as ddm_jax.sample writes, has a text in the field "text"
+of each line. Any other file is one text, or with --lines one text per line.
 """
 
 import json
@@ -26,7 +26,7 @@ def define_flags() -> None:
     flags.DEFINE_string("judge", "", HELP)
     flags.DEFINE_list("input", [], "files to judge, each a row of the table")
     flags.DEFINE_bool("lines", False, "every line of a file that is not .jsonl is a text")
-    flags.DEFINE_integer("first", None, "judge the first so many texts of a file; all by default")
+    flags.DEFINE_integer("first", None, "number of texts of a file, from the first; all by default")
     cli.define_json()
 
 
@@ -55,10 +55,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_texts(path: Path, lines: bool = False) -> list[str]:
-    """The texts of a file, in order; those of white space alone are left out.
+    """The texts of a file, in order, without those that are white space only.
 
     Raises:
-      UserError: it cannot be read, a line of a .jsonl file has no "text", or there are no texts.
+      UserError: it cannot be read, a line of a .jsonl file has no "text", or it has no text.
     """
     try:
         content = path.read_text(encoding="utf-8")
@@ -70,7 +70,7 @@ def read_texts(path: Path, lines: bool = False) -> list[str]:
         texts = content.splitlines() if lines else [content]
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise UserError(f"--input={path} has no text: give a file that has some.")
+        raise UserError(f"--input={path} has no text: give a file with text.")
     return texts
 
 

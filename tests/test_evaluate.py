@@ -25,7 +25,9 @@ from ddm_jax.evaluation.likelihood.measure import (
 from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound
 from ddm_jax.evaluation.likelihood.partial_results import PartialResults
 from ddm_jax.evaluation.reports import weights_hash
+from ddm_jax.evaluation.samples.measure import SamplesRequest, measure_samples
 from ddm_jax.experiment import build, with_options
+from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.record import read_record
@@ -358,6 +360,23 @@ def test_what_is_wrong_is_said(run, request_, said):
     with pytest.raises(UserError) as error:
         measure_likelihood(run[0], LikelihoodRequest(data_root="/nowhere", **request_))
     assert said in str(error.value)
+
+
+def test_samples_are_measured_from_python(run):
+    """Without flags; the same samples again are those that were saved."""
+    request = SamplesRequest(
+        samples=3, infill=4, split="validation", sampling=SamplingRequest(steps=2, batch_size=2)
+    )
+    report = measure_samples(run[0], request)
+    assert report["drawn"]["samples"]["texts"] == report["drawn"]["reference"]["texts"] == 3
+    assert (report["sampler"]["steps"], report["batch_size"], report["weights"]) == (2, 2, "ema")
+    assert report["infilling"]["blocks"] == 4
+    written = json.loads(Path(report["out"]).read_text())
+    assert written == {name: x for name, x in report.items() if name != "out"}
+    again = measure_samples(run[0], dataclasses.replace(request, infill=0))
+    assert again["drawn"] == report["drawn"]
+    with pytest.raises(UserError, match="--mauve compares samples with held-out text"):
+        measure_samples(run[0], SamplesRequest(infill=2, mauve=True))
 
 
 def evaluate(*flags):

@@ -19,8 +19,11 @@ from etils import epath
 from ddm_jax.config import defaults, resolve
 from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.data.open import open_or_prepare
+from ddm_jax.errors import UserError
+from ddm_jax.evaluation.pairs import PairsRequest, measure_pairs
 from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import build, make_parts
+from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.checkpoint import Checkpoints
 from ddm_jax.runs.files import read_metrics
@@ -198,6 +201,23 @@ def test_command_lines_translate_and_score(run):
     assert "Line 1 of --text has" in said
     _, said = command("sample", folder, code=2)
     assert "use `python -m ddm_jax.translate`" in said
+
+
+def test_pairs_are_measured_from_python(run):
+    """Without flags; what the run makes of the sources is scored as the command does it."""
+    workdir, _ = run
+    request = PairsRequest(
+        num=5, split="validation", sampling=SamplingRequest(options={"lengths": 2}, batch_size=8)
+    )
+    report = measure_pairs(workdir, request)
+    assert (report["pairs"], report["sampler"]["lengths"], report["batch_size"]) == (5, 2, 8)
+    assert report["data"].startswith("validation of pairs:")
+    lines = Path(report["out"]).with_suffix(".jsonl").read_text().splitlines()
+    made = [json.loads(line) for line in lines]
+    texts, references = ([m[name] for m in made] for name in ("translation", "reference"))
+    assert (report["bleu"], report["bleu_signature"]) == bleu(texts, references)
+    with pytest.raises(UserError, match=r"nowhere\.tsv"):
+        measure_pairs(workdir, PairsRequest(source="pairs:nowhere.tsv"))
 
 
 @pytest.mark.parametrize(

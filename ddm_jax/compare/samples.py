@@ -4,6 +4,7 @@ The run of the first seed under the reference layout writes for its objective, w
 sampler. What has been drawn and scored is kept in files, and is not repeated.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -23,7 +24,7 @@ from ddm_jax.evaluation.samples.quality import measure_quality
 from ddm_jax.evaluation.samples.unconditional import evaluate_samples
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import read_metrics, write_atomically
-from ddm_jax.runs.run import open_run
+from ddm_jax.runs.run import open_run, with_sampler
 
 SHOWN = 3  # texts of each objective on the page
 # samplers whose number of steps is the number of tokens
@@ -140,17 +141,10 @@ def _drawn_row(
     def make() -> dict[str, Any]:
         print(f"Drawing {num} texts of {run.label} in {steps} steps", file=sys.stderr)
         layout = dp(jax.local_devices()[:1])
-        found = evaluate_samples(
-            open_run(run.folder, layout=layout),
-            layout,
-            num,
-            steps,
-            judge.open(),
-            reference_texts=(),
-            seed=0,
-            folder=folder,
-            batch_size=min(16, num),
-        )
+        opened = open_run(run.folder, layout=layout)
+        config = with_sampler(opened.config, steps=steps)
+        opened = dataclasses.replace(opened, config=config)
+        found = evaluate_samples(opened, layout, num, folder, judge.open(), batch_size=min(16, num))
         if found is None:
             raise SamplingStopped
         return {

@@ -1,17 +1,19 @@
-"""Scores of translations of held-out pairs by a trained run, for ddm_jax.evaluate."""
+"""Translations of held-out pairs by a trained run, as a report for ddm_jax.evaluate."""
 
+import dataclasses
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddm_jax import run_flags
 from ddm_jax.config import Config
 from ddm_jax.data.open import open_or_prepare
+from ddm_jax.data.sets.pairs import PreparedPairs
 from ddm_jax.data.sources import pair_files
 from ddm_jax.errors import UserError
+from ddm_jax.evaluation.reports import write_report
 from ddm_jax.evaluation.text_scores import bleu, scores
+from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.generation.translation import (
     Translations,
     open_translator,
@@ -20,24 +22,47 @@ from ddm_jax.generation.translation import (
     translate,
 )
 from ddm_jax.runs.files import write_new
+from ddm_jax.runs.progress import say
+
+Pairs = Sequence[tuple[str, str]]
 
 
-def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str, Any]:
-    """Translates, scores and writes: the report, with `out`, where it was written.
+@dataclasses.dataclass(frozen=True)
+class PairsRequest:
+    """The pairs whose sources a run translates, and how.
+
+    Attributes:
+      source: pairs:NAME; "" is a split of the run's own pairs.
+      split: of the run's own pairs: "validation" or "test".
+      num: the number of pairs, from the first; None: all.
+      weights: one of runs.run.WEIGHTS.
+      sampling: the sampler, its options, seed and batch size, which is 64 targets by default.
+    """
+
+    source: str = ""
+    split: str = "test"
+    num: int | None = None
+    weights: str = "ema"
+    sampling: SamplingRequest = dataclasses.field(default_factory=SamplingRequest)
+
+
+def measure_pairs(workdir: Path, request: PairsRequest) -> dict[str, Any]:
+    """The report, which is also written to WORKDIR/evaluation/, with every translation.
 
     Args:
-      workdir: of the run.
-      source: pairs:NAME; "" is the split of the run's own pairs.
-      split: "validation" or "test".
-      num: of the first pairs; None: all.
+      workdir: of the run, which translates pairs; nothing in it is changed.
+      request: the pairs, and how to translate them.
+
+    Returns:
+      text_scores.scores, bleu_copy (BLEU of the sources themselves), what the translations cost,
+      how they were made, and `out`, the path of the report.
 
     Raises:
-      UserError: a bad flag, no run, or no pairs.
+      UserError: there is no run or no pair, all sources are too long, or the request does not fit.
     """
-    request = run_flags.sampling_request()
-    config = read_translation_config(workdir, request)
-    pairs, name = _read(config, source, split, num)
-    run, translator = open_translator(workdir, request, run_flags.FLAGS.weights)
+    config = read_translation_config(workdir, request.sampling)
+    pairs, name = _read(config, request)
+    run, translator = open_translator(workdir, request.sampling, request.weights)
     fitting = [pair for pair in pairs if translator.fits(pair[0])]
     left_out = len(pairs) - len(fitting)
     if not fitting:
@@ -46,12 +71,11 @@ def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str
             f"{config.data.source_length}: shorten them."
         )
     sources, references = (list(side) for side in zip(*fitting, strict=True))
-    print(
+    say(
         f"Translating {len(sources)} sources of {name}; {left_out} are longer than the run's "
-        f"config.data.source_length={config.data.source_length} and left out",
-        file=sys.stderr,
+        f"config.data.source_length={config.data.source_length} and left out"
     )
-    made = translate(translator, run.params, sources, request.seed, name)
+    made = translate(translator, run.params, sources, request.sampling.seed, name)
     report = {
         "workdir": str(workdir),
         "data": name,
@@ -62,40 +86,42 @@ def measure(workdir: Path, source: str, split: str, num: int | None) -> dict[str
         "nfe": sum(made.nfe) / len(made.nfe),
         "seconds_per_source": made.seconds / len(sources),
         "compile_s": made.compile_s,
-        **settings(run, request.seed),
+        **settings(run, request.sampling.seed),
     }
-    return report | {"out": str(_write(workdir, report, fitting, made))}
+    sampler = run.config.sampler
+    folder, stem = workdir / "evaluation", f"{run.step:08d}-{sampler.name}-{sampler.steps}"
+    folder.mkdir(exist_ok=True)
+    write_new(folder / f"{stem}.jsonl", _lines(fitting, made))
+    return write_report(folder, stem, report)
 
 
-def _read(
-    config: Config, source: str, split: str, num: int | None
-) -> tuple[list[tuple[str, str]], str]:
-    """The pairs that the flags name, and what to call them."""
-    if source:
-        pairs, name = list(pair_files.read(source)), source
+def _read(config: Config, request: PairsRequest) -> tuple[list[tuple[str, str]], str]:
+    """The pairs of a request, and what to call them."""
+    if request.source:
+        pairs, name = list(pair_files.read(request.source)), request.source
     else:
-        pairs = open_or_prepare(config.data).texts(split)
-        name = f"{split} of {config.data.source}"
+        prepared = open_or_prepare(config.data)
+        assert isinstance(prepared, PreparedPairs), "see read_translation_config"
+        pairs = prepared.texts(request.split)
+        name = f"{request.split} of {config.data.source}"
     if not pairs:
         raise UserError(
             f"There are no pairs in {name}: give others with --source=pairs:NAME or --split."
         )
-    return pairs[:num], name
+    return pairs[: request.num], name
 
 
-def _write(
-    workdir: Path, report: Mapping[str, Any], pairs: Sequence[tuple[str, str]], made: Translations
-) -> Path:
-    """WORKDIR/evaluation/STEP-SAMPLER-STEPS.json, and .jsonl with every translation."""
-    folder = workdir / "evaluation"
-    folder.mkdir(exist_ok=True)
-    stem = "{checkpoint:08d}-{sampler[name]}-{sampler[steps]}".format(**report)
+def _lines(pairs: Pairs, made: Translations) -> str:
+    """JSONL with a line for each pair."""
+    rows = zip(pairs, made.texts, made.candidates, made.nfe, strict=True)
     lines = [
-        {"source": source, "reference": reference, "translation": text, "candidates": of, "nfe": n}
-        for (source, reference), text, of, n in zip(
-            pairs, made.texts, made.candidates, made.nfe, strict=True
-        )
+        {
+            "source": source,
+            "reference": reference,
+            "translation": text,
+            "candidates": candidates,
+            "nfe": nfe,
+        }
+        for (source, reference), text, candidates, nfe in rows
     ]
-    texts = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_new(folder / f"{stem}.jsonl", texts)
-    return write_new(folder / f"{stem}.json", json.dumps(report, indent=2) + "\n")
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,6 +1,7 @@
-"""Samples are kept and gone on with, spans are scored as by hand, speed counts what was drawn."""
+"""Samples are saved and resumed, spans are scored as by hand, speed counts what was drawn."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -15,9 +16,12 @@ from ddm_jax.evaluation.judges.judge import token_nats
 from ddm_jax.evaluation.judges.open import judge_of
 from ddm_jax.evaluation.samples import unconditional as module
 from ddm_jax.evaluation.samples.infilling import evaluate_infilling, spans
-from ddm_jax.evaluation.samples.unconditional import draw_samples, evaluate_samples, sample_table
-from ddm_jax.generation.generate import draw_batches
+from ddm_jax.evaluation.samples.measure import sample_table
+from ddm_jax.evaluation.samples.unconditional import draw_samples, evaluate_samples
+from ddm_jax.experiment import make_sampler
+from ddm_jax.generation.generate import draw_batches, make_program, make_spec
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs.run import with_sampler
 from tests.tiny_run import LENGTH, tiny_run
 
 
@@ -36,9 +40,14 @@ def judge():
     return judge_of(tiny_run("ar", "e", 2.0), "ar")
 
 
+def in_steps(run, steps):
+    return dataclasses.replace(run, config=with_sampler(run.config, steps=steps))
+
+
 def test_report_has_perplexity_beside_entropy_and_the_settings(run, layout, judge, tmp_path):
     real = ["the people of the states", "a message to the senate."]
-    report = evaluate_samples(run, layout, 6, 3, judge, real, 5, tmp_path, batch_size=4)
+    options = {"seed": 5, "batch_size": 4}
+    report = evaluate_samples(in_steps(run, 3), layout, 6, tmp_path, judge, real, **options)
     lines = [json.loads(line) for line in Path(report["path"]).read_text().splitlines()]
     assert len(lines) == 8  # whole batches are kept
     drawn = [np.array(line["tokens"]) for line in lines[:6]]
@@ -54,31 +63,53 @@ def test_report_has_perplexity_beside_entropy_and_the_settings(run, layout, judg
 
 
 def test_samples_go_on_bit_for_bit(run, layout, tmp_path):
-    whole = draw_samples(run, layout, 12, None, 0, tmp_path / "a", batch_size=4)[1]
-    _, first, path = draw_samples(run, layout, 4, None, 0, tmp_path / "b", batch_size=4)
-    assert len(first) == 4
-    kept = path.read_text()
-    path.write_text(kept[: len(kept) - 40])  # a batch that a kill tore is drawn again
-    _, rest, again = draw_samples(run, layout, 12, None, 0, tmp_path / "b", batch_size=4)
-    assert again == path
-    assert [s["tokens"] for s in rest] == [s["tokens"] for s in whole]
+    whole = draw_samples(run, layout, 12, tmp_path / "a", batch_size=4).lines
+    first = draw_samples(run, layout, 4, tmp_path / "b", batch_size=4)
+    assert len(first.lines) == 4
+    saved = first.path.read_text()
+    first.path.write_text(saved[: len(saved) - 40])  # a batch that a kill tore is drawn again
+    rest = draw_samples(run, layout, 12, tmp_path / "b", batch_size=4)
+    assert rest.path == first.path
+    assert [s["tokens"] for s in rest.lines] == [s["tokens"] for s in whole]
     assert len({tuple(s["tokens"]) for s in whole}) == 12
     assert all(s["text"] == run.tokenizer.decode(np.array(s["tokens"])) for s in whole)
+
+
+def test_samples_are_those_of_an_older_version(run, layout, tmp_path):
+    """Batch i has the key fold_in(key(seed), i), and the file is named after its settings."""
+    drawn = draw_samples(run, layout, 8, tmp_path, seed=3, batch_size=4)
+    sampler = make_sampler(run.config)
+    empty = np.zeros((4, LENGTH), np.int32)
+    for number in range(2):
+        key = jax.random.fold_in(jax.random.key(3), number)
+        spec = make_spec(4, 1.0, 0, 1.0)
+        tokens, _ = make_program(sampler, run.network.apply, run.process)(
+            run.params, key, empty, empty > 0, spec
+        )
+        lines = drawn.lines[4 * number : 4 * number + 4]
+        np.testing.assert_array_equal(tokens, [line["tokens"] for line in lines])
+    key = hashlib.sha256(json.dumps(drawn.settings).encode()).hexdigest()[:8]
+    assert drawn.path.name == f"samples-00000007-event_driven-4-{key}.jsonl"
+    assert list(json.loads(drawn.path.read_text().splitlines()[0])) == [
+        *("text", "tokens", "nfe", "seconds"),
+        *("checkpoint", "weights_sha256", "sampler", "steps", "temperature", "options", "seed"),
+        *("batch_size", "length", "tokenizer_sha256", "compute_dtype"),
+    ]
 
 
 def test_other_settings_have_other_files(run, layout, tmp_path):
     other = dataclasses.replace(run, params=jax.tree.map(lambda x: x + 1e-3, run.params))
     paths = {
-        draw_samples(which, layout, 2, steps, seed, tmp_path, batch_size=2)[2]
+        draw_samples(in_steps(which, steps), layout, 2, tmp_path, seed, batch_size=2).path
         for which, steps, seed in ((run, 2, 0), (run, 3, 0), (run, 2, 1), (other, 2, 0))
     }
     assert len(paths) == 4
 
 
 def test_kept_samples_are_not_drawn_again(run, layout, tmp_path, monkeypatch):
-    before = draw_samples(run, layout, 4, None, 0, tmp_path, batch_size=4)
-    monkeypatch.setattr(module, "make_program", None)
-    assert draw_samples(run, layout, 4, None, 0, tmp_path, batch_size=4) == before
+    before = draw_samples(run, layout, 4, tmp_path, batch_size=4)
+    monkeypatch.setattr(module, "compile_sampler", None)
+    assert draw_samples(run, layout, 4, tmp_path, batch_size=4) == before
 
 
 def test_interrupted_samples_are_kept_and_said(run, layout, tmp_path, monkeypatch, capsys):
@@ -89,7 +120,7 @@ def test_interrupted_samples_are_kept_and_said(run, layout, tmp_path, monkeypatc
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(module, "write_atomically", write_and_stop)
-    assert evaluate_samples(run, layout, 12, None, None, [], 0, tmp_path, batch_size=4) is None
+    assert evaluate_samples(run, layout, 12, tmp_path, batch_size=4) is None
     assert "Stopped after 4 of 12 sequences" in capsys.readouterr().out
     (path,) = tmp_path.iterdir()
     assert len(path.read_text().splitlines()) == 4
@@ -99,9 +130,9 @@ def test_mauve_is_asked_for_by_its_features(run, layout, tmp_path):
     def features(texts):
         return np.array([[len(text), text.count("e"), 1.0] for text in texts])
 
-    _, drawn, _ = draw_samples(run, layout, 24, None, 0, tmp_path, batch_size=8)
-    texts = [sample["text"] for sample in drawn]
-    report = evaluate_samples(run, layout, 24, None, None, texts, 0, tmp_path, features, 8)
+    drawn = draw_samples(run, layout, 24, tmp_path, batch_size=8)
+    texts = [line["text"] for line in drawn.lines]
+    report = evaluate_samples(run, layout, 24, tmp_path, None, texts, features, batch_size=8)
     assert report["mauve"] == pytest.approx(1)
     assert "MAUVE against the real text: 1.000" in sample_table(report)
 
@@ -131,7 +162,7 @@ def blocks(text, number):
 def test_infilling_counts_the_tokens_that_come_back(layout):
     """A run that says e alone is right where an e was taken out."""
     run, tokens = tiny_run(letter="e", push=1e4), blocks("been seen", 10)
-    found = evaluate_infilling(run, layout, tokens, None, None, 3, share=0.5, span=2, batch_size=4)
+    found = evaluate_infilling(run, layout, tokens, None, 3, share=0.5, span=2, batch_size=4)
     rng = np.random.default_rng(3)
     masked = np.array([spans(rng, LENGTH, 0.5, 2) for _ in tokens])
     is_e = tokens == ord("e")
@@ -145,7 +176,7 @@ def test_infilling_counts_the_tokens_that_come_back(layout):
 
 def test_infilling_judges_the_spans_alone(layout, judge):
     run, tokens = tiny_run(letter="e", push=1e4), blocks("a bed, even a red one", 6)
-    arguments = (run, layout, tokens, None)
+    arguments = (run, layout, tokens)
     found = evaluate_infilling(*arguments, judge, 1, span=3, batch_size=2)
     rng = np.random.default_rng(1)
     masked = np.array([spans(rng, LENGTH, 0.25, 3) for _ in tokens])
@@ -169,7 +200,7 @@ def test_speed_counts_what_was_drawn_after_the_first_batch(run, layout, monkeypa
         return [dataclasses.replace(x, seconds=0.5 if i else 100.0) for i, x in batches]
 
     monkeypatch.setattr(speed, "draw_batches", timed)
-    config = module.with_sampler(run.config, "ancestral")
+    config = with_sampler(run.config, "ancestral")
     ancestral = dataclasses.replace(run, config=config)
     found = speed.sampling_speed(ancestral, layout, 3, tokens=5 * 4 * LENGTH - 1, batch_size=4)
     assert found["batches"] == 5

@@ -73,6 +73,11 @@ class Corpus:
         )
         return dataclasses.replace(self, blocks=blocks)
 
+    def texts(self, tokenizer: Tokenizer) -> list[str]:
+        """The text of each block, decoded from its tokens."""
+        rows = zip(self.blocks.tokens, self.blocks.valid, strict=True)
+        return [tokenizer.decode(row[real]) for row, real in rows]
+
 
 def own_split(config: Config, tokenizer: Tokenizer, split: str, count: int | None) -> Corpus:
     """The first blocks of a split of the run's prepared set; all for None.

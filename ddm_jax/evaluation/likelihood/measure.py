@@ -1,8 +1,6 @@
 """The likelihood of text under a trained run: for Python, and as a report for ddm_jax.evaluate."""
 
 import dataclasses
-import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from ddm_jax.config import Config
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
@@ -25,12 +22,14 @@ from ddm_jax.evaluation.likelihood.corpora import (
     own_split,
 )
 from ddm_jax.evaluation.likelihood.estimators import DRAWS, Estimator
-from ddm_jax.evaluation.likelihood.monte_carlo import Likelihood, Mean, make_groups, mean
+from ddm_jax.evaluation.likelihood.monte_carlo import Likelihood, make_groups, mean
 from ddm_jax.evaluation.likelihood.partial_results import PartialResults
 from ddm_jax.evaluation.likelihood.report import as_likelihood, conditions, identity, numbers
 from ddm_jax.evaluation.reports import short_hash, to_json, write_report
-from ddm_jax.parallel.layouts import Layout, dp
+from ddm_jax.generation.request import RANGES, check_range
+from ddm_jax.parallel.layouts import Layout, local_dp
 from ddm_jax.runs.interrupt import Interrupt
+from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
 
@@ -107,9 +106,8 @@ def likelihood(
             f"The run translates pairs (config.model.kind={run.config.model.kind!r}), and a "
             "likelihood is that of a language model's text: use `python -m ddm_jax.evaluate`."
         )
-    for name, value in (("num", num), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value} is out of range: give a whole number of at least 1.")
+    for name, value in {"num": num, "batch_size": batch_size, "seed": seed}.items():
+        check_range(name, value, RANGES[name])
     estimator = estimators.choose(run.config, "auto", draws)
     if texts_or_dataset is None or isinstance(texts_or_dataset, str):
         dataset = texts_or_dataset or ""
@@ -146,7 +144,7 @@ def measure_likelihood(workdir: Path, request: LikelihoodRequest) -> dict[str, A
     size, layout = _placement(config, corpus, request.batch_size)
     run = open_run(workdir, request.weights, layout)
     total = len(corpus.blocks.tokens)
-    _say(
+    say(
         f"Step {run.step} of {workdir}: {estimator.name} ({estimator.estimates}) of "
         f"{total} blocks of {corpus.name} ({corpus.split}), {estimator.draws} draws each"
     )
@@ -199,7 +197,7 @@ def _corpus(config: Config, tokenizer: Tokenizer, request: LikelihoodRequest) ->
 def _placement(config: Config, corpus: Corpus, batch_size: int | None) -> tuple[int, Layout]:
     """The number of blocks in a batch, and the devices over which they are split evenly."""
     size = min(batch_size or config.eval.batch_size, len(corpus.blocks.tokens))
-    return size, dp(jax.local_devices()[: math.gcd(size, jax.local_device_count())])
+    return size, local_dp(size)
 
 
 def _batches(
@@ -231,44 +229,13 @@ def _complete(
     results: PartialResults, batches: Iterator[tuple[np.ndarray, np.ndarray]], total: int
 ) -> None:
     """Adds the batches that `results` does not have yet, up to the last one or a signal."""
-    with Interrupt() as interrupt, _Progress(total, len(results)) as progress:
+    with Interrupt() as interrupt, ProgressBar(total, len(results)) as progress:
         for nats, tokens in batches:
             results.append(nats, tokens)
-            progress.show(len(results), mean(results.nats, results.tokens))
+            found = mean(results.nats, results.tokens)
+            progress.update(len(results), f"{found.nll:.4f} +- {found.stderr:.4f} nats per token")
             if interrupt.received:
                 break
-
-
-class _Progress:
-    """A bar in a terminal, a line for each tenth elsewhere: running nats per token, time left."""
-
-    def __init__(self, total: int, done: int):
-        self._total, self._begin, self._first, self._said = total, time.perf_counter(), done, done
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            disable=not sys.stderr.isatty(),
-            unit="sequence",
-            dynamic_ncols=True,
-        )
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
-
-    def show(self, done: int, found: Mean) -> None:
-        """After `done` sequences."""
-        words = f"{found.nll:.4f} +- {found.stderr:.4f} nats per token"
-        if not self._bar.disable:
-            self._bar.set_postfix_str(words, refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif done - self._said >= self._total / 10 or done == self._total:
-            self._said = done
-            seconds = time.perf_counter() - self._begin
-            left = (self._total - done) * seconds / (done - self._first)
-            _say(f"{done}/{self._total} sequences  {words}  {tqdm.format_interval(left)} left")
 
 
 def _word(corpus: Corpus) -> str:
@@ -276,7 +243,3 @@ def _word(corpus: Corpus) -> str:
     name = "own" if corpus.own else Path(corpus.name.partition(":")[2] or corpus.name).stem
     protocol = "" if corpus.own or not corpus.protocol.sets else f"{corpus.protocol_name}_"
     return f"{protocol}{''.join(c if c.isalnum() else '_' for c in name)[:40]}_{corpus.split}"
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)

@@ -1,106 +1,102 @@
-"""What a trained run writes, scored beside held-out text, for ddm_jax.evaluate."""
+"""Samples and infilling of a trained run, as a report for ddm_jax.evaluate."""
 
 import dataclasses
-import json
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 
-from ddm_jax import run_flags
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.minilm import open_minilm
 from ddm_jax.evaluation.judges.open import open_judge
 from ddm_jax.evaluation.likelihood.corpora import Corpus, own_split
-from ddm_jax.evaluation.reports import to_json
+from ddm_jax.evaluation.reports import environment, to_json, write_report
 from ddm_jax.evaluation.samples.infilling import evaluate_infilling
-from ddm_jax.evaluation.samples.unconditional import BATCH_SIZE, evaluate_samples, sample_table
-from ddm_jax.parallel.layouts import dp
-from ddm_jax.runs.files import write_new
-from ddm_jax.runs.record import git_revision, versions
+from ddm_jax.evaluation.samples.quality import Quality, quality_table
+from ddm_jax.evaluation.samples.unconditional import BATCH_SIZE, evaluate_samples
+from ddm_jax.generation.request import SamplingRequest
+from ddm_jax.parallel.layouts import local_dp
 from ddm_jax.runs.run import open_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What to draw, as the flags of ddm_jax.evaluate say it.
+class SamplesRequest:
+    """What to draw from a run, and how to judge it.
 
-    samples: sequences drawn from nothing. infill: held-out blocks of `split` with spans taken out.
-    Either may be 0. judge: see `open_judge`; "" for none. mauve: compare the samples with held-out
-    text by MAUVE.
+    Attributes:
+      samples: number of sequences to draw from nothing; may be 0.
+      infill: number of held-out blocks in which spans are drawn again; may be 0.
+      judge: see `open_judge`; "" for none.
+      mauve: whether to compare the samples with held-out text by MAUVE.
+      split: of the held-out text: "validation", "test" or "train".
+      weights: one of runs.run.WEIGHTS.
+      sampling: the sampler, its options, seed and batch size, which is 16 by default.
     """
 
-    samples: int
-    infill: int
-    judge: str
-    mauve: bool
-    split: str
+    samples: int = 0
+    infill: int = 0
+    judge: str = ""
+    mauve: bool = False
+    split: str = "test"
+    weights: str = "ema"
+    sampling: SamplingRequest = dataclasses.field(default_factory=SamplingRequest)
 
 
-def measure(workdir: Path, request: Request) -> dict[str, Any] | None:
-    """The report, also written to WORKDIR/evaluation/; None where it was interrupted.
+def measure_samples(workdir: Path, request: SamplesRequest) -> dict[str, Any] | None:
+    """The report, which is also written to WORKDIR/evaluation/.
+
+    Args:
+      workdir: of the run, a language model; nothing in it is changed.
+      request: what to draw.
 
     Returns:
-      those of samples.evaluate_samples and infilling.evaluate_infilling that were asked for, as
-      "drawn" and "infilling", and how they were made.
+      What unconditional.evaluate_samples and infilling.evaluate_infilling return, as "drawn" and
+      "infilling", if asked for; how they were made; and `out`, the path of the report. None where
+      Ctrl-C or SIGTERM came first.
 
     Raises:
-      UserError: no run, no held-out text, a flag does not fit the run, or no such judge.
+      UserError: there is no run, held-out text or such a judge, or the request does not fit.
     """
     if request.mauve and not request.samples:
         raise UserError("--mauve compares samples with held-out text: give --samples=N as well.")
-    size = run_flags.FLAGS.batch_size or BATCH_SIZE
-    layout = dp(jax.local_devices()[: math.gcd(size, jax.local_device_count())])
-    run = open_run(workdir, run_flags.FLAGS.weights, layout)
-    run = dataclasses.replace(run, config=run_flags.sampling_request().apply_to(run.config))
-    held_out = own_split(
-        run.config, run.tokenizer, request.split, max(request.samples, request.infill)
-    )
+    seed, size = request.sampling.seed, request.sampling.batch_size or BATCH_SIZE
+    layout = local_dp(size)
+    run = open_run(workdir, request.weights, layout)
+    run = dataclasses.replace(run, config=request.sampling.apply_to(run.config))
+    most = max(request.samples, request.infill)
+    held_out = own_split(run.config, run.tokenizer, request.split, most)
     judge = open_judge(request.judge) if request.judge else None
     features = open_minilm() if request.mauve else None
-    folder, seed = workdir / "evaluation", run_flags.FLAGS.seed
+    folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     report: dict[str, Any] = {"workdir": str(workdir), "checkpoint": run.step}
     if request.samples:
-        texts = _texts(held_out.first(request.samples), run.tokenizer)
+        texts = held_out.first(request.samples).texts(run.tokenizer)
         drawn = evaluate_samples(
-            run, layout, request.samples, None, judge, texts, seed, folder, features, size
+            run, layout, request.samples, folder, judge, texts, features, seed, size
         )
         if drawn is None:
             return None
         report["drawn"] = drawn
     if request.infill:
-        blocks = held_out.first(request.infill).blocks
-        whole = blocks.tokens[blocks.valid.all(axis=1)]
-        if not len(whole):
-            raise UserError(
-                f"--infill={request.infill} needs blocks without padding, and the first of "
-                f"{held_out.split} have some: use a run with config.data.pack='wrap'."
-            )
-        report["infilling"] = evaluate_infilling(
-            run, layout, whole, None, judge, seed, batch_size=size
-        )
+        blocks = _whole_blocks(held_out, request.infill)
+        report["infilling"] = evaluate_infilling(run, layout, blocks, judge, seed, batch_size=size)
+    sampler = run.config.sampler
     report |= {
-        "weights": run_flags.FLAGS.weights,
-        "sampler": {
-            k: x for k, x in dataclasses.asdict(run.config.sampler).items() if x is not None
-        },
+        "weights": request.weights,
+        "sampler": {k: x for k, x in dataclasses.asdict(sampler).items() if x is not None},
         "seed": seed,
         "batch_size": size,
         "held_out": f"{held_out.split} of {held_out.name}",
-        "devices": sorted({device.device_kind for device in jax.devices()}),
-        "versions": versions(),
-        "git_revision": git_revision(),
+        **environment(),
     }
-    report = to_json(report)
-    stem = f"{run.step:08d}-samples-{run.config.sampler.name}-{run.config.sampler.steps}"
-    out = write_new(folder / f"{stem}.json", json.dumps(report, indent=2) + "\n")
-    return report | {"out": str(out)}
+    stem = f"{run.step:08d}-samples-{sampler.name}-{sampler.steps}"
+    return write_report(folder, stem, to_json(report))
 
 
-def tables(report: dict[str, Any]) -> str:
-    """What `measure` found, to be read."""
+def format_samples(report: Mapping[str, Any]) -> str:
+    """The numbers of a report of `measure_samples`, to be printed."""
     found = []
     if "drawn" in report:
         found.append(sample_table(report["drawn"]))
@@ -109,6 +105,28 @@ def tables(report: dict[str, Any]) -> str:
     return "\n".join(found)
 
 
-def _texts(corpus: Corpus, tokenizer: Any) -> list[str]:
-    rows = zip(corpus.blocks.tokens, corpus.blocks.valid, strict=True)
-    return [tokenizer.decode(row[real]) for row, real in rows]
+def sample_table(drawn: Mapping[str, Any]) -> str:
+    """The quality and the cost of the samples and of real text, in Markdown.
+
+    drawn: what unconditional.evaluate_samples returned.
+    """
+    title = f"{drawn['sampler']}, {drawn['steps']} steps, NFE {drawn['nfe']:.1f}"
+    rows: dict[str, Quality] = {title: drawn["samples"]}
+    if "reference" in drawn:
+        rows["real text"] = drawn["reference"]
+    lines = [quality_table(rows)]
+    if "mauve" in drawn:
+        lines.append(f"\nMAUVE against the real text: {drawn['mauve']:.3f}")
+    return "\n".join(lines)
+
+
+def _whole_blocks(held_out: Corpus, count: int) -> np.ndarray:
+    """Those of the first blocks that have no padding: int32[N, L]."""
+    blocks = held_out.first(count).blocks
+    whole = blocks.tokens[blocks.valid.all(axis=1)]
+    if not len(whole):
+        raise UserError(
+            f"--infill={count} needs blocks without padding, and all of the first {count} of "
+            f"{held_out.split} are padded: use a run with config.data.pack='wrap'."
+        )
+    return whole
