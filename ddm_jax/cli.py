@@ -11,7 +11,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from ddm_jax.config import TYPE_WORDS, Config, field_type, resolve
+from ddm_jax.config import Config, field_type, resolve
+from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
 from ddm_jax.recipes import extend_configs, find_recipe
 

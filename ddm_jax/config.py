@@ -6,59 +6,25 @@ sentence what is wrong.
 """
 
 import dataclasses
-import difflib
-import math
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeGuard, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ml_collections import config_dict
 
+from ddm_jax.config_fields import (
+    check_known,
+    choice,
+    from_mapping,
+    is_section,
+    number,
+    plain_type,
+    to_config_dict,
+)
 from ddm_jax.errors import UserError
 
 T = TypeVar("T")
-TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-
-
-def choice(default: str | None, *others: str) -> Any:
-    """A field that takes one of a few words; the first is the default.
-
-    Args:
-      default: what the field is unless it is set; None for an option that is empty by default.
-      *others: the other words.
-    """
-    return field(default=default, metadata={"allowed": (default, *others)})
-
-
-def number(default: float | None, low: float = float("-inf"), high: float = float("inf")) -> Any:
-    """A field that takes a finite number from low to high, both included.
-
-    Args:
-      default: what the field is unless it is set; None for an option that is empty by default.
-      low: the smallest value.
-      high: the largest value.
-    """
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option that a row of OBJECTIVES, SAMPLERS, PROCESSES or SCHEDULES names.
-
-    It is a field of the row's config section (config.objective, ...) that is None by default: empty
-    where the row has no such option, and the row's default where it has.
-
-    Attributes:
-      name: of the field.
-      default: what an empty field means.
-      choices: the words that this row allows, where the field's own are more; empty for all.
-    """
-
-    name: str
-    default: bool | int | float | str
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -252,7 +218,7 @@ class Config:
 
 def defaults() -> config_dict.ConfigDict:
     """Every field with its default, as an ml_collections record that recipes fill in."""
-    return _to_config_dict(Config)
+    return to_config_dict(Config)
 
 
 def resolve(config: config_dict.ConfigDict) -> Config:
@@ -262,7 +228,7 @@ def resolve(config: config_dict.ConfigDict) -> Config:
       UserError: an unknown field, a wrong type, a value out of range, or fields that contradict
         each other.
     """
-    resolved: Config = _from_mapping(Config, config.to_dict(), "config")
+    resolved: Config = from_mapping(Config, config.to_dict(), "config")
     _check_together(resolved)
     return resolved
 
@@ -297,14 +263,14 @@ def field_type(path: str) -> type:
     hint: Any = Config
     where = "config"
     for name in path.split("."):
-        if not _is_section(hint):
+        if not is_section(hint):
             raise UserError(f"{where}.{name} is unknown: {where} is a value, not a section.")
-        _check_known(hint, name, where)
+        check_known(hint, name, where)
         hint, where = typing.get_type_hints(hint)[name], f"{where}.{name}"
-    if _is_section(hint):
+    if is_section(hint):
         names = ", ".join(f.name for f in dataclasses.fields(hint))
         raise UserError(f"{where} is a section, not a value: set one of its fields, {names}.")
-    return _plain(hint)
+    return plain_type(hint)
 
 
 def lookup(table: Mapping[str, T], value: str, where: str) -> T:
@@ -316,68 +282,6 @@ def lookup(table: Mapping[str, T], value: str, where: str) -> T:
     if value not in table:
         raise UserError(f"{where}={value!r} is unknown: choose one of {', '.join(sorted(table))}.")
     return table[value]
-
-
-def _to_config_dict(record: type) -> config_dict.ConfigDict:
-    out = config_dict.ConfigDict()
-    for f, hint in _fields(record):
-        if _is_section(hint):
-            out[f.name] = _to_config_dict(hint)
-        else:
-            out[f.name] = config_dict.placeholder(_plain(hint)) if f.default is None else f.default
-    return out.lock()
-
-
-def _from_mapping(record: type, values: Mapping[str, Any], where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where} must be a section of fields, not {values!r}.")
-    for key in values:
-        _check_known(record, key, where)
-    read = {}
-    for f, hint in _fields(record):
-        if f.name in values:
-            child, value = f"{where}.{f.name}", values[f.name]
-            if _is_section(hint):
-                read[f.name] = _from_mapping(hint, value, child)
-            else:
-                read[f.name] = _checked(value, f, hint, child)
-    return record(**read)
-
-
-def _check_known(record: type, name: str, where: str) -> None:
-    names = [f.name for f in dataclasses.fields(record)]
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(
-            f"{where}.{name} is unknown{hint}: {where} has the fields {', '.join(names)}."
-        )
-
-
-def _checked(value: Any, f: dataclasses.Field[Any], hint: Any, where: str) -> Any:
-    """The value of a field, a whole number as a float where the field is one.
-
-    Raises:
-      UserError: it has the wrong type, is not an allowed word, or is out of range.
-    """
-    if value is None and f.default is None:
-        return None
-    wanted = _plain(hint)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not wanted:
-        raise UserError(f"{where}={value!r} has the wrong type: give {TYPE_WORDS[wanted]}.")
-    allowed = f.metadata.get("allowed", (value,))
-    if value not in allowed:
-        raise UserError(
-            f"{where}={value!r} is unknown: choose one of {', '.join(filter(None, allowed))}."
-        )
-    if isinstance(value, (int, float)) and wanted is not bool:
-        low, high = f.metadata["low"], f.metadata["high"]
-        if not (low <= value <= high and math.isfinite(value)):
-            between = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
-            raise UserError(f"{where}={value!r} is out of range: give a finite number {between}.")
-    return value
 
 
 def _check_together(c: Config) -> None:
@@ -405,19 +309,3 @@ def _check_together(c: Config) -> None:
             f"config.data.test_fraction={c.data.test_fraction} leave no text to train on: "
             "make their sum smaller than 1."
         )
-
-
-def _is_section(hint: Any) -> TypeGuard[type]:
-    return dataclasses.is_dataclass(hint)
-
-
-def _fields(record: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    hints = typing.get_type_hints(record)
-    return [(f, hints[f.name]) for f in dataclasses.fields(record)]
-
-
-def _plain(hint: Any) -> type:
-    """`float | None` -> float."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    plain: type = next(t for t in kinds if t is not types.NoneType)
-    return plain

@@ -6,7 +6,8 @@ from pathlib import Path
 from absl import flags
 
 from ddm_jax import cli
-from ddm_jax.config import TYPE_WORDS, field_type
+from ddm_jax.config import field_type
+from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
 from ddm_jax.generation.request import RANGES, Range, SamplingRequest, check_range
 from ddm_jax.parallel import processes

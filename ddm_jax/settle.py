@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from ddm_jax.config import (
     Config,
     ObjectiveConfig,
-    Option,
     ProcessConfig,
     SamplerConfig,
     ScheduleConfig,
     lookup,
 )
+from ddm_jax.config_fields import Option
 from ddm_jax.data.sources.pair_files import names_pairs
 from ddm_jax.data.sources.registry import names_kind
 from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES

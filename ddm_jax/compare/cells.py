@@ -19,7 +19,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddm_jax.config import TYPE_WORDS, Config, field_type, lookup, resolve
+from ddm_jax.config import Config, field_type, lookup, resolve
+from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.processes import BY_HAND

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ddm_jax.config import Option
+from ddm_jax.config_fields import Option
 from ddm_jax.diffusion import d3pm, d3pm_gaussian, d3pm_nearest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.hybrid import Hybrid

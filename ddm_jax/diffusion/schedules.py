@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddm_jax.config import Option
+from ddm_jax.config_fields import Option
 from ddm_jax.errors import UserError
 
 Curve = Callable[[ArrayLike], jax.Array]

@@ -1,6 +1,6 @@
 """Training objectives: a file per family, a row per objective, one signature (signature.py)."""
 
-from ddm_jax.config import Option
+from ddm_jax.config_fields import Option
 from ddm_jax.objectives import ar, bd3lm, d3pm, genmd4, gidd, md4, mdlm, mlm, radd, rdm, sedd, udlm
 from ddm_jax.objectives.signature import EXACT, PSEUDO, Batch, Loss, LossOutput, Noise, Objective
 

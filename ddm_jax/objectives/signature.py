@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ddm_jax.config import Option
+from ddm_jax.config_fields import Option
 
 Batch = Mapping[str, Array]
 

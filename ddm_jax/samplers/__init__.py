@@ -1,6 +1,6 @@
 """Samplers: a file per family, a row per sampler, one signature (signature.py)."""
 
-from ddm_jax.config import Option
+from ddm_jax.config_fields import Option
 from ddm_jax.samplers.adaptive import confidence, entropy, margin
 from ddm_jax.samplers.analytic import analytic
 from ddm_jax.samplers.ancestral import ancestral

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import jax
 from jax import Array
 
-from ddm_jax.config import Option
+from ddm_jax.config_fields import Option
 
 ABSORBING = ("absorbing", "d3pm_absorbing")
 NO_TIME = ("none", "constant")
