@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     """Prints one row for each estimator and way of drawing, for each number of draws."""
     del argv
     run = open_run(_WORKDIR.value, layout=dp(jax.devices()[:1]))
-    tokens, valid = open_or_prepare(run.config.data).blocks("test").read(range(_SEQUENCES.value))
+    tokens, valid = open_or_prepare(run.config.data).records("test").read(range(_SEQUENCES.value))
     batch, index = {"tokens": tokens, "valid": valid}, jnp.arange(len(tokens))
     names = [n for n in estimators.fitting(run.config) if n != "sedd_absorb"]
     result = {}

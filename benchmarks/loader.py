@@ -14,9 +14,9 @@ from pathlib import Path
 from absl import app, logging
 
 from ddm_jax import cli
-from ddm_jax.data.build.text import prepare
+from ddm_jax.data.build.text import prepare_text
 from ddm_jax.data.loading.loader import train_iterator
-from ddm_jax.data.sets.text import PreparedSet, PrepareSpec
+from ddm_jax.data.sets.text import PreparedText, TextSpec
 
 LENGTH = 1024
 BATCH = 64
@@ -27,7 +27,7 @@ WORKERS = (0, 1, 2)
 _JSON = cli.define_json()
 
 
-def tokens_per_second(prepared: PreparedSet, workers: int) -> float:
+def tokens_per_second(prepared: PreparedText, workers: int) -> float:
     """Over `BATCHES` batches, without the start of the workers."""
     batches = train_iterator(prepared, batch_size=BATCH, seed=0, workers=workers)
     for _ in range(WARM_UP):
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(PrepareSpec(length=LENGTH), Path(folder) / "set", progress=False)
+        prepared = prepare_text(TextSpec(length=LENGTH), Path(folder) / "set", progress=False)
         rates = {f"workers_{n}": tokens_per_second(prepared, n) for n in WORKERS}
     for name, rate in rates.items():
         print(f"{name}: {rate / 1e6:.1f} million tokens/s")

@@ -16,8 +16,8 @@ from pathlib import Path
 from absl import app, logging
 
 from ddm_jax import cli
-from ddm_jax.data.build.text import prepare
-from ddm_jax.data.sets.text import PrepareSpec
+from ddm_jax.data.build.text import prepare_text
+from ddm_jax.data.sets.text import TextSpec
 from ddm_jax.data.sources import registry as sources
 
 COPIES = 4
@@ -39,7 +39,7 @@ def write_corpus(folder: Path) -> int:
 def megabytes_per_second(source: str, size: int, out: Path, workers: int) -> tuple[float, float]:
     """MB of text per second of wall time and of processor time, from end to end."""
     wall, cpu = time.perf_counter(), time.process_time()
-    prepare(PrepareSpec(source=source, tokenizer="gpt2"), out, workers=workers, progress=False)
+    prepare_text(TextSpec(source=source, tokenizer="gpt2"), out, workers=workers, progress=False)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return size / 1e6 / wall, size / 1e6 / cpu
 

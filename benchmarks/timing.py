@@ -77,7 +77,7 @@ def training_speed(experiment: Experiment, steps: int = 50) -> dict[str, float |
     )
     state = jax.jit(init, out_shardings=layout.state_shardings(abstract))(key)
     size = config.train.batch_size
-    tokens, valid = experiment.data.blocks("train").read(layout.rows(size))
+    tokens, valid = experiment.data.records("train").read(layout.rows(size))
     batch = layout.put_train_batch({"tokens": tokens, "valid": valid})
     program = layout.program(step, abstract).lower(state, batch).compile()
     state, _ = program(state, batch)

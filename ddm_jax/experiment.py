@@ -9,8 +9,8 @@ import numpy as np
 
 from ddm_jax.config import Config, ProcessConfig, ScheduleConfig
 from ddm_jax.data.open import open_or_prepare
+from ddm_jax.data.sets.kinds import PreparedSet
 from ddm_jax.data.sets.pairs import PreparedPairs
-from ddm_jax.data.sets.text import PreparedSet
 from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.processes import PROCESSES
@@ -43,7 +43,7 @@ class Experiment:
     """
 
     config: Config
-    data: PreparedSet | PreparedPairs
+    data: PreparedSet
     process: Process
     objective: Objective
     estimator: Objective
@@ -73,7 +73,7 @@ def build(config: Config) -> Experiment:
             f"{config.model.kind!r}: 'lm' reads prepared text, the other kinds prepared pairs."
         )
     # raises now, and not at the first validation, if there is no held-out text
-    (data.pairs if isinstance(data, PreparedPairs) else data.blocks)("validation")
+    data.records("validation")
     process, objective, network = make_parts(config, data.tokenizer.vocab_size, hooks_of(layout))
     # raises if the layout cannot split a parameter
     layout.param_shardings(jax.eval_shape(network.init, jax.random.key(0)))

@@ -18,8 +18,8 @@ from ddm_jax.config import (
     lookup,
 )
 from ddm_jax.config_fields import Option
-from ddm_jax.data.sources.pair_files import names_pairs
-from ddm_jax.data.sources.registry import names_kind
+from ddm_jax.data.sources.pair_files import is_pair_source
+from ddm_jax.data.sources.registry import is_source
 from ddm_jax.diffusion.discrete_schedules import DISCRETE_SCHEDULES
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import SCHEDULES, Schedule
@@ -266,13 +266,13 @@ def _check_source(config: Config, objective: Objective) -> None:
     """Pairs need a network that reads a source, and such a network needs pairs."""
     kind, source = config.model.kind, config.data.source
     if kind == "lm":
-        if names_pairs(source):
+        if is_pair_source(source):
             raise UserError(
                 f"config.data.source={source!r} is parallel text, which config.model.kind='lm' "
                 "cannot read: set the kind to 'encoder_decoder' or 'prefix'."
             )
         return
-    if names_kind(source) and not names_pairs(source):
+    if is_source(source) and not is_pair_source(source):
         raise UserError(
             f"config.model.kind={kind!r} needs a source for every target, which config.data.source="
             f"{source!r} has not: give pairs:NAME (docs/data.md), or set the kind to 'lm'."

@@ -13,8 +13,8 @@ from etils import epath
 from configs.radd_tiny import get_config
 from ddm_jax import sample
 from ddm_jax.config import resolve
-from ddm_jax.data.build.text import prepare
-from ddm_jax.data.sets.text import PrepareSpec
+from ddm_jax.data.build.text import prepare_text
+from ddm_jax.data.sets.text import TextSpec
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_parts
 from ddm_jax.runs.checkpoint import Checkpoints
@@ -49,8 +49,8 @@ def prepare_letters(folder):
     (folder / "text").mkdir()
     for i in range(40):
         (folder / "text" / f"{i}.txt").write_text(f"{i} bottles of beer on the wall " * 10)
-    spec = PrepareSpec(f"text:{folder}/text/*.txt", "bytes", LENGTH, validation_fraction=0.2)
-    return prepare(spec, folder / "set", progress=False)
+    spec = TextSpec(f"text:{folder}/text/*.txt", "bytes", LENGTH, validation_fraction=0.2)
+    return prepare_text(spec, folder / "set", progress=False)
 
 
 def config_of(prepared, **changes):

@@ -17,8 +17,8 @@ import pytest
 
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
-from ddm_jax.data.build.text import prepare
-from ddm_jax.data.sets.text import PrepareSpec
+from ddm_jax.data.build.text import prepare_text
+from ddm_jax.data.sets.text import TextSpec
 from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.runs.record import write_record
@@ -340,8 +340,8 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     lines = "".join(json.dumps({"text": f"{i} bottles of beer " * 4}) + "\n" for i in range(100))
     (folder / "text.jsonl").write_text(lines)
-    spec = PrepareSpec(f"jsonl:{folder}/text.jsonl", "bytes", 32)
-    return prepare(spec, folder / "set", progress=False)
+    spec = TextSpec(f"jsonl:{folder}/text.jsonl", "bytes", 32)
+    return prepare_text(spec, folder / "set", progress=False)
 
 
 @pytest.mark.parametrize(

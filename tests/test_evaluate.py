@@ -112,7 +112,7 @@ def test_own_split_is_the_bound_of_validation_with_other_draws(run):
     batches = eval_batches(data, "validation", batch_size=16)
     per_token = data.bytes_per_token("validation")
     held_out = estimate(bound, opened.params, batches, 16, per_token, "")
-    assert report["sequences"] == held_out.sequences == len(data.blocks("validation"))
+    assert report["sequences"] == held_out.sequences == len(data.records("validation"))
     assert report["tokens"] == held_out.tokens
     assert abs(report["nll"] - held_out.nll) < 5 * math.sqrt(2) * report["mc_stderr"]
     bits = report["nll"] / math.log(2)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ddm_jax.compare.cells import CellRecord, read_cell
 from ddm_jax.config import Config, resolve
-from ddm_jax.data.sets.pairs import open_folder
+from ddm_jax.data.sets.kinds import open_folder
 from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.runs.files import read_metrics

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from ddm_jax.compare.results import FINISHED, RunResult, config_of
-from ddm_jax.data.sets.text import open_prepared
+from ddm_jax.data.sets.text import open_text
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
 from ddm_jax.evaluation.judges.open import open_judge
@@ -166,8 +166,8 @@ def _real_row(run: RunResult, num: int, judge: _LazyJudge, folder: Path) -> dict
     data = run.record["data"]
 
     def make() -> dict[str, Any]:
-        prepared = open_prepared(Path(data["folder"]))
-        blocks = prepared.blocks("validation")
+        prepared = open_text(Path(data["folder"]))
+        blocks = prepared.records("validation")
         tokens, valid = blocks.read(range(min(num, len(blocks))))
         rows = [row[seen] for row, seen in zip(tokens, valid, strict=True)]
         texts = [prepared.tokenizer.decode(row) for row in rows]

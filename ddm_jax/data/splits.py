@@ -1,4 +1,4 @@
-"""Which documents are held out: decided by a hash of the text, before anything is packed.
+"""Held-out splits, decided by a hash of each document's text before anything is packed.
 
 Equal texts always fall in the same split, so a held-out document is never trained on, whatever the
 order, the number of files or the number of workers.
@@ -11,14 +11,19 @@ from collections.abc import Mapping
 from ddm_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-# Chosen, by the dates of the messages alone, so that both held-out splits of the embedded corpus
-# spread over 1790-2026.
+# The number was chosen, by nothing but the dates of the messages, so that both held-out splits of
+# the embedded corpus spread over 1790-2026.
 _SALT = b"ddm_jax split 183"
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Fractions of the documents of `train` that go to the other splits."""
+    """Fractions of the documents of `train` that go to the other splits.
+
+    Attributes:
+      validation: fraction for the split `validation`.
+      test: fraction for the split `test`.
+    """
 
     validation: float
     test: float
@@ -35,7 +40,7 @@ class HeldOut:
 
 
 def without_own_splits(held_out: HeldOut, own: Mapping[str, object]) -> HeldOut:
-    """Carves nothing for a split that the source has itself."""
+    """Sets the fraction of each split in `own` to 0: the source already has that split."""
     return HeldOut(
         validation=0.0 if "validation" in own else held_out.validation,
         test=0.0 if "test" in own else held_out.test,
@@ -43,15 +48,15 @@ def without_own_splits(held_out: HeldOut, own: Mapping[str, object]) -> HeldOut:
 
 
 def split_of(text: str, held_out: HeldOut) -> str:
-    """The split of a document of `train`."""
-    u = position(text)
+    """Returns the split of a document of `train`."""
+    u = hash_position(text)
     if u < held_out.test:
         return "test"
     return "validation" if u >= 1 - held_out.validation else "train"
 
 
-def position(text: str) -> float:
-    """Where a hash puts the text in [0, 1)."""
+def hash_position(text: str) -> float:
+    """Maps the text to a number in [0, 1) by a hash."""
     digest = hashlib.sha256(_SALT + text.encode()).digest()
     # 53 bits: the quotient is exact, and below 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

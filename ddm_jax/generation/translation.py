@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ddm_jax.config import Config
-from ddm_jax.data.pair_encoding import buckets, decode, encode
+from ddm_jax.data.pair_encoding import bucket_shapes, decode, encode
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import make_sampler
@@ -254,7 +254,7 @@ def _encoded(translator: Translator, sources: Sequence[str], name: str) -> list[
 def _items(translator: Translator, params: Params, ids: Sequence[np.ndarray]) -> Iterator[_Item]:
     """The sources that are not empty, each at its most likely lengths."""
     data, size = translator.config.data, translator.config.eval.batch_size
-    shapes = buckets(data.length, data.source_length, data.buckets)
+    shapes = bucket_shapes(data.length, data.source_length, data.buckets)
 
     def shape(x: np.ndarray, n: int) -> tuple[int, int]:
         return next((s, t) for s, t in shapes if s >= len(x) and t > n)

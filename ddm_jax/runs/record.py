@@ -12,9 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from ddm_jax.config import Config, resolve
-from ddm_jax.data.open import command, spec_of
-from ddm_jax.data.sets.pairs import PreparedPairs
-from ddm_jax.data.sets.text import PreparedSet
+from ddm_jax.data.open import prepare_command
+from ddm_jax.data.sets.kinds import PreparedSet, spec_of
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
@@ -31,7 +30,7 @@ MAY_CHANGE += ("train.max_bad_steps", "train.wandb_project", "eval", "sampler", 
 MAY_CHANGE += ("data.workers", "data.root", "train.checkpoints", "train.profile")
 
 
-def write_record(workdir: Path, config: Config, data: PreparedSet | PreparedPairs) -> None:
+def write_record(workdir: Path, config: Config, data: PreparedSet) -> None:
     """Writes workdir/config.json, or checks the one that is there; process 0 writes.
 
     Raises:
@@ -93,7 +92,7 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
     if not folder.is_dir():
         raise UserError(
             f"The run in {workdir} read {folder}, which is gone: put it back, or run "
-            f"`{command(spec, folder)}`."
+            f"`{prepare_command(spec, folder)}`."
         )
     tokenizer = tokenizers.load(folder)
     if tokenizer.fingerprint != fingerprint:

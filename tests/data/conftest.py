@@ -1,9 +1,9 @@
 import pytest
 
 from ddm_jax.data.build.pairs import prepare_pairs
-from ddm_jax.data.build.text import prepare
+from ddm_jax.data.build.text import prepare_text
 from ddm_jax.data.sets.pairs import PreparedPairs
-from ddm_jax.data.sets.text import PreparedSet, PrepareSpec
+from ddm_jax.data.sets.text import PreparedText, TextSpec
 from ddm_jax.data.sources.pair_files import Pair
 from tests.data.corpora import make_documents, make_pairs, pair_spec, write_jsonl, write_pairs
 
@@ -20,12 +20,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> st
 
 
 @pytest.fixture(scope="session")
-def wrapped(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> PreparedSet:
+def wrapped(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> PreparedText:
     """Bytes in blocks of 32."""
-    spec = PrepareSpec(
+    spec = TextSpec(
         corpus, "bytes", length=32, pack="wrap", validation_fraction=0.1, test_fraction=0.1
     )
-    return prepare(spec, tmp_path_factory.mktemp("sets") / "wrapped", progress=False)
+    return prepare_text(spec, tmp_path_factory.mktemp("sets") / "wrapped", progress=False)
 
 
 @pytest.fixture(scope="session")

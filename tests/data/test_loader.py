@@ -8,22 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddm_jax.data.build.text import prepare
-from ddm_jax.data.loading.loader import Batch, TrainIterator, eval_batches, train_iterator
-from ddm_jax.data.sets.text import PreparedSet
+from ddm_jax.data.build.text import prepare_text
+from ddm_jax.data.loading.batch import HostBatch
+from ddm_jax.data.loading.loader import TrainIterator, eval_batches, train_iterator
+from ddm_jax.data.sets.text import PreparedText
 from ddm_jax.errors import UserError
 from tests.data.corpora import rows_of
 
 B = 24
 
 
-def take(batches: TrainIterator, count: int) -> list[Batch]:
+def take(batches: TrainIterator, count: int) -> list[HostBatch]:
     found = list(itertools.islice(batches, count))
     batches.close()
     return found
 
 
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
+def assert_same(one: list[HostBatch], other: list[HostBatch]) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys() == {"tokens", "valid"}
@@ -32,13 +33,13 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(wrapped: PreparedSet) -> list[Batch]:
+def reference(wrapped: PreparedText) -> list[HostBatch]:
     """Enough global batches for more than two epochs."""
     count = 2 * wrapped.splits["train"].blocks // B + 2
     return take(train_iterator(wrapped, batch_size=B, seed=7), count)
 
 
-def test_batches_have_their_shapes_and_types(reference: list[Batch]):
+def test_batches_have_their_shapes_and_types(reference: list[HostBatch]):
     for batch in reference:
         assert batch["tokens"].shape == batch["valid"].shape == (B, 32)
         assert batch["tokens"].dtype == np.int32
@@ -47,9 +48,9 @@ def test_batches_have_their_shapes_and_types(reference: list[Batch]):
 
 
 def test_each_epoch_has_every_block_once_in_another_order(
-    wrapped: PreparedSet, reference: list[Batch]
+    wrapped: PreparedText, reference: list[HostBatch]
 ):
-    blocks = wrapped.blocks("train")
+    blocks = wrapped.records("train")
     rows = np.concatenate([batch["tokens"] for batch in reference])
     n = len(blocks)
     corpus = blocks.read(range(n))[0]
@@ -61,7 +62,7 @@ def test_each_epoch_has_every_block_once_in_another_order(
     assert (epochs[0] != epochs[1]).any(axis=1).mean() > 0.9
 
 
-def test_seed_decides_the_order(wrapped: PreparedSet, reference: list[Batch]):
+def test_seed_decides_the_order(wrapped: PreparedText, reference: list[HostBatch]):
     epoch = len(reference) // 2
     assert_same(take(train_iterator(wrapped, batch_size=B, seed=7), 5), reference[:5])
     other = take(train_iterator(wrapped, batch_size=B, seed=8), 2 * epoch)
@@ -75,7 +76,7 @@ def test_seed_decides_the_order(wrapped: PreparedSet, reference: list[Batch]):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_order_is_the_same_for_any_number_of_workers(
-    wrapped: PreparedSet, reference: list[Batch], workers: int
+    wrapped: PreparedText, reference: list[HostBatch], workers: int
 ):
     batches = train_iterator(wrapped, batch_size=B, seed=7, workers=workers)
     assert_same(take(batches, 9), reference[:9])
@@ -83,7 +84,7 @@ def test_order_is_the_same_for_any_number_of_workers(
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_process_reads_its_contiguous_rows(
-    wrapped: PreparedSet, reference: list[Batch], count: int
+    wrapped: PreparedText, reference: list[HostBatch], count: int
 ):
     shares = [
         take(train_iterator(wrapped, batch_size=B, seed=7, rows=rows_of(k, count)), 4)
@@ -97,7 +98,7 @@ def test_process_reads_its_contiguous_rows(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumed_iterator_goes_on_where_it_stopped(
-    wrapped: PreparedSet, reference: list[Batch], workers: int
+    wrapped: PreparedText, reference: list[HostBatch], workers: int
 ):
     first = train_iterator(wrapped, batch_size=B, seed=7, workers=workers)
     for _ in range(5):
@@ -112,7 +113,7 @@ def test_resumed_iterator_goes_on_where_it_stopped(
 
 
 def test_state_is_good_for_another_number_of_processes(
-    wrapped: PreparedSet, reference: list[Batch]
+    wrapped: PreparedText, reference: list[HostBatch]
 ):
     whole = train_iterator(wrapped, batch_size=B, seed=7)
     for _ in range(3):
@@ -124,10 +125,10 @@ def test_state_is_good_for_another_number_of_processes(
     half.close()
 
 
-def test_small_split_is_repeated_within_a_batch(wrapped: PreparedSet):
+def test_small_split_is_repeated_within_a_batch(wrapped: PreparedText):
     n = wrapped.splits["train"].blocks
     (batch,) = take(train_iterator(wrapped, batch_size=2 * n, seed=0), 1)
-    corpus = sorted(map(bytes, wrapped.blocks("train").read(range(n))[0]))
+    corpus = sorted(map(bytes, wrapped.records("train").read(range(n))[0]))
     assert sorted(map(bytes, batch["tokens"][:n])) == corpus
     assert sorted(map(bytes, batch["tokens"][n:])) == corpus
 
@@ -135,7 +136,7 @@ def test_small_split_is_repeated_within_a_batch(wrapped: PreparedSet):
 @pytest.mark.parametrize("limit", [None, 0, 1, 24, 25])
 @pytest.mark.parametrize("count", [1, 2])
 def test_evaluation_reads_every_block_once_in_order(
-    wrapped: PreparedSet, limit: int | None, count: int
+    wrapped: PreparedText, limit: int | None, count: int
 ):
     n = wrapped.splits["validation"].blocks
     assert n % B  # so that the last batch is not full
@@ -152,7 +153,7 @@ def test_evaluation_reads_every_block_once_in_order(
         for k in range(count)
     ]
     wanted = n if limit is None else limit
-    expected = wrapped.blocks("validation").read(range(wanted))[0] if wanted else np.empty((0, 32))
+    expected = wrapped.records("validation").read(range(wanted))[0] if wanted else np.empty((0, 32))
     assert all(len(share) == -(-wanted // B) for share in shares)
     joined = {
         name: np.concatenate(
@@ -167,9 +168,9 @@ def test_evaluation_reads_every_block_once_in_order(
     assert len(joined["tokens"]) % B == 0
 
 
-def test_padding_is_not_valid(tmp_path: Path, wrapped: PreparedSet):
+def test_padding_is_not_valid(tmp_path: Path, wrapped: PreparedText):
     spec = dataclasses.replace(wrapped.spec, pack="pad", length=100)
-    prepared = prepare(spec, tmp_path / "set", progress=False)
+    prepared = prepare_text(spec, tmp_path / "set", progress=False)
     (batch,) = take(train_iterator(prepared, batch_size=B, seed=0), 1)
     for tokens, valid in zip(batch["tokens"], batch["valid"], strict=True):
         ends = np.flatnonzero(tokens == prepared.tokenizer.eos_id)
@@ -177,31 +178,31 @@ def test_padding_is_not_valid(tmp_path: Path, wrapped: PreparedSet):
         assert valid.tolist() == [True] * expected + [False] * (100 - expected)
 
 
-def test_empty_batch_is_refused(wrapped: PreparedSet):
+def test_empty_batch_is_refused(wrapped: PreparedText):
     with pytest.raises(UserError, match="batch_size=0 is not a number of rows"):
         train_iterator(wrapped, batch_size=0, seed=0)
     with pytest.raises(UserError, match="batch_size=0 is not a number of rows"):
         eval_batches(wrapped, "test", batch_size=0)
 
 
-def test_split_without_blocks_names_the_remedy(tmp_path: Path, wrapped: PreparedSet):
+def test_split_without_blocks_names_the_remedy(tmp_path: Path, wrapped: PreparedText):
     spec = dataclasses.replace(wrapped.spec, validation_fraction=0.0)
-    prepared = prepare(spec, tmp_path / "set", progress=False)
+    prepared = prepare_text(spec, tmp_path / "set", progress=False)
     with pytest.raises(UserError, match=r"no block of 32 .*raise data\.validation_fraction"):
         eval_batches(prepared, "validation", batch_size=B)
 
 
-def test_reading_does_not_start_a_jax_backend(wrapped: PreparedSet):
+def test_reading_does_not_start_a_jax_backend(wrapped: PreparedText):
     """Whoever reads in another process must leave the accelerator to the one that trains."""
     code = f"""
 import pathlib
 from jax._src import xla_bridge
-from ddm_jax.data.loading.loader import _keep_off_accelerators, train_iterator
-from ddm_jax.data.sets.text import open_prepared
-prepared = open_prepared(pathlib.Path({str(wrapped.folder)!r}))
+from ddm_jax.data.loading.loader import keep_off_accelerators, train_iterator
+from ddm_jax.data.sets.text import open_text
+prepared = open_text(pathlib.Path({str(wrapped.folder)!r}))
 next(train_iterator(prepared, batch_size=2, seed=0))
 assert not xla_bridge.backends_are_initialized()
-_keep_off_accelerators(0, 1)
+keep_off_accelerators(0, 1)
 assert not xla_bridge.backends_are_initialized()
 import jax
 assert {{d.platform for d in jax.devices()}} == {{"cpu"}}

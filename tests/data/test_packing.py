@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ddm_jax.data.build.packing import block_ranges, pad, stretch, wrap
+from ddm_jax.data.build.packing import block_ranges, pad, read_range, wrap
 
 EOS = 99
 
@@ -36,7 +36,7 @@ def test_stretch_is_a_slice_of_the_concatenation():
     for begin in range(len(whole)):
         for end in range(begin + 1, len(whole) + 1):
             np.testing.assert_array_equal(
-                stretch(pieces.__getitem__, starts, begin, end), whole[begin:end]
+                read_range(pieces.__getitem__, starts, begin, end), whole[begin:end]
             )
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddm_jax.data import pair_encoding as pairs
+from ddm_jax.data import pair_encoding
 from ddm_jax.data.build.pairs import prepare_pairs
-from ddm_jax.data.loading.loader import Batch, TrainIterator, eval_batches, train_iterator
+from ddm_jax.data.loading.batch import HostBatch
+from ddm_jax.data.loading.loader import TrainIterator, eval_batches, train_iterator
 from ddm_jax.data.sets.pairs import PreparedPairs
 from ddm_jax.errors import UserError
 from tests.data.corpora import english, pair_spec, rows_of, write_pairs
@@ -24,12 +25,12 @@ def prepared(pairs_set: PreparedPairs) -> PreparedPairs:
 
 
 @pytest.fixture(scope="module")
-def reference(prepared: PreparedPairs) -> list[Batch]:
+def reference(prepared: PreparedPairs) -> list[HostBatch]:
     """Global batches of more than two epochs."""
     return take(train_iterator(prepared, batch_size=B, seed=7), 60)
 
 
-def take(batches: TrainIterator, count: int) -> list[Batch]:
+def take(batches: TrainIterator, count: int) -> list[HostBatch]:
     found = list(itertools.islice(batches, count))
     batches.close()
     return found
@@ -42,7 +43,7 @@ def made(folder: Path, found: list[tuple[str, str]], **changes: object) -> Prepa
     return dataclasses.replace(prepare_pairs(spec, folder / "set", progress=False), buckets=3)
 
 
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
+def assert_same(one: list[HostBatch], other: list[HostBatch]) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys() == {"tokens", "seen", "valid", "source", "source_valid"}
@@ -50,7 +51,7 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def assert_shares_are_the_batches(shares: list[list[Batch]], whole: list[Batch]) -> None:
+def assert_shares_are_the_batches(shares: list[list[HostBatch]], whole: list[HostBatch]) -> None:
     joined = [
         {name: np.concatenate([share[name] for share in step]) for name in step[0]}
         for step in zip(*shares, strict=True)
@@ -58,7 +59,7 @@ def assert_shares_are_the_batches(shares: list[list[Batch]], whole: list[Batch])
     assert_same(joined, whole)
 
 
-def rows(batch: Batch) -> list[Row]:
+def rows(batch: HostBatch) -> list[Row]:
     """The texts of a batch of bytes, by the first EOS of each row."""
     return [
         tuple(bytes(ids[: ids.tolist().index(256)].tolist()) for ids in row)
@@ -77,7 +78,7 @@ def expected(prepared: PreparedPairs, split: str) -> list[list[Row]]:
     return found
 
 
-def test_batches_have_their_shapes_and_types(reference: list[Batch]):
+def test_batches_have_their_shapes_and_types(reference: list[HostBatch]):
     shapes = {batch["tokens"].shape: batch["source"].shape for batch in reference}
     assert shapes == {(16, 64): (16, 32), (8, 128): (8, 64), (4, 256): (4, 128)}
     for batch in reference:
@@ -105,7 +106,7 @@ def test_masks_mark_words_and_the_one_eos(prepared: PreparedPairs, predict_eos: 
 
 
 def test_training_reads_the_pairs_of_each_bucket_in_whole_epochs(
-    prepared: PreparedPairs, reference: list[Batch]
+    prepared: PreparedPairs, reference: list[HostBatch]
 ):
     members = expected(prepared, "train")
     assert all(len(found) > B for found in members)
@@ -134,7 +135,7 @@ def test_each_epoch_has_its_batches_of_each_bucket_in_another_order(prepared: Pr
     assert len(set(map(tuple, epochs))) == 4
 
 
-def test_seed_decides_the_order(prepared: PreparedPairs, reference: list[Batch]):
+def test_seed_decides_the_order(prepared: PreparedPairs, reference: list[HostBatch]):
     assert_same(take(train_iterator(prepared, batch_size=B, seed=7), 5), reference[:5])
     other = take(train_iterator(prepared, batch_size=B, seed=8), 20)
     shapes = [[batch["tokens"].shape for batch in part] for part in (other, reference[:20])]
@@ -147,7 +148,7 @@ def test_seed_decides_the_order(prepared: PreparedPairs, reference: list[Batch])
 
 
 def test_order_is_the_same_for_any_number_of_workers(
-    prepared: PreparedPairs, reference: list[Batch]
+    prepared: PreparedPairs, reference: list[HostBatch]
 ):
     batches = train_iterator(prepared, batch_size=B, seed=7, workers=2)
     assert_same(take(batches, 9), reference[:9])
@@ -155,7 +156,7 @@ def test_order_is_the_same_for_any_number_of_workers(
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_process_reads_its_contiguous_rows(
-    prepared: PreparedPairs, reference: list[Batch], count: int
+    prepared: PreparedPairs, reference: list[HostBatch], count: int
 ):
     shares = [
         take(train_iterator(prepared, batch_size=B, seed=7, rows=rows_of(k, count)), 9)
@@ -164,7 +165,9 @@ def test_process_reads_its_contiguous_rows(
     assert_shares_are_the_batches(shares, reference[:9])
 
 
-def test_resumed_iterator_goes_on_where_it_stopped(prepared: PreparedPairs, reference: list[Batch]):
+def test_resumed_iterator_goes_on_where_it_stopped(
+    prepared: PreparedPairs, reference: list[HostBatch]
+):
     first = train_iterator(prepared, batch_size=B, seed=7)
     for _ in range(33):
         next(first)
@@ -185,7 +188,7 @@ def test_resumed_iterator_goes_on_where_it_stopped(prepared: PreparedPairs, refe
 def test_evaluation_reads_every_pair_that_fits_once(
     prepared: PreparedPairs, limit: int | None, count: int
 ):
-    def share(k: int) -> list[Batch]:
+    def share(k: int) -> list[HostBatch]:
         options = {"limit": limit, "rows": rows_of(k, count)}
         return list(eval_batches(prepared, "validation", batch_size=B, **options))
 
@@ -273,7 +276,7 @@ def test_tokens_are_texts_of_a_trained_tokenizer(tmp_path: Path):
     found = [(text[: 9 * i], text) for i, text in enumerate(texts, 1)] + [("e", texts[0])]
     prepared = made(tmp_path, found, tokenizer="sentencepiece:600", length=64, source_length=32)
     read = [
-        tuple(pairs.decode(prepared.tokenizer, ids) for ids in row)
+        tuple(pair_encoding.decode(prepared.tokenizer, ids) for ids in row)
         for batch in eval_batches(prepared, "train", batch_size=B)
         for row in zip(batch["source"], batch["tokens"], strict=True)
         if row[1][0] != prepared.tokenizer.eos_id

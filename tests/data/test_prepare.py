@@ -5,18 +5,20 @@ import itertools
 import json
 import os
 import sys
-import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from ddm_jax.config import DataConfig
 from ddm_jax.data.build import text as prepare_module
 from ddm_jax.data.build import tfds_builder as builder
 from ddm_jax.data.build.tfds_builder import BeamSpec
-from ddm_jax.data.open import command, open_or_prepare
-from ddm_jax.data.sets.text import PreparedSet, PrepareSpec, default_folder, open_prepared
+from ddm_jax.data.open import open_or_prepare, prepare_command
+from ddm_jax.data.sets.kinds import default_folder
+from ddm_jax.data.sets.text import PreparedText, TextSpec, open_text
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.splits import SPLITS
 from ddm_jax.data.tokenizers import characters
@@ -25,29 +27,28 @@ from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from tests.data.corpora import make_documents, write_jsonl
 
-prepare = functools.partial(prepare_module.prepare, progress=False)
+prepare_text = functools.partial(prepare_module.prepare_text, progress=False)
 
 
-def read_all(prepared: PreparedSet, split: str) -> tuple[np.ndarray, np.ndarray]:
-    blocks = prepared.blocks(split)
+def read_all(prepared: PreparedText, split: str) -> tuple[np.ndarray, np.ndarray]:
+    blocks = prepared.records(split)
     return blocks.read(range(len(blocks)))
 
 
-def small(source: str, **changes: object) -> PrepareSpec:
-    spec = PrepareSpec(source, "bytes", 32, "wrap", validation_fraction=0.1, test_fraction=0.1)
+def small(source: str, **changes: object) -> TextSpec:
+    spec = TextSpec(source, "bytes", 32, "wrap", validation_fraction=0.1, test_fraction=0.1)
     return dataclasses.replace(spec, **changes)
 
 
-def config(spec: PrepareSpec, root: Path, **changes: object) -> types.SimpleNamespace:
-    fields = {**dataclasses.asdict(spec), "root": str(root), "workers": 0}
-    return types.SimpleNamespace(**{**fields, "validation": "", "test": "", **changes})
+def config(spec: TextSpec, root: Path, **changes: Any) -> DataConfig:
+    return DataConfig(**{**dataclasses.asdict(spec), "root": str(root), **changes})
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "dataset_info.json"}
 
 
-def test_every_document_is_in_exactly_one_split(wrapped: PreparedSet, documents: list[str]):
+def test_every_document_is_in_exactly_one_split(wrapped: PreparedText, documents: list[str]):
     found = []
     for split in SPLITS:
         stream = read_all(wrapped, split)[0].reshape(-1)
@@ -62,7 +63,7 @@ def test_every_document_is_in_exactly_one_split(wrapped: PreparedSet, documents:
     assert sum(info.documents for info in wrapped.splits.values()) == len(documents)
 
 
-def test_wrapped_blocks_are_the_joined_documents(wrapped: PreparedSet, documents: list[str]):
+def test_wrapped_blocks_are_the_joined_documents(wrapped: PreparedText, documents: list[str]):
     for split in SPLITS:
         tokens, valid = read_all(wrapped, split)
         assert tokens.dtype == np.int32
@@ -82,7 +83,7 @@ def _with_zeros(stream: np.ndarray) -> bytes:
     return b"\0" + np.where(stream == 256, 0, stream).astype(np.uint8).tobytes()
 
 
-def test_figures_of_wrapped_splits_add_up(wrapped: PreparedSet, documents: list[str]):
+def test_figures_of_wrapped_splits_add_up(wrapped: PreparedText, documents: list[str]):
     infos = wrapped.splits.values()
     total_bytes = sum(len(d.encode()) for d in documents)
     assert sum(info.bytes for info in infos) == total_bytes
@@ -94,7 +95,7 @@ def test_figures_of_wrapped_splits_add_up(wrapped: PreparedSet, documents: list[
 
 
 def test_padded_blocks_are_the_documents(tmp_path: Path, corpus: str, documents: list[str]):
-    prepared = prepare(small(corpus, pack="pad", length=200), tmp_path / "set")
+    prepared = prepare_text(small(corpus, pack="pad", length=200), tmp_path / "set")
     rows = []
     for split, info in prepared.splits.items():
         tokens, valid = read_all(prepared, split)
@@ -117,7 +118,7 @@ def test_padded_blocks_are_the_documents(tmp_path: Path, corpus: str, documents:
 
 @pytest.mark.parametrize("pack", ["wrap", "pad"])
 def test_unigram_entropy_is_that_of_the_tokens(tmp_path: Path, corpus: str, pack: str):
-    prepared = prepare(small(corpus, pack=pack), tmp_path / "set")
+    prepared = prepare_text(small(corpus, pack=pack), tmp_path / "set")
     real = {s: tokens[valid].tolist() for s in SPLITS for tokens, valid in [read_all(prepared, s)]}
     counts = collections.Counter(real["train"])
     total = len(real["train"]) + prepared.tokenizer.vocab_size
@@ -128,7 +129,7 @@ def test_unigram_entropy_is_that_of_the_tokens(tmp_path: Path, corpus: str, pack
 def test_equal_documents_fall_in_one_split(tmp_path: Path):
     documents = make_documents(40)
     path = write_jsonl(tmp_path / "a.jsonl", documents * 3)
-    prepared = prepare(small(f"jsonl:{path}", pack="pad", length=600), tmp_path / "set")
+    prepared = prepare_text(small(f"jsonl:{path}", pack="pad", length=600), tmp_path / "set")
     rows = {s: {row.tobytes() for row in read_all(prepared, s)[0]} for s in SPLITS}
     for a, b in itertools.combinations(SPLITS, 2):
         assert not rows[a] & rows[b]
@@ -146,18 +147,18 @@ def test_tokenizer_is_trained_on_the_train_split_alone(
         return tokenizers.pretrained_tokenizer("bytes")
 
     monkeypatch.setattr(tokenizers, "make", spy)
-    prepared = prepare(small(corpus, pack="pad", length=600), tmp_path / "set")
+    prepared = prepare_text(small(corpus, pack="pad", length=600), tmp_path / "set")
     tokens, valid = read_all(prepared, "train")
     assert [prepared.tokenizer.decode(t[v]) for t, v in zip(tokens, valid, strict=True)] == seen
 
 
 def test_set_is_the_same_for_any_number_of_workers_and_shards(
-    tmp_path: Path, corpus: str, wrapped: PreparedSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corpus: str, wrapped: PreparedText, monkeypatch: pytest.MonkeyPatch
 ):
-    one = prepare(wrapped.spec, tmp_path / "one", workers=1)
+    one = prepare_text(wrapped.spec, tmp_path / "one", workers=1)
     monkeypatch.setattr("ddm_jax.data.sources.text_files.SHARD_BYTES", (1000, 1000))
     assert len(sources.open_source(corpus).shards["train"]) > 10
-    many = prepare(wrapped.spec, tmp_path / "many", workers=4)
+    many = prepare_text(wrapped.spec, tmp_path / "many", workers=4)
     assert files(one.folder) == files(many.folder) == files(wrapped.folder)
 
 
@@ -168,15 +169,15 @@ def test_beam_prepares_the_same_set(
     pytest.importorskip("apache_beam", reason="the extra `beam` is not installed")
     monkeypatch.setattr("ddm_jax.data.sources.text_files.SHARD_BYTES", (5000, 5000))
     spec = small(corpus, pack=pack)
-    here = prepare(spec, tmp_path / "here")
-    beam = prepare(spec, tmp_path / "beam", beam=BeamSpec())
+    here = prepare_text(spec, tmp_path / "here")
+    beam = prepare_text(spec, tmp_path / "beam", beam=BeamSpec())
     assert beam.description() == here.description()
     for split in SPLITS:
         for a, b in zip(read_all(here, split), read_all(beam, split), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_tfds_opens_the_set(wrapped: PreparedSet):
+def test_tfds_opens_the_set(wrapped: PreparedText):
     """TFDS's own reader and decoder are the independent truth for ours."""
     rows = tfds.builder_from_directory(wrapped.folder).as_data_source("validation")
     tokens, valid = read_all(wrapped, "validation")
@@ -187,15 +188,15 @@ def test_tfds_opens_the_set(wrapped: PreparedSet):
 
 
 def test_ids_above_16_bits_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str):
-    codec = tokenizers._Codec(
+    codec = tokenizers.Codec(
         lambda text: characters.encode_bytes(text) + 70_000,
         lambda ids: characters.decode_bytes(ids - 70_000),
     )
-    monkeypatch.setitem(tokenizers._CODECS, "wide", lambda _: codec)
+    monkeypatch.setitem(tokenizers.CODECS, "wide", lambda _: codec)
     wide = Tokenizer("bytes", "wide", 70_257, 70_256, b"")
     monkeypatch.setattr(tokenizers, "make", lambda *_: wide)
-    prepared = prepare(small(corpus), tmp_path / "set")
-    assert prepared.blocks("train").dtype == "int32"
+    prepared = prepare_text(small(corpus), tmp_path / "set")
+    assert prepared.records("train").dtype == "int32"
     tokens, _ = read_all(prepared, "train")
     assert tokens.min() >= 70_000
     assert tokens.max() == 70_256
@@ -206,7 +207,7 @@ def test_splits_of_the_source_are_kept(tmp_path: Path):
     train, validation = make_documents(200, seed=1), make_documents(20, seed=2)
     _build_tfds(folder, {"train": train, "validation": validation})
     spec = small(f"tfds:{folder}", pack="pad", length=600)
-    prepared = prepare(spec, tmp_path / "set")
+    prepared = prepare_text(spec, tmp_path / "set")
     texts = {split: _texts(prepared, split) for split in SPLITS}
     assert texts["validation"] == set(validation)
     assert texts["test"]
@@ -214,7 +215,7 @@ def test_splits_of_the_source_are_kept(tmp_path: Path):
     assert not texts["train"] & texts["test"]
 
 
-def _texts(prepared: PreparedSet, split: str) -> set[str]:
+def _texts(prepared: PreparedText, split: str) -> set[str]:
     """The documents of a padded split, none of which was cut."""
     rows = zip(*read_all(prepared, split), strict=True)
     return {prepared.tokenizer.decode(tokens[valid]) for tokens, valid in rows}
@@ -252,31 +253,31 @@ def test_nothing_is_left_of_a_failed_preparation(
 
     monkeypatch.setattr(prepare_module, "publish", fail)
     with pytest.raises(type(error)):
-        prepare(small(corpus), tmp_path / "set")
+        prepare_text(small(corpus), tmp_path / "set")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_half_written_set_is_not_taken_for_a_finished_one(tmp_path: Path, wrapped: PreparedSet):
+def test_half_written_set_is_not_taken_for_a_finished_one(tmp_path: Path, wrapped: PreparedText):
     for name, content in files(wrapped.folder).items():
         if name != "ddm_jax.json":
             (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="not a prepared set"):
-        open_prepared(tmp_path)
+        open_text(tmp_path)
     before = files(tmp_path)
     with pytest.raises(UserError, match="exists and is not a finished set"):
-        prepare(wrapped.spec, tmp_path)
+        prepare_text(wrapped.spec, tmp_path)
     assert files(tmp_path) == before
 
 
-def test_finished_set_is_reused(wrapped: PreparedSet, monkeypatch: pytest.MonkeyPatch):
+def test_finished_set_is_reused(wrapped: PreparedText, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(builder, "build", None)
-    assert prepare(wrapped.spec, wrapped.folder) == wrapped
+    assert prepare_text(wrapped.spec, wrapped.folder) == wrapped
 
 
-def test_finished_set_of_another_spec_is_not_reused(wrapped: PreparedSet):
+def test_finished_set_of_another_spec_is_not_reused(wrapped: PreparedText):
     other = dataclasses.replace(wrapped.spec, length=16)
     with pytest.raises(UserError, match="prepared with length=32, not 16"):
-        prepare(other, wrapped.folder)
+        prepare_text(other, wrapped.folder)
 
 
 def test_race_ends_with_the_copy_that_came_first(
@@ -287,11 +288,11 @@ def test_race_ends_with_the_copy_that_came_first(
 
     def slow(*args: object, **kwargs: object) -> Path:
         monkeypatch.setattr(builder, "build", build)
-        prepare(spec, out)
+        prepare_text(spec, out)
         return build(*args, **kwargs)
 
     monkeypatch.setattr(builder, "build", slow)
-    assert prepare(spec, out) == open_prepared(out)
+    assert prepare_text(spec, out) == open_text(out)
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
@@ -299,14 +300,14 @@ def test_edited_text_is_noticed_and_touched_text_is_not(tmp_path: Path):
     documents = make_documents(50)
     path = write_jsonl(tmp_path / "a.jsonl", documents)
     spec = small(f"jsonl:{path}")
-    prepared = prepare(spec, tmp_path / "set")
+    prepared = prepare_text(spec, tmp_path / "set")
     os.utime(path, (0, 0))
-    assert prepare(spec, tmp_path / "set") == prepared
+    assert prepare_text(spec, tmp_path / "set") == prepared
     write_jsonl(path, [*documents[:-1], documents[-1][::-1]])
     with pytest.raises(UserError, match="has changed since"):
-        prepare(spec, tmp_path / "set")
+        prepare_text(spec, tmp_path / "set")
     path.unlink()
-    assert prepare(spec, tmp_path / "set") == prepared
+    assert prepare_text(spec, tmp_path / "set") == prepared
 
 
 def test_relative_and_absolute_globs_are_the_same_source(
@@ -320,7 +321,7 @@ def test_relative_and_absolute_globs_are_the_same_source(
 
 
 def test_default_folder_depends_on_every_field(tmp_path: Path):
-    spec = PrepareSpec(source="jsonl:/data/a b.jsonl", tokenizer="sentencepiece:2048", length=256)
+    spec = TextSpec(source="jsonl:/data/a b.jsonl", tokenizer="sentencepiece:2048", length=256)
     folder = default_folder(tmp_path, spec)
     assert folder.parent == tmp_path
     assert folder.name.startswith("jsonl_ab-sentencepiece_2048-L256-wrap-")
@@ -341,7 +342,7 @@ def test_local_source_is_prepared_when_a_run_asks_for_it(tmp_path: Path, corpus:
 @pytest.mark.parametrize("source", ["tfds:lm1b", "hf:owner/name:config"])
 def test_source_that_must_be_downloaded_names_the_command(tmp_path: Path, source: str):
     spec = small(source)
-    expected = command(spec, default_folder(tmp_path, spec))
+    expected = prepare_command(spec, default_folder(tmp_path, spec))
     assert f"--source={source}" in expected
     with pytest.raises(UserError) as error:
         open_or_prepare(config(spec, tmp_path))
@@ -349,7 +350,7 @@ def test_source_that_must_be_downloaded_names_the_command(tmp_path: Path, source
     assert not list(tmp_path.iterdir())
 
 
-def test_prepared_folder_is_opened_as_it_is(wrapped: PreparedSet, tmp_path: Path):
+def test_prepared_folder_is_opened_as_it_is(wrapped: PreparedText, tmp_path: Path):
     folder = str(wrapped.folder)
     same = config(wrapped.spec, tmp_path, source=folder)
     assert open_or_prepare(same) == wrapped
@@ -367,7 +368,7 @@ def test_prepared_folder_is_opened_as_it_is(wrapped: PreparedSet, tmp_path: Path
     ],
 )
 def test_prepared_folder_unlike_the_config_is_refused(
-    wrapped: PreparedSet, tmp_path: Path, field: str, value: object, complaint: str
+    wrapped: PreparedText, tmp_path: Path, field: str, value: object, complaint: str
 ):
     asked = {"source": str(wrapped.folder), field: value}
     with pytest.raises(UserError, match=complaint):
@@ -376,7 +377,7 @@ def test_prepared_folder_unlike_the_config_is_refused(
 
 @pytest.mark.parametrize("field", ["validation", "test"])
 def test_held_out_pairs_of_text_are_refused(
-    wrapped: PreparedSet, tmp_path: Path, corpus: str, field: str
+    wrapped: PreparedText, tmp_path: Path, corpus: str, field: str
 ):
     for source in (corpus, str(wrapped.folder)):
         asked = config(wrapped.spec, tmp_path, source=source, **{field: "pairs:a,b"})
@@ -399,17 +400,17 @@ def test_bad_spec_is_named_and_leaves_nothing(
     tmp_path: Path, corpus: str, changes: dict, complaint: str
 ):
     with pytest.raises(UserError, match=complaint):
-        prepare(small(corpus, **changes), tmp_path / "set")
+        prepare_text(small(corpus, **changes), tmp_path / "set")
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_record_is_named(tmp_path: Path, wrapped: PreparedSet):
+def test_damaged_record_is_named(tmp_path: Path, wrapped: PreparedText):
     (tmp_path / "ddm_jax.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(UserError, match="damaged"):
-        open_prepared(tmp_path)
+        open_text(tmp_path)
     (tmp_path / "ddm_jax.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(UserError, match="has format 99"):
-        open_prepared(tmp_path)
+        open_text(tmp_path)
 
 
 def test_hugging_face_splits_are_kept(tmp_path: Path):
@@ -419,7 +420,7 @@ def test_hugging_face_splits_are_kept(tmp_path: Path):
     train, validation = make_documents(200, seed=1), make_documents(20, seed=2)
     write_jsonl(corpus / "train.jsonl", train)
     write_jsonl(corpus / "validation.jsonl", validation)
-    prepared = prepare(small(f"hf:{corpus}", pack="pad", length=600), tmp_path / "set")
+    prepared = prepare_text(small(f"hf:{corpus}", pack="pad", length=600), tmp_path / "set")
     assert _texts(prepared, "validation") == set(validation)
     assert _texts(prepared, "train") | _texts(prepared, "test") == set(train)
     assert prepared.splits["test"].documents
@@ -428,10 +429,10 @@ def test_hugging_face_splits_are_kept(tmp_path: Path):
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path, corpus: str):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/set cannot be made .*choose another data\.root"):
-        prepare(small(corpus), tmp_path / "file" / "set")
+        prepare_text(small(corpus), tmp_path / "file" / "set")
 
 
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'ddm_jax\[hf\]'"):
-        prepare(small("hf:owner/name"), tmp_path / "set")
+        prepare_text(small("hf:owner/name"), tmp_path / "set")

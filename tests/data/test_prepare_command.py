@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ddm_jax.data.open import command
-from ddm_jax.data.sets.pairs import open_folder
-from ddm_jax.data.sets.text import PrepareSpec, open_prepared
+from ddm_jax.data.open import prepare_command
+from ddm_jax.data.sets.kinds import open_folder
+from ddm_jax.data.sets.text import TextSpec, open_text
 from tests.data.corpora import make_documents, pair_spec, write_jsonl
 
 
@@ -23,10 +23,10 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_of_a_spec_prepares_it(tmp_path: Path, corpus: str):
-    spec = PrepareSpec(corpus, "bytes", 16, "pad", validation_fraction=0.2, test_fraction=0.1)
-    done = run(*shlex.split(command(spec, tmp_path / "set"))[3:], "--json")
+    spec = TextSpec(corpus, "bytes", 16, "pad", validation_fraction=0.2, test_fraction=0.1)
+    done = run(*shlex.split(prepare_command(spec, tmp_path / "set"))[3:], "--json")
     assert done.returncode == 0, done.stderr
-    prepared = open_prepared(tmp_path / "set")
+    prepared = open_text(tmp_path / "set")
     assert prepared.spec == spec
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["folder"] == str(prepared.folder)
@@ -52,7 +52,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path):
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(line, stderr=subprocess.PIPE, preexec_fn=listen)
     deadline = time.monotonic() + 60
-    while not list(sets.glob(".one.unfinished-*/pieces/*")):
+    while not list(sets.glob(".one.unfinished-*/token_files/*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -65,7 +65,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path):
 
 def test_command_of_a_pair_spec_prepares_it(tmp_path: Path, pair_source: str):
     spec = pair_spec(pair_source, validation=pair_source)
-    done = run(*shlex.split(command(spec, tmp_path / "set"))[3:], "--json")
+    done = run(*shlex.split(prepare_command(spec, tmp_path / "set"))[3:], "--json")
     assert done.returncode == 0, done.stderr
     prepared = open_folder(tmp_path / "set")
     assert prepared.spec == spec

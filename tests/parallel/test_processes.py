@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddm_jax.data.build.atomic_folder import alone
+from ddm_jax.data.build.atomic_folder import exclusive_lock
 from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.runs.files import read_metrics
@@ -336,10 +336,10 @@ def test_second_process_waits_until_the_first_has_prepared(tmp_path, capsys):
     out, seen = tmp_path / "root" / "set", []
 
     def second():
-        with alone(out):
+        with exclusive_lock(out):
             seen.append("second")
 
-    with alone(out):
+    with exclusive_lock(out):
         thread = threading.Thread(target=second)
         thread.start()
         while "Waiting for another process" not in capsys.readouterr().err:

@@ -1,6 +1,10 @@
-"""A prepared set appears at once or never: built in a temporary folder, renamed when done."""
+"""A prepared set appears as a whole or not at all: built in a temporary folder, renamed when done.
+
+A finished set is reused if it is the one that is asked for.
+"""
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -11,15 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddm_jax.data.sets.text import MARKER, is_prepared
+from ddm_jax.data.sets.folder import MARKER, is_prepared
+from ddm_jax.data.sets.kinds import PreparedSet, Spec
 from ddm_jax.errors import UserError
 
 
 def check_free(out: Path) -> None:
-    """Refuses to build over what is not a finished set; an empty folder may be there.
+    """Refuses to build over anything but an empty folder.
 
     Raises:
-        UserError: something else is there.
+      UserError: something else is there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
@@ -27,14 +32,36 @@ def check_free(out: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Within it, no other process that sees the folder prepares `out`; waits until that is so.
-
-    Where the file system has no locks, each prepares its own, and the first to finish is read.
+def check_reusable(prepared: PreparedSet, spec: Spec) -> None:
+    """Refuses a finished set that is not what preparing `spec` now would give.
 
     Raises:
-        UserError: the lock, a file beside `out`, cannot be made.
+      UserError: it was prepared from another spec, or its text has been edited since.
+    """
+    for field in dataclasses.fields(spec):
+        has, wants = getattr(prepared.spec, field.name), getattr(spec, field.name)
+        if has != wants:
+            raise UserError(
+                f"{prepared.folder} was prepared with {field.name}={has}, not {wants}: choose "
+                "another folder."
+            )
+    if not prepared.has_tokenizer(spec.tokenizer):
+        raise UserError(
+            f"{prepared.folder} was prepared with another {spec.tokenizer} than the present one: "
+            "choose another folder."
+        )
+    _check_unchanged(prepared)
+
+
+@contextlib.contextmanager
+def exclusive_lock(out: Path) -> Iterator[None]:
+    """Within it, no other process that sees the folder prepares `out`; waits for the lock.
+
+    On a file system without locks each process prepares its own set, and the first that finishes
+    is the one that is kept.
+
+    Raises:
+      UserError: the lock, a file next to `out`, cannot be made.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +81,10 @@ def alone(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_sibling(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, on the same file system; removed whatever happens.
+    """Makes a folder next to `out`, on the same file system, and removes it in any case.
 
     Raises:
-        UserError: it cannot be made.
+      UserError: it cannot be made.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +107,22 @@ def publish(built: Path, out: Path, description: Mapping[str, Any]) -> None:
         # Another process may have prepared the same set in the meantime; its copy is as good.
         if not is_prepared(out):
             raise
+
+
+def _check_unchanged(prepared: PreparedSet) -> None:
+    """Refuses a set whose local text has been edited since; text that is gone does not matter."""
+    spec = prepared.spec
+    try:
+        changed = spec.stamp() != prepared.source_stamp
+    except UserError:
+        return
+    # Files that were only copied or touched have another stamp and the same fingerprint.
+    if changed and spec.fingerprint() != prepared.source_fingerprint:
+        raise UserError(
+            f"The text of data.source={spec.source} has changed since {prepared.folder} was "
+            "prepared: remove that folder to prepare it again, or give the folder as data.source "
+            "to use it as it is."
+        )
 
 
 def _not_made(out: Path, error: OSError) -> UserError:

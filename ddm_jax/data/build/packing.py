@@ -1,7 +1,8 @@
-"""Documents -> blocks of L tokens.
+"""Packs documents into blocks of L tokens.
 
 `wrap`: every document is followed by EOS, all are joined, and the stream is cut every L tokens.
-`pad`: one document a block, followed by EOS, cut at L or filled up; what is filled carries no loss.
+`pad`: each block is one document followed by EOS, cut at L or padded with EOS; padding carries no
+loss.
 """
 
 import dataclasses
@@ -12,12 +13,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """The tokens that some documents put in the stream of blocks.
+    """The tokens that some documents add to the stream of blocks.
 
     Attributes:
-        stream: int32[n]; with `pad`, n is a multiple of L.
-        valid: int32[documents], how many tokens of each block are real; None for `wrap`, where all
-            are.
+      stream: int32[n]; with `pad`, n is a multiple of L.
+      valid: int32[documents], the number of real tokens in each block; None for `wrap`, where all
+        are real.
     """
 
     stream: np.ndarray
@@ -25,7 +26,7 @@ class Packed:
 
 
 def wrap(documents: Sequence[np.ndarray], eos_id: int, length: int) -> Packed:
-    """Joins int32[n_i] documents, each with EOS after it; `length` plays no part yet."""
+    """Joins int32[n_i] documents, each followed by EOS; `length` is not used yet."""
     del length
     eos = np.array([eos_id], np.int32)
     parts = [part for document in documents for part in (document, eos)]
@@ -33,7 +34,7 @@ def wrap(documents: Sequence[np.ndarray], eos_id: int, length: int) -> Packed:
 
 
 def pad(documents: Sequence[np.ndarray], eos_id: int, length: int) -> Packed:
-    """One row of `length` per int32[n_i] document; rows are filled with EOS."""
+    """Makes a row of `length` tokens of each int32[n_i] document, padded with EOS."""
     rows = np.full((len(documents), length), eos_id, np.int32)
     valid = np.empty(len(documents), np.int32)
     for row, document in enumerate(documents):
@@ -43,35 +44,35 @@ def pad(documents: Sequence[np.ndarray], eos_id: int, length: int) -> Packed:
     return Packed(rows.reshape(-1), valid)
 
 
-PACKS: Mapping[str, Callable[[Sequence[np.ndarray], int, int], Packed]] = {
+PACKERS: Mapping[str, Callable[[Sequence[np.ndarray], int, int], Packed]] = {
     "wrap": wrap,
     "pad": pad,
 }
 
 
-def stretch(
-    open_piece: Callable[[int], np.ndarray], starts: np.ndarray, begin: int, end: int
+def read_range(
+    open_part: Callable[[int], np.ndarray], starts: np.ndarray, begin: int, end: int
 ) -> np.ndarray:
-    """Items [begin, end) of a concatenation of pieces, opening those that they lie in alone.
+    """Reads items [begin, end) of a concatenation; only opens the parts that hold them.
 
     Args:
-        open_piece: the array (or memory map) of a piece, all of one dimension and one dtype.
-        starts: int64[pieces], where each begins in the concatenation.
-        begin: first item.
-        end: one past the last item.
+      open_part: part number -> its array or memory map; all have one dimension and the same dtype.
+      starts: int64[parts], where each part begins in the concatenation.
+      begin: first item.
+      end: one past the last item.
     """
-    parts = []
+    slices = []
     index = int(np.searchsorted(starts, begin, side="right")) - 1
     while begin < end:
         offset = begin - int(starts[index])
-        part = open_piece(index)[offset : offset + end - begin]
-        parts.append(part)
+        part = open_part(index)[offset : offset + end - begin]
+        slices.append(part)
         begin += len(part)
         index += 1
-    return np.concatenate(parts)
+    return np.concatenate(slices)
 
 
 def block_ranges(blocks: int, step: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) ranges of at most `step` blocks that cover `blocks`."""
+    """Yields [start, stop) ranges of at most `step` blocks that cover `blocks`."""
     for start in range(0, blocks, step):
         yield start, min(start + step, blocks)

@@ -1,7 +1,7 @@
-"""Parallel text -> prepared pairs.
+"""Parallel text -> prepared set of pairs.
 
-The text is never held as a whole: it is read to know it again, to count it, to train a tokenizer,
-and for each split.
+The text is never held in memory as a whole. It is read several times: for its fingerprint, to
+count the pairs, to train a tokenizer, and once for each split.
 """
 
 import functools
@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +18,63 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from ddm_jax.data import pair_encoding as pairs
-from ddm_jax.data.build import tfds_builder as builder
-from ddm_jax.data.build.atomic_folder import check_free, publish, temporary_sibling
-from ddm_jax.data.build.reuse import finished
-from ddm_jax.data.build.tokenise_shards import token_dtype
-from ddm_jax.data.sets.pairs import PairInfo, PairSpec, PreparedPairs, lengths_file
-from ddm_jax.data.sets.text import COUNTS, is_prepared
+from ddm_jax.data import pair_encoding
+from ddm_jax.data.build import tfds_builder
+from ddm_jax.data.build.atomic_folder import (
+    check_free,
+    check_reusable,
+    publish,
+    temporary_sibling,
+)
+from ddm_jax.data.sets.folder import COUNTS, is_prepared
+from ddm_jax.data.sets.kinds import open_folder
+from ddm_jax.data.sets.pairs import PairSpec, PairSplitInfo, PreparedPairs, lengths_file
+from ddm_jax.data.sets.text_records import token_dtype
 from ddm_jax.data.sources import pair_files
 from ddm_jax.data.sources.pair_files import Pair
-from ddm_jax.data.splits import SPLITS, HeldOut, position, split_of, without_own_splits
+from ddm_jax.data.splits import SPLITS, HeldOut, hash_position, split_of, without_own_splits
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 
-Row = dict[str, Any]
-
 CHUNK = 1024  # pairs that a thread encodes at once
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair with the ids of both sides, int32[n] without EOS."""
+
+    source: np.ndarray
+    target: np.ndarray
+    source_text: str
+    target_text: str
 
 
 def prepare_pairs(
     spec: PairSpec, out: Path, *, workers: int | None = None, progress: bool = True
 ) -> PreparedPairs:
-    """Prepares a spec in the folder `out`, or opens it if that is done.
+    """Prepares a spec in the folder `out`, or opens the set that is already there.
 
     Args:
-        spec: what to prepare.
-        out: folder to make; it appears when the set is finished, and not before.
-        workers: threads that tokenise; all cores by default. The result does not depend on it.
-        progress: whether to show progress bars on stderr.
+      spec: what to prepare.
+      out: folder to make; it appears when the set is finished, and not before.
+      workers: threads that tokenise; all cores by default. The result does not depend on it.
+      progress: whether to show progress bars on stderr.
 
     Raises:
-        UserError: bad spec or text, or `out` holds something else.
+      UserError: bad spec or text, or `out` holds something else.
     """
     _check(spec)
     out = out.expanduser()
     spec = spec.absolute()
     if is_prepared(out):
-        return finished(out, spec)
+        finished = open_folder(out)
+        check_reusable(finished, spec)
+        assert isinstance(finished, PreparedPairs)  # the specs are equal
+        return finished
     check_free(out)
     for field, named in spec.files.items():
-        pair_files.find(named, f"data.{field}")
+        pair_files.find_files(named, f"data.{field}")
     stamp, fingerprint = spec.stamp(), spec.fingerprint()
     held_out = without_own_splits(HeldOut(spec.validation_fraction, spec.test_fraction), spec.files)
     counted, empty = _count(spec, held_out)
@@ -66,14 +83,14 @@ def prepare_pairs(
     with temporary_sibling(out) as scratch:
         tokenizer = tokenizers.make(spec.tokenizer, lambda: _train_texts(spec, held_out))
         tallies = {split: _Tally(spec, tokenizer.vocab_size) for split in SPLITS}
-        chunks = functools.partial(_encoded, tokenizer=tokenizer, threads=workers)
-        rows = {
-            split: tallies[split].counting(chunks(_pairs(spec, held_out, split)))
+        encode = functools.partial(_encode_chunks, tokenizer=tokenizer, threads=workers)
+        pairs = {
+            split: tallies[split].count(encode(_pairs_of_split(spec, held_out, split)))
             for split in SPLITS
             if counted[split]
         }
         dtype = token_dtype(tokenizer.vocab_size)
-        built = builder.write(ParallelText(rows, counted, dtype, scratch, progress), scratch)
+        built = tfds_builder.write(ParallelText(pairs, counted, dtype, scratch, progress), scratch)
         splits = {split: tallies[split].info(empty[split]) for split in SPLITS}
         if not splits["train"].fitting:
             raise _no_pair(spec)
@@ -86,22 +103,22 @@ def prepare_pairs(
     return prepared
 
 
-class ParallelText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes the rows of each split, in order: ids of both sides, without EOS, and the texts."""
+class ParallelText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see __init_subclass__ of a library without types
+    """Writes the pairs of each split, in order: ids of both sides, without EOS, and the texts."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS would look for checksums of downloads beside this file.
+    # Otherwise TFDS looks for checksums of downloads next to this file.
     code_path = None
 
     def __init__(
         self,
-        rows: Mapping[str, Iterator[Row]],
+        pairs: Mapping[str, Iterator[EncodedPair]],
         totals: Mapping[str, int],
         dtype: np.dtype,
         data_dir: Path,
         progress: bool,
     ) -> None:
-        self._rows = rows
+        self._pairs = pairs
         self._totals = totals
         self._dtype = dtype
         self._progress = progress
@@ -114,7 +131,7 @@ class ParallelText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 shape=(None,), dtype=self._dtype, encoding=tfds.features.Encoding.BYTES
             )
             features[f"{side}_text"] = tfds.features.Text()
-        return builder.UnpublishedInfo(
+        return tfds_builder.UnpublishedInfo(
             builder=self,
             description="Pairs of texts and their tokens, prepared by ddm_jax.",
             features=tfds.features.FeaturesDict(features),
@@ -124,52 +141,57 @@ class ParallelText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
-        return {split: self._generate_examples(split) for split in self._rows}
+        return {split: self._generate_examples(split) for split in self._pairs}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, Row]]:
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         with tqdm(
-            self._rows[split],
+            self._pairs[split],
             desc=f"tokenise {split}",
             total=self._totals[split],
             unit=" pairs",
             disable=not self._progress,
         ) as bar:
-            for key, row in enumerate(bar):
-                yield key, {name: self._stored(value) for name, value in row.items()}
-
-    def _stored(self, value: np.ndarray | str) -> np.ndarray | str:
-        return value if isinstance(value, str) else value.astype(self._dtype)
+            for key, pair in enumerate(bar):
+                yield (
+                    key,
+                    {
+                        "source": pair.source.astype(self._dtype),
+                        "target": pair.target.astype(self._dtype),
+                        "source_text": pair.source_text,
+                        "target_text": pair.target_text,
+                    },
+                )
 
 
 class _Tally:
-    """What is to be known of a split, counted while its rows go by."""
+    """The figures of a split, counted while its pairs are written."""
 
     def __init__(self, spec: PairSpec, vocab_size: int) -> None:
-        self.counts = np.zeros(vocab_size, np.int64)  # of words in the targets that fit
+        self.counts = np.zeros(vocab_size, np.int64)  # of ids in the targets that fit
         self.lengths = [np.empty((0, 2), np.int32)]
         self._limits = np.array([spec.source_length, spec.length])
         self._words = np.zeros(2, np.int64)
         self._bytes = 0
 
-    def counting(self, chunks: Iterable[list[Row]]) -> Iterator[Row]:
-        """The rows of all chunks."""
-        for rows in chunks:
-            lengths = np.array([[len(r["source"]) + 1, len(r["target"]) + 1] for r in rows])
-            fit = (lengths <= self._limits).all(axis=1)
-            fitting = [row for row, fits in zip(rows, fit, strict=True) if fits]
-            for row in fitting:
-                self._bytes += len(row["target_text"].encode())
-            targets = np.concatenate([np.empty(0, np.int32), *(r["target"] for r in fitting)])
+    def count(self, chunks: Iterable[list[EncodedPair]]) -> Iterator[EncodedPair]:
+        """Counts the pairs of all chunks and yields each."""
+        for chunk in chunks:
+            lengths = np.array([[len(p.source) + 1, len(p.target) + 1] for p in chunk])
+            fit = np.all(lengths <= self._limits, axis=1)
+            fitting = [pair for pair, fits in zip(chunk, fit.tolist(), strict=True) if fits]
+            for pair in fitting:
+                self._bytes += len(pair.target_text.encode())
+            targets = np.concatenate([np.empty(0, np.int32), *(p.target for p in fitting)])
             self.counts += np.bincount(targets, minlength=len(self.counts))
             self.lengths.append(lengths.astype(np.int32))
             self._words += (lengths[fit] - 1).sum(axis=0)
-            yield from rows
+            yield from chunk
 
-    def info(self, empty: int) -> PairInfo:
-        """The figures, when all rows have gone by."""
+    def info(self, empty: int) -> PairSplitInfo:
+        """Returns the figures, after all pairs have been counted."""
         lengths = np.concatenate(self.lengths)
         source_tokens, tokens = self._words.tolist()
-        return PairInfo(
+        return PairSplitInfo(
             pairs=len(lengths),
             empty=empty,
             long=int((lengths > self._limits).any(axis=1).sum()),
@@ -201,54 +223,58 @@ def _no_pair(spec: PairSpec) -> UserError:
 
 
 def _count(spec: PairSpec, held_out: HeldOut) -> tuple[Counter[str], Counter[str]]:
-    """How many pairs each split has, and how many were left out where it, or its source, lies."""
-    pairs_in, empty_in = Counter(), Counter()
+    """Returns the number of pairs, and of pairs with an empty side, of each split.
+
+    A pair with an empty side counts for the split whose file has it, or for train in the source.
+    """
+    counted: Counter[str] = Counter()
+    empty: Counter[str] = Counter()
     for field, named in spec.files.items():
         for source, target in pair_files.read(named):
             own = "train" if field == "source" else field
             if not (source and target):
-                empty_in[own] += 1
+                empty[own] += 1
             else:
-                pairs_in[split_of(source, held_out) if own == "train" else own] += 1
-    return pairs_in, empty_in
+                counted[split_of(source, held_out) if own == "train" else own] += 1
+    return counted, empty
 
 
-def _pairs(spec: PairSpec, held_out: HeldOut, split: str) -> Iterator[Pair]:
-    """The pairs of a split that have words on both sides, in the order that they are stored in."""
+def _pairs_of_split(spec: PairSpec, held_out: HeldOut, split: str) -> Iterator[Pair]:
+    """Yields the pairs of a split that have words on both sides, in the order on disk."""
     own = spec.files.get("source" if split == "train" else split, "")
-    found = filter(all, pair_files.read(own or spec.source))
+    pairs = filter(all, pair_files.read(own or spec.source))
     if split != "train" and own:
-        return found
-    members = (pair for pair in found if split_of(pair[0], held_out) == split)
-    # In order of a hash, the first n are a fair sample.
-    return members if own else iter(sorted(members, key=lambda pair: position(pair[0])))
+        return pairs
+    members = (pair for pair in pairs if split_of(pair[0], held_out) == split)
+    # In the order of a hash, the first n pairs are a fair sample.
+    return members if own else iter(sorted(members, key=lambda pair: hash_position(pair[0])))
 
 
 def _train_texts(spec: PairSpec, held_out: HeldOut) -> Iterator[str]:
-    """What the tokenizer may be trained on: both sides of nothing that is held out."""
-    for pair in _pairs(spec, held_out, "train"):
-        yield from map(pairs.spaced, pair)
+    """Yields the texts that the tokenizer may be trained on: both sides of the train split."""
+    for pair in _pairs_of_split(spec, held_out, "train"):
+        yield from map(pair_encoding.with_leading_space, pair)
 
 
-def _encoded(
-    found: Iterable[Pair], tokenizer: Tokenizer, threads: int | None
-) -> Iterator[list[Row]]:
-    """Rows in chunks, in order."""
-    found = iter(found)
-    chunks = iter(lambda: list(itertools.islice(found, CHUNK)), [])
+def _encode_chunks(
+    pairs: Iterable[Pair], tokenizer: Tokenizer, threads: int | None
+) -> Iterator[list[EncodedPair]]:
+    """Yields encoded pairs in chunks, in order."""
+    remaining = iter(pairs)
+    chunks = iter(lambda: list(itertools.islice(remaining, CHUNK)), [])
     threads = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         while group := list(itertools.islice(chunks, threads)):
-            yield from pool.map(functools.partial(_encode, tokenizer=tokenizer), group)
+            yield from pool.map(functools.partial(_encode_chunk, tokenizer=tokenizer), group)
 
 
-def _encode(chunk: list[Pair], tokenizer: Tokenizer) -> list[Row]:
+def _encode_chunk(chunk: list[Pair], tokenizer: Tokenizer) -> list[EncodedPair]:
     return [
-        {
-            "source": pairs.encode(tokenizer, source),
-            "target": pairs.encode(tokenizer, target),
-            "source_text": source,
-            "target_text": target,
-        }
+        EncodedPair(
+            source=pair_encoding.encode(tokenizer, source),
+            target=pair_encoding.encode(tokenizer, target),
+            source_text=source,
+            target_text=target,
+        )
         for source, target in chunk
     ]

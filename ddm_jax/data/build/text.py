@@ -8,23 +8,29 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ddm_jax.data.build import tfds_builder as builder
-from ddm_jax.data.build.atomic_folder import check_free, publish, temporary_sibling
-from ddm_jax.data.build.packing import PACKS
-from ddm_jax.data.build.reuse import finished
+from ddm_jax.data.build import tfds_builder
+from ddm_jax.data.build.atomic_folder import (
+    check_free,
+    check_reusable,
+    publish,
+    temporary_sibling,
+)
+from ddm_jax.data.build.packing import PACKERS
 from ddm_jax.data.build.tfds_builder import BeamSpec
 from ddm_jax.data.build.tokenise_shards import (
-    Job,
-    Piece,
     Rules,
+    ShardJob,
     SplitTokens,
+    TokenFileInfo,
     gather,
-    jobs,
-    token_dtype,
+    list_jobs,
     tokenise,
     unigram_counts,
 )
-from ddm_jax.data.sets.text import COUNTS, PreparedSet, PrepareSpec, SplitInfo, is_prepared
+from ddm_jax.data.sets.folder import COUNTS, is_prepared
+from ddm_jax.data.sets.kinds import open_folder
+from ddm_jax.data.sets.text import PreparedText, TextSpec, TextSplitInfo
+from ddm_jax.data.sets.text_records import token_dtype
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.sources.registry import Source
 from ddm_jax.data.splits import SPLITS, HeldOut, split_of, without_own_splits
@@ -32,53 +38,45 @@ from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
 
 
-def prepare(
-    spec: PrepareSpec,
+def prepare_text(
+    spec: TextSpec,
     out: Path,
     *,
     workers: int | None = None,
     beam: BeamSpec | None = None,
     progress: bool = True,
-) -> PreparedSet:
-    """Prepares a spec in the folder `out`, or opens it if that is done.
+) -> PreparedText:
+    """Prepares a spec in the folder `out`, or opens the set that is already there.
 
     Args:
-        spec: what to prepare.
-        out: folder to make; it appears when the set is finished, and not before.
-        workers: threads that tokenise; all cores by default. The result does not depend on it.
-        beam: tokenise and write with Apache Beam instead. The result is the same.
-        progress: whether to show progress bars on stderr.
+      spec: what to prepare.
+      out: folder to make; it appears when the set is finished, and not before.
+      workers: threads that tokenise; all cores by default. The result does not depend on it.
+      beam: tokenise and write with Apache Beam instead. The result is the same.
+      progress: whether to show progress bars on stderr.
 
     Raises:
-        UserError: bad spec or text, or `out` holds something else.
+      UserError: bad spec or text, or `out` holds something else.
     """
     _check(spec)
     out = out.expanduser()
     spec = spec.absolute()
     if is_prepared(out):
-        return finished(out, spec)
+        finished = open_folder(out)
+        check_reusable(finished, spec)
+        assert isinstance(finished, PreparedText)  # the specs are equal
+        return finished
     check_free(out)
     source, stamp = sources.open_source(spec.source), spec.stamp()
-    wanted = HeldOut(spec.validation_fraction, spec.test_fraction)
-    held_out = without_own_splits(wanted, source.shards)
+    fractions = HeldOut(spec.validation_fraction, spec.test_fraction)
+    held_out = without_own_splits(fractions, source.shards)
     with temporary_sibling(out) as scratch:
         tokenizer = tokenizers.make(spec.tokenizer, lambda: _train_documents(source, held_out))
-        work = Rules(tokenizer, held_out, spec.length, spec.pack)
-        pieces_folder = scratch / "pieces"
-        pieces_folder.mkdir()
-        work_list = jobs(source)
-        if beam is None:
-            _tokenise_here(work_list, work, pieces_folder, workers, progress)
-        else:
-            builder.tokenise_with_beam(work_list, work, pieces_folder, beam)
-        fingerprint, pieces, streams = gather(pieces_folder, len(work_list), work)
+        rules = Rules(tokenizer, held_out, spec.length, spec.pack)
+        fingerprint, infos, streams = _tokenise(source, rules, scratch, workers, beam, progress)
         if not streams["train"].blocks:
-            raise UserError(
-                f"data.source={spec.source} gives {streams['train'].total} tokens to train on, "
-                f"fewer than one block of data.length={spec.length}: add text, lower data.length, "
-                "or lower the held-out fractions."
-            )
-        built = builder.build(
+            raise _too_short(spec, streams["train"].total)
+        built = tfds_builder.build(
             {split: stream for split, stream in streams.items() if stream.blocks},
             token_dtype(tokenizer.vocab_size),
             scratch,
@@ -90,40 +88,66 @@ def prepare(
         )
         np.save(built / COUNTS, counts)
         tokenizer.save(built)
-        prepared = PreparedSet(
+        prepared = PreparedText(
             folder=out,
             spec=spec,
             source_fingerprint=fingerprint,
             source_stamp=stamp,
             tokenizer=tokenizer,
-            splits=_split_infos(pieces, streams, counts),
+            splits=_split_infos(infos, streams, counts),
         )
         publish(built, out, prepared.description())
     return prepared
 
 
-def _check(spec: PrepareSpec) -> None:
-    if spec.pack not in PACKS:
-        raise UserError(f"data.pack={spec.pack!r} must be one of {', '.join(PACKS)}.")
+def _check(spec: TextSpec) -> None:
+    if spec.pack not in PACKERS:
+        raise UserError(f"data.pack={spec.pack!r} must be one of {', '.join(PACKERS)}.")
     if spec.length < 1:
         raise UserError(f"data.length={spec.length} must be at least 1 token.")
     sources.split_spec(spec.source)
     tokenizers.split_spec(spec.tokenizer)
 
 
+def _too_short(spec: TextSpec, tokens: int) -> UserError:
+    return UserError(
+        f"data.source={spec.source} gives {tokens} tokens to train on, fewer than one block of "
+        f"data.length={spec.length}: add text, lower data.length, or lower the held-out fractions."
+    )
+
+
 def _train_documents(source: Source, held_out: HeldOut) -> Iterator[str]:
-    """What the tokenizer may be trained on: nothing that is held out."""
+    """Yields the documents that the tokenizer may be trained on: nothing that is held out."""
     for shard in source.shards["train"]:
         yield from (text for text in shard.read() if split_of(text, held_out) == "train")
 
 
-def _tokenise_here(
-    work_list: list[Job], work: Rules, folder: Path, workers: int | None, progress: bool
+def _tokenise(
+    source: Source,
+    rules: Rules,
+    scratch: Path,
+    workers: int | None,
+    beam: BeamSpec | None,
+    progress: bool,
+) -> tuple[str, dict[str, list[TokenFileInfo]], dict[str, SplitTokens]]:
+    """Writes the token files of all shards; returns what `gather` returns."""
+    folder = scratch / "token_files"
+    folder.mkdir()
+    jobs = list_jobs(source)
+    if beam is None:
+        _tokenise_in_threads(jobs, rules, folder, workers, progress)
+    else:
+        tfds_builder.tokenise_with_beam(jobs, rules, folder, beam)
+    return gather(folder, len(jobs), rules)
+
+
+def _tokenise_in_threads(
+    jobs: list[ShardJob], rules: Rules, folder: Path, workers: int | None, progress: bool
 ) -> None:
-    total = sum(job.shard.size for job in work_list)
+    total = sum(job.shard.size for job in jobs)
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     try:
-        sizes = {pool.submit(tokenise, job, work, folder): job.shard.size for job in work_list}
+        sizes = {pool.submit(tokenise, job, rules, folder): job.shard.size for job in jobs}
         with tqdm(
             total=total or None, desc="tokenise", unit="B", unit_scale=True, disable=not progress
         ) as bar:
@@ -131,26 +155,27 @@ def _tokenise_here(
                 text_bytes = done.result()
                 bar.update(sizes[done] if total else text_bytes)
     finally:
-        # After an error or Ctrl-C, what has not begun is given up.
+        # After an error or Ctrl-C, jobs that have not started are cancelled.
         pool.shutdown(cancel_futures=True)
 
 
 def _split_infos(
-    pieces: Mapping[str, list[Piece]], streams: Mapping[str, SplitTokens], counts: np.ndarray
-) -> Mapping[str, SplitInfo]:
-    infos = {}
+    infos: Mapping[str, list[TokenFileInfo]],
+    streams: Mapping[str, SplitTokens],
+    counts: np.ndarray,
+) -> Mapping[str, TextSplitInfo]:
+    splits = {}
     for split, tokens in zip(SPLITS, counts.sum(axis=1).tolist(), strict=True):
-        parts = pieces[split]
-        stream = streams[split]
+        files, stream = infos[split], streams[split]
         tail = stream.total - stream.blocks * stream.length
-        kept_bytes = sum(part.kept_bytes for part in parts)
-        infos[split] = SplitInfo(
+        kept_bytes = sum(file.kept_bytes for file in files)
+        splits[split] = TextSplitInfo(
             blocks=stream.blocks,
             tokens=tokens,
-            dropped_tokens=tail + sum(part.dropped for part in parts),
-            documents=sum(part.documents for part in parts),
-            bytes=sum(part.bytes for part in parts),
+            dropped_tokens=tail + sum(file.dropped for file in files),
+            documents=sum(file.documents for file in files),
+            bytes=sum(file.bytes for file in files),
             # The tail's text is in the numerator, so its tokens are in the denominator.
             bytes_per_token=kept_bytes / max(1, tokens + tail),
         )
-    return infos
+    return splits

@@ -1,4 +1,4 @@
-"""Blocks of tokens -> a TFDS data set in array_record format, in this process or with Beam.
+"""Writes blocks of tokens as a TFDS data set in array_record format, in this process or with Beam.
 
 The features are `tokens` (uint16[L] or int32[L], stored as raw bytes) and `length`, the number of
 real tokens. Blocks keep their order on disk.
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from ddm_jax.data.build.packing import block_ranges
-from ddm_jax.data.build.tokenise_shards import Job, Rules, SplitTokens, read_blocks, tokenise
+from ddm_jax.data.build.tokenise_shards import Rules, ShardJob, SplitTokens, read_blocks, tokenise
 from ddm_jax.errors import UserError
 
 READ_BLOCKS = 1024
@@ -28,17 +28,22 @@ KeyedExample = tuple[int, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class BeamSpec:
-    """Where a Beam pipeline runs: a runner's name, and pipeline options as Beam's own flags."""
+    """Where a Beam pipeline runs.
+
+    Attributes:
+      runner: name of the runner.
+      options: pipeline options, spelt as Beam's own flags.
+    """
 
     runner: str = "DirectRunner"
     options: tuple[str, ...] = ()
 
 
-class PackedText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PackedText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see __init_subclass__ of a library without types
     """Writes `streams` (by split) in this process."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS would look for checksums of downloads beside this file.
+    # Otherwise TFDS looks for checksums of downloads next to this file.
     code_path = None
 
     def __init__(
@@ -83,7 +88,10 @@ class PackedText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class BeamPackedText(PackedText):
     """Writes the same data set from the workers of a Beam pipeline."""
 
-    def _split_generators(self, dl_manager: Any, pipeline: Any) -> dict[str, Any]:
+    # TFDS inspects the signature: a builder that takes `pipeline` runs on Beam.
+    def _split_generators(  # type: ignore[override]
+        self, dl_manager: Any, pipeline: Any
+    ) -> dict[str, Any]:
         del dl_manager
         beam = _beam()
         return {
@@ -96,10 +104,10 @@ class BeamPackedText(PackedText):
 
 
 class UnpublishedInfo(tfds.core.DatasetInfo):
-    """The description of a data set that is made here."""
+    """The description of a data set that is not published by TFDS."""
 
     def initialize_from_bucket(self) -> None:
-        """There is no published copy to look for, and TFDS would leave an empty folder in /tmp."""
+        """Does not look for a published copy, for which TFDS leaves an empty folder in /tmp."""
 
 
 def build(
@@ -110,10 +118,17 @@ def build(
     beam: BeamSpec | None,
     progress: bool,
 ) -> Path:
-    """Writes the data set below `folder`; splits must have a block each.
+    """Writes the data set below `folder`.
+
+    Args:
+      streams: the tokens by split; each split must have at least one block.
+      dtype: of the stored ids.
+      folder: where to write.
+      beam: writes with Beam; None writes in this process.
+      progress: whether to show progress bars on stderr.
 
     Returns:
-        The folder with dataset_info.json.
+      The folder of dataset_info.json.
     """
     kind = PackedText if beam is None else BeamPackedText
     builder = kind(streams, dtype, folder, progress)
@@ -131,7 +146,7 @@ def write(
 ) -> Path:
     """Writes the data set of a builder below `folder`; returns the folder of dataset_info.json."""
     tfds.disable_progress_bar()  # one bar is enough
-    # TFDS prints that it downloads, and where to: a folder that is about to be renamed.
+    # TFDS prints that it downloads to a folder, which is about to be renamed.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_dir=folder / "downloads",
@@ -141,8 +156,8 @@ def write(
     return Path(builder.data_dir)
 
 
-def tokenise_with_beam(jobs: list[Job], rules: Rules, folder: Path, beam: BeamSpec) -> None:
-    """Runs `tokenise` on Beam workers, all of which must see `folder`."""
+def tokenise_with_beam(jobs: list[ShardJob], rules: Rules, folder: Path, beam: BeamSpec) -> None:
+    """Runs `tokenise` on Beam workers, which must all see `folder`."""
     apache_beam = _beam()
     with apache_beam.Pipeline(runner=beam.runner, options=_beam_options(beam)) as pipeline:
         _ = (

@@ -1,17 +1,18 @@
-"""Source shards -> files of token ids, one piece for each shard and split.
+"""Source shards -> files of token ids, one token file for each shard and split.
 
-Shards are independent, so that threads here or Beam workers elsewhere may each take some; the
-pieces are the same. Run again, a shard writes the same files again.
+Shards are independent, so that threads of this process or Beam workers can each take some; the
+token files are the same. A shard that is run again writes the same files.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from ddm_jax.data.build.packing import PACKS, Packed, stretch
+from ddm_jax.data.build.packing import PACKERS, Packed, read_range
+from ddm_jax.data.sets.text_records import token_dtype
 from ddm_jax.data.sources.registry import Source, add_digests, document_digest
 from ddm_jax.data.sources.text_files import Shard
 from ddm_jax.data.splits import SPLITS, HeldOut, split_of
@@ -19,8 +20,14 @@ from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A shard to tokenise: its place in the source, and the source's own split that it is of."""
+class ShardJob:
+    """A shard to tokenise.
+
+    Attributes:
+      index: its number in the source.
+      split: the source's own split that it belongs to.
+      shard: its documents.
+    """
 
     index: int
     split: str
@@ -29,7 +36,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How text becomes pieces."""
+    """How text becomes token files.
+
+    Attributes:
+      tokenizer: text -> ids.
+      held_out: fractions of `train` that go to the other splits.
+      length: tokens per block, L.
+      pack: a key of `PACKERS`.
+    """
 
     tokenizer: Tokenizer
     held_out: HeldOut
@@ -38,15 +52,15 @@ class Rules:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """What one shard gives to one split.
+class TokenFileInfo:
+    """The figures of what one shard gives to one split.
 
     Attributes:
-        documents: how many, empty ones left out.
-        bytes: of their UTF-8 text.
-        kept_bytes: of the text that the tokens stand for, less than `bytes` where pad cuts.
-        dropped: tokens that pad cuts off.
-        tokens: length of the stream in the piece's file, padding included.
+      documents: number of documents, without empty ones.
+      bytes: bytes of their UTF-8 text.
+      kept_bytes: bytes of the text that the tokens encode, less than `bytes` if pad cuts.
+      dropped: tokens that pad cuts off.
+      tokens: tokens in the file, padding included.
     """
 
     documents: int
@@ -58,14 +72,14 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class SplitTokens:
-    """The pieces of one split, in the order of the shards: a stream cut into blocks.
+    """The token files of one split, in the order of the shards: a stream cut into blocks.
 
     Attributes:
-        stems: path of each piece without its suffix.
-        starts: int64[pieces], where each begins in the stream.
-        total: tokens in the stream.
-        length: tokens a block.
-        padded: whether the pieces say how many tokens of each block are real.
+      stems: path of each file without its suffix.
+      starts: int64[files], where each file begins in the stream.
+      total: tokens in the stream.
+      length: tokens per block, L.
+      padded: whether the files state how many tokens of each block are real.
     """
 
     stems: tuple[Path, ...]
@@ -76,29 +90,24 @@ class SplitTokens:
 
     @property
     def blocks(self) -> int:
-        """Whole blocks in the stream; what is left over is dropped."""
+        """Number of whole blocks in the stream; the rest is dropped."""
         return self.total // self.length
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smaller of uint16 and int32 that holds every id."""
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
-
-
-def jobs(source: Source) -> list[Job]:
-    """Every shard of the source, in order."""
+def list_jobs(source: Source) -> list[ShardJob]:
+    """Returns a job for every shard of the source, in order."""
     shards = [(split, shard) for split, parts in source.shards.items() for shard in parts]
-    return [Job(index, split, shard) for index, (split, shard) in enumerate(shards)]
+    return [ShardJob(index, split, shard) for index, (split, shard) in enumerate(shards)]
 
 
-def tokenise(job: Job, rules: Rules, folder: Path) -> int:
-    """Reads one shard and writes its pieces in `folder`, its summary last.
+def tokenise(job: ShardJob, rules: Rules, folder: Path) -> int:
+    """Reads one shard and writes its token files in `folder`, its summary last.
 
     Returns:
-        Bytes of text in the shard.
+      Bytes of text in the shard.
 
     Raises:
-        UserError: the text is bad (see `text_files`, `hubs`).
+      UserError: the text is bad (see `text_files`, `hubs`).
     """
     texts: dict[str, list[str]] = {split: [] for split in SPLITS}
     digest = 0
@@ -106,71 +115,85 @@ def tokenise(job: Job, rules: Rules, folder: Path) -> int:
         digest = add_digests(digest, document_digest(job.split, text))
         own = job.split != "train"
         texts[job.split if own else split_of(text, rules.held_out)].append(text)
-    pieces = {
-        split: _write_piece(_stem(folder, job.index, split), documents, rules)
+    infos = {
+        split: _write_token_file(_stem(folder, job.index, split), documents, rules)
         for split, documents in texts.items()
         if documents
     }
-    plain = {split: dataclasses.asdict(piece) for split, piece in pieces.items()}
-    summary = {"digest": f"{digest:064x}", "pieces": plain}
-    _summary(folder, job.index).write_text(json.dumps(summary))
-    return sum(piece.bytes for piece in pieces.values())
+    figures = {split: dataclasses.asdict(info) for split, info in infos.items()}
+    summary = {"digest": f"{digest:064x}", "token_files": figures}
+    _summary_path(folder, job.index).write_text(json.dumps(summary))
+    return sum(info.bytes for info in infos.values())
 
 
-def gather(folder: Path, count: int, rules: Rules) -> tuple[str, Mapping[str, list[Piece]], dict]:
-    """Reads the summaries of `count` shards.
+def gather(
+    folder: Path, shards: int, rules: Rules
+) -> tuple[str, dict[str, list[TokenFileInfo]], dict[str, SplitTokens]]:
+    """Reads the summaries of all shards.
+
+    Args:
+      folder: the folder that `tokenise` wrote to.
+      shards: number of shards.
+      rules: the rules of `tokenise`.
 
     Returns:
-        The source's fingerprint; the pieces of each split; and its `SplitTokens`.
+      The source's fingerprint; the figures of each split's token files; each split's stream.
     """
     digest = 0
-    pieces: dict[str, list[Piece]] = {split: [] for split in SPLITS}
+    infos: dict[str, list[TokenFileInfo]] = {split: [] for split in SPLITS}
     stems: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for index in range(count):
-        summary = json.loads(_summary(folder, index).read_text())
+    for index in range(shards):
+        summary = json.loads(_summary_path(folder, index).read_text())
         digest = add_digests(digest, int(summary["digest"], 16))
-        for split, piece in summary["pieces"].items():
-            pieces[split].append(Piece(**piece))
+        for split, figures in summary["token_files"].items():
+            infos[split].append(TokenFileInfo(**figures))
             stems[split].append(_stem(folder, index, split))
     streams = {}
     for split in SPLITS:
-        ends = np.cumsum([0, *(piece.tokens for piece in pieces[split])], dtype=np.int64)
+        ends = np.cumsum([0, *(info.tokens for info in infos[split])], dtype=np.int64)
         streams[split] = SplitTokens(
-            tuple(stems[split]), ends[:-1], int(ends[-1]), rules.length, rules.pack == "pad"
+            stems=tuple(stems[split]),
+            starts=ends[:-1],
+            total=int(ends[-1]),
+            length=rules.length,
+            padded=rules.pack == "pad",
         )
-    return f"{digest:064x}", pieces, streams
+    return f"{digest:064x}", infos, streams
 
 
 def read_blocks(stream: SplitTokens, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks [start, stop) of a split.
+    """Reads blocks [start, stop) of a split.
 
     Returns:
-        Token ids [stop - start, L] in the pieces' dtype, and int32[stop - start] real tokens.
+      Token ids [stop - start, L] in the dtype of the files, and int32[stop - start], the number of
+      real tokens in each block.
     """
     length = stream.length
-    tokens = stretch(_opener(stream, "tokens"), stream.starts, start * length, stop * length)
+    tokens = read_range(_opener(stream, "tokens"), stream.starts, start * length, stop * length)
     if stream.padded:
-        valid = stretch(_opener(stream, "valid"), stream.starts // length, start, stop)
+        valid = read_range(_opener(stream, "valid"), stream.starts // length, start, stop)
     else:
         valid = np.full(stop - start, length, np.int32)
     return tokens.reshape(stop - start, length), valid
 
 
 def unigram_counts(stream: SplitTokens, vocab_size: int) -> np.ndarray:
-    """int64[V]: how often each id occurs as a real token in the whole blocks of a split."""
-    pieces = map(_opener(stream, "counts"), range(len(stream.stems)))
-    counts = sum(pieces, start=np.zeros(vocab_size, np.int64))
+    """Returns int64[V]: how often each id occurs as a real token in the whole blocks of a split."""
+    open_counts = _opener(stream, "counts")
+    counts = np.zeros(vocab_size, np.int64)
+    for index in range(len(stream.stems)):
+        counts += open_counts(index)
     kept = stream.blocks * stream.length
     if kept == stream.total:
         return counts
-    tail = stretch(_opener(stream, "tokens"), stream.starts, kept, stream.total)
+    tail = read_range(_opener(stream, "tokens"), stream.starts, kept, stream.total)
     return counts - np.bincount(tail, minlength=vocab_size)
 
 
-def _write_piece(stem: Path, texts: list[str], rules: Rules) -> Piece:
+def _write_token_file(stem: Path, texts: list[str], rules: Rules) -> TokenFileInfo:
     tokenizer, length = rules.tokenizer, rules.length
     documents = tokenizer.encode_batch(texts)
-    packed = PACKS[rules.pack](documents, tokenizer.eos_id, length)
+    packed = PACKERS[rules.pack](documents, tokenizer.eos_id, length)
     sizes = [len(text.encode()) for text in texts]
     kept, dropped = sizes, 0
     if packed.valid is not None:
@@ -179,31 +202,37 @@ def _write_piece(stem: Path, texts: list[str], rules: Rules) -> Piece:
             for ids, size in zip(documents, sizes, strict=True)
         ]
         dropped = sum(len(ids) + 1 for ids in documents) - int(packed.valid.sum())
-        np.save(_file(stem, "valid"), packed.valid)
-    np.save(_file(stem, "tokens"), packed.stream.astype(token_dtype(tokenizer.vocab_size)))
-    counts = np.bincount(_real(packed, length), minlength=tokenizer.vocab_size)
-    np.save(_file(stem, "counts"), counts)
-    return Piece(len(texts), sum(sizes), sum(kept), dropped, len(packed.stream))
+        np.save(_array_path(stem, "valid"), packed.valid)
+    np.save(_array_path(stem, "tokens"), packed.stream.astype(token_dtype(tokenizer.vocab_size)))
+    counts = np.bincount(_real_tokens(packed, length), minlength=tokenizer.vocab_size)
+    np.save(_array_path(stem, "counts"), counts)
+    return TokenFileInfo(
+        documents=len(texts),
+        bytes=sum(sizes),
+        kept_bytes=sum(kept),
+        dropped=dropped,
+        tokens=len(packed.stream),
+    )
 
 
-def _real(packed: Packed, length: int) -> np.ndarray:
+def _real_tokens(packed: Packed, length: int) -> np.ndarray:
     if packed.valid is None:
         return packed.stream
     rows = packed.stream.reshape(-1, length)
     return rows[np.arange(length) < packed.valid[:, None]]
 
 
-def _opener(stream: SplitTokens, part: str) -> Callable[[int], np.ndarray]:
-    return lambda index: np.load(_file(stream.stems[index], part), mmap_mode="r")
+def _opener(stream: SplitTokens, array: str) -> Callable[[int], np.ndarray]:
+    return lambda index: np.load(_array_path(stream.stems[index], array), mmap_mode="r")
 
 
 def _stem(folder: Path, index: int, split: str) -> Path:
     return folder / f"{index:07d}-{split}"
 
 
-def _file(stem: Path, part: str) -> Path:
-    return stem.with_name(f"{stem.name}-{part}.npy")
+def _array_path(stem: Path, array: str) -> Path:
+    return stem.with_name(f"{stem.name}-{array}.npy")
 
 
-def _summary(folder: Path, index: int) -> Path:
+def _summary_path(folder: Path, index: int) -> Path:
     return folder / f"{index:07d}.json"

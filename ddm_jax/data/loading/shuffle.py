@@ -1,4 +1,4 @@
-"""The order of training: a function of a name, endless, with random access."""
+"""The order of training: an endless shuffled sequence with random access, decided by a name."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import grain
 
 
 def shuffled(count: int, name: str) -> grain.MapDataset[int]:
-    """Entry p is a number in [0, count); each epoch of `count` entries is shuffled anew."""
-    # Grain shuffles epoch e with seed + e: hashed, neighbouring seeds share no epoch.
+    """Returns numbers in [0, count): each epoch of `count` entries is a new permutation."""
+    # Grain shuffles epoch e with seed + e: with hashed names, neighbouring seeds share no epoch.
     digest = hashlib.sha256(name.encode()).digest()
     return grain.MapDataset.range(count).shuffle(seed=int.from_bytes(digest[:4], "big"))

@@ -1,8 +1,12 @@
-"""Random access to the pairs of a prepared split, straight from its array_record files."""
+"""Random access to the pairs of a prepared split, from its array_record files.
+
+Imports nothing of data.build: Grain's worker processes import this file.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -12,14 +16,14 @@ from ddm_jax.data.sets.text_records import RecordSpan
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
-    """The pairs of one split, in its order; those too long for a batch are among them.
+class PairRecords:
+    """The pairs of one split, in its order, including those too long for a batch.
 
     Attributes:
-        spans: where the records are.
-        dtype: of the stored ids, "uint16" or "int32".
-        eos_id: what ends a text and fills a row.
-        predict_eos: whether the EOS of a target is valid.
+      spans: where the records are.
+      dtype: of the stored ids, "uint16" or "int32".
+      eos_id: the token after a text, which also pads a row.
+      predict_eos: whether the EOS of a target is valid.
     """
 
     spans: tuple[RecordSpan, ...]
@@ -31,21 +35,24 @@ class Pairs:
         return sum(span.take for span in self.spans)
 
     def read(
-        self, indices: Sequence[int], rows: int, source_length: int, length: int
+        self, indices: Sequence[int] | np.ndarray, rows: int, source_length: int, length: int
     ) -> dict[str, np.ndarray]:
-        """Some pairs, in the order asked for, as a batch of `rows`.
+        """Reads pairs, in the given order, as a batch of `rows`.
 
-        Rows after the last pair are as of an empty text, and nowhere valid.
+        Rows after the last pair are those of an empty text, and not valid anywhere.
 
         Args:
-            indices: pair numbers in [0, len(self)), `rows` at most.
-            rows: b.
-            source_length: S, which holds the sources and an EOS.
-            length: N, likewise.
+          indices: pair numbers in [0, len(self)), at most `rows` of them.
+          rows: rows of the batch, b.
+          source_length: S, enough for each source and an EOS.
+          length: N, enough for each target and an EOS.
 
         Returns:
-            tokens: int32[b, N], seen: bool[b, N], the words and the one EOS, valid: bool[b, N],
-            what carries loss, source: int32[b, S], and source_valid: bool[b, S], as seen.
+          tokens: int32[b, N].
+          seen: bool[b, N], the words and one EOS.
+          valid: bool[b, N], the positions that carry loss.
+          source: int32[b, S].
+          source_valid: bool[b, S], like `seen`.
         """
         source = np.full((rows, source_length), self.eos_id, np.int32)
         tokens = np.full((rows, length), self.eos_id, np.int32)
@@ -65,20 +72,22 @@ class Pairs:
         }
 
     def texts(self) -> list[tuple[str, str]]:
-        """Source and target of every pair, as they were before they became tokens."""
+        """Returns (source, target) of every pair, as they were before tokenisation."""
         return [
-            tuple(
-                features[name].bytes_list.value[0].decode()
-                for name in ("source_text", "target_text")
-            )
+            (_text(features, "source_text"), _text(features, "target_text"))
             for features in self._features(range(len(self)))
         ]
 
-    def _features(self, indices: Sequence[int]) -> Iterator[dict]:
-        # array_record refuses to read no record at all.
+    def _features(self, indices: Sequence[int] | np.ndarray) -> Iterator[Any]:
+        # array_record refuses an empty list of records.
         for record in self._records.__getitems__(indices) if len(indices) else ():
             yield tf_example_pb2.Example.FromString(record).features.feature
 
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:
         return ArrayRecordDataSource(self.spans)
+
+
+def _text(features: Any, name: str) -> str:
+    value: bytes = features[name].bytes_list.value[0]
+    return value.decode()

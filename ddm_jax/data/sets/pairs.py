@@ -1,7 +1,7 @@
-"""Prepared pairs: a folder like that of packed text (`prepared`), with a record for each pair.
+"""A prepared set of pairs: a record for each pair, in the folder that sets/folder.py describes.
 
-A record has the ids of both sides, without EOS, and both texts. `lengths-SPLIT.npy` says how long
-each pair is, so that none need be read to find those that fit a batch.
+A record has the ids of both sides, without EOS, and both texts. `lengths-SPLIT.npy` has the length
+of each pair, so that the pairs that fit a batch are found without reading records.
 """
 
 import dataclasses
@@ -11,20 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.data.build.tokenise_shards import token_dtype
-from ddm_jax.data.sets.pair_records import Pairs
-from ddm_jax.data.sets.text import (
-    COUNTS,
-    PreparedSet,
-    PrepareSpec,
-    cross_entropy,
-    describe,
-    from_record,
-    open_prepared,
-    read_record,
-    record_spans,
-    word,
-)
+from ddm_jax.data.sets.folder import COUNTS, cross_entropy, describe, read_set, record_spans, word
+from ddm_jax.data.sets.pair_records import PairRecords
+from ddm_jax.data.sets.text_records import token_dtype
 from ddm_jax.data.sources import pair_files
 from ddm_jax.data.splits import SPLITS
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
@@ -37,14 +26,14 @@ class PairSpec:
     """What to prepare; equal specs over equal text give equal sets.
 
     Attributes:
-        source: one of `pair_files.KINDS`.
-        validation: likewise, the pairs of that split; "" takes a fraction of the source.
-        test: likewise.
-        tokenizer: one of `tokenizers.KINDS` but text8, of both sides.
-        length: tokens of the longest target that goes in a batch, EOS included, N.
-        source_length: tokens of the longest source, EOS included, S.
-        validation_fraction: of the pairs, where `validation` is empty.
-        test_fraction: likewise.
+      source: one of `pair_files.KINDS`.
+      validation: the pairs of this split, one of `pair_files.KINDS`; "" takes a fraction of source.
+      test: the pairs of this split, likewise.
+      tokenizer: one of `tokenizers.KINDS` except text8, for both sides.
+      length: tokens of the longest target in a batch, EOS included, N.
+      source_length: tokens of the longest source in a batch, EOS included, S.
+      validation_fraction: fraction of the pairs, if `validation` is empty.
+      test_fraction: fraction of the pairs, if `test` is empty.
     """
 
     source: str = "pairs:embedded"
@@ -58,20 +47,25 @@ class PairSpec:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the default folder says of it."""
+        """The words of the default folder's name."""
         lengths = f"S{self.source_length}", f"L{self.length}"
         return word(self.source), word(self.tokenizer), *lengths
 
     @property
     def files(self) -> Mapping[str, str]:
-        """Which pairs are named, by field."""
+        """The fields that name pairs, with their values."""
         named = {"source": self.source, "validation": self.validation, "test": self.test}
         return {field: spec for field, spec in named.items() if spec}
 
     def absolute(self) -> "PairSpec":
-        """The same for every folder that a relative path may start from."""
+        """Returns the spec with absolute paths, independent of the current folder."""
         files = {f: pair_files.absolute(spec, f"data.{f}") for f, spec in self.files.items()}
-        return dataclasses.replace(self, **files)
+        return dataclasses.replace(
+            self,
+            source=files["source"],
+            validation=files.get("validation", ""),
+            test=files.get("test", ""),
+        )
 
     def stamp(self) -> str:
         """See `pair_files.stamp`."""
@@ -83,16 +77,16 @@ class PairSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairInfo:
-    """One split in figures.
+class PairSplitInfo:
+    """The figures of one split.
 
     Attributes:
-        pairs: that the split is made of.
-        empty: not among them: left out, for want of a word on one side.
-        long: of the pairs, those with a side too long for a batch.
-        source_tokens: of the pairs that fit, words alone.
-        tokens: likewise, of the targets.
-        bytes: of the UTF-8 text of those targets.
+      pairs: number of pairs.
+      empty: pairs left out of the split, because a side has no words.
+      long: pairs with a side too long for a batch.
+      source_tokens: tokens of the sources of the pairs that fit, without EOS.
+      tokens: tokens of the targets of the pairs that fit, without EOS.
+      bytes: bytes of the UTF-8 text of those targets.
     """
 
     pairs: int
@@ -104,23 +98,23 @@ class PairInfo:
 
     @property
     def fitting(self) -> int:
-        """Pairs that batches are made of."""
+        """Number of pairs that fit a batch."""
         return self.pairs - self.long
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedPairs:
-    """Finished pairs on disk.
+    """A finished set on disk.
 
     Attributes:
-        folder: where they lie.
-        spec: what they were prepared from.
-        source_fingerprint: hash (hex) of all pairs of the source.
-        source_stamp: see `PairSpec.stamp`, when it was prepared.
-        tokenizer: as saved in the folder.
-        splits: by name, all three; one may have no pair.
-        buckets: shapes of a batch, see `pairs.buckets`; no part of what is on disk.
-        predict_eos: whether the EOS of a target carries loss, likewise.
+      folder: the folder of the set.
+      spec: what it was prepared from.
+      source_fingerprint: hash (hex) of all pairs of the source.
+      source_stamp: `PairSpec.stamp` at the time of preparation.
+      tokenizer: as saved in the folder.
+      splits: all three splits by name; one may have no pair.
+      buckets: number of batch shapes (`pair_encoding.bucket_shapes`); not stored on disk.
+      predict_eos: whether the EOS of a target carries loss; not stored on disk.
     """
 
     folder: Path
@@ -128,7 +122,7 @@ class PreparedPairs:
     source_fingerprint: str
     source_stamp: str
     tokenizer: Tokenizer
-    splits: Mapping[str, PairInfo]
+    splits: Mapping[str, PairSplitInfo]
     buckets: int = 1
     predict_eos: bool = False
 
@@ -138,33 +132,33 @@ class PreparedPairs:
         return self.spec.length
 
     def bytes_per_token(self, split: str) -> float:
-        """UTF-8 bytes of target text for each valid token, over the pairs that fit."""
+        """Returns UTF-8 bytes of target text per valid token, over the pairs that fit."""
         info = self.splits[split]
         return info.bytes / max(1, info.tokens + self.predict_eos * info.fitting)
 
     def unigram_entropy(self, split: str) -> float:
-        """Nats per valid target token under the train split's unigram counts, each plus one."""
+        """Returns nats per valid target token under the unigram counts of train, each plus one."""
         counts = np.load(self.folder / COUNTS)
         if self.predict_eos:
             counts[:, self.tokenizer.eos_id] += [self.splits[s].fitting for s in SPLITS]
         return cross_entropy(counts, split)
 
     def has_tokenizer(self, spec: str) -> bool:
-        """See `tokenizers.names`."""
-        return tokenizers.names(spec, self.tokenizer)
+        """See `tokenizers.matches`."""
+        return tokenizers.matches(spec, self.tokenizer)
 
     def texts(self, split: str) -> list[tuple[str, str]]:
-        """(source, target) of every pair of a split, also of those that fit no batch.
+        """Returns (source, target) of every pair of a split, including those that fit no batch.
 
-        Pairs of a file are in its order; a fraction of another split is in order of a hash.
+        Pairs of a file are in its order; a fraction of another split is in the order of a hash.
         """
-        return self._records(split).texts() if self.splits[split].pairs else []
+        return self._open(split).texts() if self.splits[split].pairs else []
 
-    def pairs(self, split: str) -> Pairs:
-        """Random access to a split.
+    def records(self, split: str) -> PairRecords:
+        """Opens a split for random access.
 
         Raises:
-            UserError: no pair of the split fits a batch.
+          UserError: no pair of the split fits a batch.
         """
         if not self.splits[split].fitting:
             limits = f"data.length={self.length} and data.source_length={self.spec.source_length}"
@@ -172,20 +166,23 @@ class PreparedPairs:
                 f"The {split} split of {self.folder} has no pair that fits {limits}: raise "
                 f"these, {_REMEDIES[split]}, or add text."
             )
-        return self._records(split)
+        return self._open(split)
 
     def lengths(self, split: str) -> np.ndarray:
-        """int32[n, 2]: tokens of source and target of every pair, EOS included."""
-        return np.load(self.folder / lengths_file(split))
+        """Reads int32[n, 2]: tokens of source and target of every pair, EOS included."""
+        lengths: np.ndarray = np.load(self.folder / lengths_file(split))
+        return lengths
 
     def description(self) -> dict[str, Any]:
-        """What ddm_jax.json says: plain values for JSON."""
-        return describe(self)
+        """Returns the contents of ddm_jax.json, as plain values for JSON."""
+        return describe(
+            self.spec, self.source_fingerprint, self.source_stamp, self.tokenizer, self.splits
+        )
 
-    def _records(self, split: str) -> Pairs:
+    def _open(self, split: str) -> PairRecords:
         dtype = token_dtype(self.tokenizer.vocab_size).name
         spans = record_spans(self.folder, split)
-        return Pairs(spans, dtype, self.tokenizer.eos_id, self.predict_eos)
+        return PairRecords(spans, dtype, self.tokenizer.eos_id, self.predict_eos)
 
 
 _REMEDIES = {
@@ -196,22 +193,14 @@ _REMEDIES = {
 
 
 def lengths_file(split: str) -> str:
-    """The file of `PreparedPairs.lengths`."""
+    """Returns the name of the file that `PreparedPairs.lengths` reads."""
     return f"lengths-{split}.npy"
 
 
-def spec_kind(source: str) -> type[PrepareSpec] | type[PairSpec]:
-    """The record of settings that a `data.source` takes."""
-    return PairSpec if pair_files.names_pairs(source) else PrepareSpec
-
-
-def open_folder(folder: Path) -> PreparedSet | PreparedPairs:
-    """Opens a finished set of either kind.
+def open_pairs(folder: Path) -> PreparedPairs:
+    """Opens a finished set of pairs.
 
     Raises:
-        UserError: there is none, it is of another format, or its files are damaged.
+      UserError: there is none, it has another format, or its files are damaged.
     """
-    spec = read_record(folder).get("spec")
-    if isinstance(spec, dict) and pair_files.names_pairs(str(spec.get("source"))):
-        return from_record(folder, PreparedPairs, PairSpec, PairInfo)
-    return open_prepared(folder)
+    return read_set(folder, PreparedPairs, PairSpec, PairSplitInfo)

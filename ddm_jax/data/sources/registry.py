@@ -1,4 +1,4 @@
-"""Where text comes from: `data.source` -> shards of documents, by the source's own splits."""
+"""The kinds of `data.source` for text: a source -> shards of documents, by its own splits."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddm_jax.data.sources import hubs, text_files
-from ddm_jax.data.sources.pair_files import names_pairs
+from ddm_jax.data.sources.pair_files import is_pair_source
 from ddm_jax.data.sources.text_files import Shard
 from ddm_jax.errors import UserError
 
@@ -21,8 +21,8 @@ class Source:
     """A corpus to prepare.
 
     Attributes:
-        spec: the value of `data.source`.
-        shards: by split; a source without splits of its own has all its text under "train".
+      spec: the value of `data.source`.
+      shards: by split; a source without splits of its own has all its text under "train".
     """
 
     spec: str
@@ -33,17 +33,17 @@ def open_source(spec: str) -> Source:
     """Finds the text that `data.source` names; reads none of it yet.
 
     Raises:
-        UserError: unknown kind, nothing found, an empty file, a missing extra.
+      UserError: unknown kind, nothing found, an empty file, or a missing extra.
     """
     kind, name = split_spec(spec)
     return Source(spec, _OPENERS[kind](name))
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """`kind:name` -> (kind, name).
+    """Splits `kind:name` into (kind, name).
 
     Raises:
-        UserError: the kind is unknown, or it lacks its name.
+      UserError: the kind is unknown, or its name is missing.
     """
     kind, _, name = spec.partition(":")
     if kind not in _OPENERS or (kind == "embedded") == bool(name):
@@ -54,27 +54,27 @@ def split_spec(spec: str) -> tuple[str, str]:
     return kind, name
 
 
-def names_kind(spec: str) -> bool:
-    """Whether the spec begins like a source; otherwise it can only be a prepared folder."""
-    return spec.partition(":")[0] in _OPENERS or names_pairs(spec)
+def is_source(spec: str) -> bool:
+    """Returns whether `data.source` begins like a source; otherwise it is a prepared folder."""
+    return spec.partition(":")[0] in _OPENERS or is_pair_source(spec)
 
 
 def is_local(spec: str) -> bool:
-    """Whether the text is on this machine already, so that preparing it takes no download."""
+    """Returns whether the text is on this machine, so that preparing it needs no download."""
     return split_spec(spec)[0] in LOCAL_KINDS
 
 
 def absolute(spec: str) -> str:
-    """The spec with a glob made absolute, so that it means the same from every folder."""
+    """Returns the spec with an absolute glob, so that it does not depend on the current folder."""
     kind, name = split_spec(spec)
     return f"{kind}:{Path(name).expanduser().absolute()}" if kind in FILE_KINDS else spec
 
 
 def stamp(spec: str) -> str:
-    """A cheap sign that changes with the files of a local source; "" for others.
+    """Returns a string that changes with the files of a local source; "" for other sources.
 
     Raises:
-        UserError: the glob matches nothing, or an empty file.
+      UserError: the glob matches nothing, or an empty file.
     """
     kind, name = split_spec(spec)
     if kind == "embedded":
@@ -83,7 +83,7 @@ def stamp(spec: str) -> str:
 
 
 def fingerprint(source: Source) -> str:
-    """sha256-based sum (hex) over all documents: reads the whole source."""
+    """Returns a sum (hex) of the sha256 of all documents; reads the whole source."""
     total = 0
     for split, shards in source.shards.items():
         for shard in shards:
@@ -92,20 +92,23 @@ def fingerprint(source: Source) -> str:
 
 
 def document_digest(split: str, text: str) -> int:
-    """What a document of the source's split adds to its fingerprint."""
+    """Returns what a document of the source's split adds to the fingerprint."""
     return int.from_bytes(hashlib.sha256(f"{split}\0{text}".encode()).digest(), "big")
 
 
 def add_digests(*digests: int) -> int:
-    """A sum does not depend on the order in which workers read the shards."""
+    """Sums digests; the sum does not depend on the order in which workers read the shards."""
     return sum(digests) % 2**256
 
 
-def _all_in_train(read: Callable[[str], tuple[Shard, ...]]) -> Callable:
+_Opener = Callable[[str], Mapping[str, tuple[Shard, ...]]]
+
+
+def _all_in_train(read: Callable[[str], tuple[Shard, ...]]) -> _Opener:
     return lambda name: {"train": read(name)}
 
 
-_OPENERS: Mapping[str, Callable[[str], Mapping[str, tuple[Shard, ...]]]] = {
+_OPENERS: Mapping[str, _Opener] = {
     "embedded": _all_in_train(lambda _: text_files.embedded()),
     "text": _all_in_train(text_files.text),
     "jsonl": _all_in_train(text_files.jsonl),

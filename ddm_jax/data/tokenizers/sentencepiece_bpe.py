@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: trained on a corpus, or given as a .model file."""
+"""SentencePiece tokenizers: trained on a corpus, or read from a .model file."""
 
 import heapq
 import io
@@ -7,22 +7,22 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import sentencepiece
 
-from ddm_jax.data.splits import position
+from ddm_jax.data.splits import hash_position
 from ddm_jax.errors import UserError
 
 SAMPLE_CHARS = 2**26
 
 
 def sample(documents: Iterable[str], limit: int = SAMPLE_CHARS) -> list[str]:
-    """A uniform sample of about `limit` characters: the documents whose hashes come last.
+    """Draws a uniform sample of about `limit` characters: the documents with the largest hashes.
 
-    It depends on the texts alone, not on their order; memory is bounded by `limit` and the
+    The sample depends only on the texts, not on their order. Memory is bounded by `limit` and the
     longest document.
     """
     kept: list[tuple[float, str]] = []
     size = 0
     for text in documents:
-        heapq.heappush(kept, (position(text), text))
+        heapq.heappush(kept, (hash_position(text), text))
         size += len(text)
         while size - len(kept[0][1]) >= limit:
             size -= len(heapq.heappop(kept)[1])
@@ -30,10 +30,13 @@ def sample(documents: Iterable[str], limit: int = SAMPLE_CHARS) -> list[str]:
 
 
 def train(documents: Iterable[str], vocab_size: int) -> bytes:
-    """A byte-pair model with byte fallback and no normalisation, so that any text round-trips.
+    """Trains a byte-pair model with byte fallback, without normalisation: any text round-trips.
+
+    Returns:
+      The contents of the .model file.
 
     Raises:
-        UserError: the vocabulary is too small for the characters of the text, or too large for it.
+      UserError: the vocabulary is too small for the characters of the text, or too large for it.
     """
     model = io.BytesIO()
     try:
@@ -64,18 +67,18 @@ def train(documents: Iterable[str], vocab_size: int) -> bytes:
 
 
 def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer of a serialised model."""
+    """Makes the tokenizer of a serialised model."""
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-def encode(pieces: sentencepiece.SentencePieceProcessor, text: str) -> np.ndarray:
-    """int32[n], without EOS."""
-    return np.array(pieces.encode(text), np.int32)
+def encode(model: sentencepiece.SentencePieceProcessor, text: str) -> np.ndarray:
+    """Returns int32[n], without EOS."""
+    return np.array(model.encode(text), np.int32)
 
 
-def decode(pieces: sentencepiece.SentencePieceProcessor, ids: np.ndarray) -> str:
-    """EOS is a control piece and leaves no text."""
-    return pieces.decode(ids.tolist())
+def decode(model: sentencepiece.SentencePieceProcessor, ids: np.ndarray) -> str:
+    """Inverts `encode`; EOS is a control piece and gives no text."""
+    return model.decode(ids.tolist())
 
 
 def _lines(documents: Iterable[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddm_jax.config import Config
 from ddm_jax.data.open import open_or_prepare
-from ddm_jax.data.sets.text import PreparedSet
+from ddm_jax.data.sets.text import PreparedText
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.sources import text_files
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
@@ -86,12 +86,12 @@ def own_split(config: Config, tokenizer: Tokenizer, split: str, count: int | Non
       UserError: the set is gone or holds pairs, or the split has no block.
     """
     prepared = open_or_prepare(config.data)
-    if not isinstance(prepared, PreparedSet):
+    if not isinstance(prepared, PreparedText):
         raise UserError(
             f"config.data.source={config.data.source!r} holds pairs, and a likelihood is that of "
             "text: give a text."
         )
-    blocks = prepared.blocks(split)
+    blocks = prepared.records(split)
     count = len(blocks) if count is None else min(count, len(blocks))
     tokens, valid = blocks.read(range(count))
     texts = [tokenizer.decode(row[real]) for row, real in zip(tokens, valid, strict=True)]
