@@ -1,11 +1,13 @@
 """Attention of queries [B, T, H, D] over keys and values [B, S, H, D], softmax(q k / sqrt D) v.
 
-`jax.nn.dot_product_attention` on accelerators. On the CPU its XLA program is slower than the plain
-one below: a six-layer network of width 256 on 4 x 256 tokens takes 1.2 times as long with it
+Accelerators use `jax.nn.dot_product_attention`. On the CPU its XLA program is slower than ours in
+attention_cpu.py: a six-layer network of width 256 on 4 x 256 tokens takes 1.2 times as long with it
 (forward, two cores, jax 0.10.2).
 """
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +17,35 @@ from ddm_jax.models.attention_cpu import plain_attention, recompute
 from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 from ddm_jax.models.splash import fits, splash
 
-# every query sees all keys, "causal", or bool[T, S] or bool[B, T, S] whose [q, k] says whether q
-# sees k; T is 1 where all queries see the same
-Attend = Array | str | None
+# which keys a query sees: all (None), those up to its own position ("causal"), or bool[T, S] or
+# bool[B, T, S] whose [q, k] says whether q sees k; T is 1 where all queries see the same keys
+Attend = Array | Literal["causal"] | None
 
 
 def attention(
     name: str, q: Array, k: Array, v: Array, attend: Attend, hooks: LayoutHooks = SINGLE_DEVICE
 ) -> Array:
-    """Attention as the program `name` of ATTENTION computes it: [B, T, H, D].
+    """Attention by the implementation `name`.
 
     "splash" is for TPUs. It takes no masks but the causal one, multiples of 128 queries and keys,
-    and with "causal" whole sequences; all else it leaves to "auto".
+    and with "causal" whole sequences; in all other cases "auto" is used.
+
+    Args:
+      name: "splash" or a row of ATTENTION; config.model.attention.
+      q: [B, T, H, D].
+      k: [B, S, H, D].
+      v: [B, S, H, D].
+      attend: which keys a query sees.
+      hooks: of the layout.
+
+    Returns:
+      [B, T, H, D].
     """
     if name == "splash":
         return _splash(q, k, v, attend, hooks)
-    mask = None if attend is None or is_causal(attend) else as_mask(attend, k.shape[1])[:, None]
-    return ATTENTION[name](q, k, v, mask, is_causal(attend))
+    if attend is None or isinstance(attend, str):
+        return ATTENTION[name](q, k, v, None, is_causal(attend))
+    return ATTENTION[name](q, k, v, as_mask(attend, k.shape[1])[:, None], False)
 
 
 def is_causal(attend: Attend) -> bool:
@@ -40,37 +54,62 @@ def is_causal(attend: Attend) -> bool:
 
 
 def as_mask(attend: Attend, keys: int) -> Array:
-    """A pattern over S keys as bool[B or 1, T or 1, S]."""
+    """`attend` over S = `keys` keys as bool[B or 1, T or 1, S]."""
     if attend is None:
         return jnp.ones((1, 1, keys), bool)
-    if is_causal(attend):
+    if isinstance(attend, str):
         return jnp.tri(keys, dtype=bool)[None]
     return attend if attend.ndim == 3 else attend[None]
 
 
 def mask_keys(attend: Attend, seen: Array | None) -> Attend:
-    """The pattern without the keys that are not in seen bool[B, S]; itself where that is None."""
+    """`attend`, restricted to the keys in seen bool[B, S]; unchanged if that is None."""
     if seen is None:
         return attend
     return as_mask(attend, seen.shape[1]) & seen[:, None]
 
 
 def prepend_source(valid: Array, attend: Attend, keys: int) -> Array:
-    """The pattern over `keys` keys, which all queries see behind those in valid bool[B, S]."""
+    """`attend` over `keys` keys, preceded by the keys of a source, which every query sees.
+
+    Args:
+      valid: bool[B, S], the source's real tokens; only these are seen.
+      attend: which of the other keys a query sees.
+      keys: their number M.
+
+    Returns:
+      bool[B, T or 1, S + M].
+    """
     mask = as_mask(attend, keys)
     shape = len(valid), mask.shape[1]
     parts = valid[:, None], mask
     return jnp.concatenate([jnp.broadcast_to(x, (*shape, x.shape[2])) for x in parts], axis=2)
 
 
+def select_queries(attend: Attend, read: Array) -> Array | None:
+    """`attend`, not "causal", for the queries in read int32[B, K]: bool[B, K, S]."""
+    if attend is None:
+        return None
+    assert not isinstance(attend, str), "some queries of a causal pass"
+    return select_positions(attend, read) if attend.ndim == 3 else attend.at[read].get(mode="clip")
+
+
+def select_positions(x: Array, read: Array | None) -> Array:
+    """The tokens in read int32[B, K] of x [B, L, ...]; all where it is None."""
+    if read is None:
+        return x
+    return jax.vmap(lambda x, at: x.at[at].get(mode="clip"))(x, read)
+
+
 def _splash(q: Array, k: Array, v: Array, attend: Attend, hooks: LayoutHooks) -> Array:
+    causal = is_causal(attend)
     otherwise = functools.partial(attention, "auto", attend=attend)
-    masked = not (attend is None or is_causal(attend))
-    split = is_causal(attend) and hooks.positions > 1
+    masked = not (attend is None or causal)
+    split = causal and hooks.positions > 1
     own = q.shape[1] // hooks.positions
     if masked or split or q.shape[1] % hooks.positions or not fits(own, k.shape[1]):
         return otherwise(q, k, v)
-    kernel = functools.partial(splash, causal=is_causal(attend))
+    kernel = functools.partial(splash, causal=causal)
     return jax.lax.platform_dependent(
         q, k, v, tpu=functools.partial(hooks.per_device_heads, kernel), default=otherwise
     )
@@ -82,10 +121,22 @@ def jax_attention(
     v: Array,
     mask: Array | None,
     causal: bool,
-    implementation: str | None = None,
+    implementation: Literal["xla", "cudnn"] | None = None,
 ) -> Array:
-    """jax's own; mask bool, broadcasting with [B, H, T, S], or None."""
-    if mask is not None:  # cuDNN wants both of these axes
+    """`jax.nn.dot_product_attention`.
+
+    Args:
+      q: [B, T, H, D].
+      k: [B, S, H, D].
+      v: [B, S, H, D].
+      mask: bool, which broadcasts with [B, H, T, S]; None if every query sees all keys.
+      causal: whether a query sees only the keys up to its own position.
+      implementation: None lets jax choose.
+
+    Returns:
+      [B, T, H, D].
+    """
+    if mask is not None:  # cuDNN needs both of these axes
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=causal, implementation=implementation
@@ -93,7 +144,7 @@ def jax_attention(
 
 
 def auto_attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
-    """By the platform that the program is compiled for."""
+    """`recompute` in a program for CPUs, `jax_attention` elsewhere; arguments as in the latter."""
     return jax.lax.platform_dependent(
         q,
         k,
@@ -104,7 +155,8 @@ def auto_attention(q: Array, k: Array, v: Array, mask: Array | None, causal: boo
     )
 
 
-ATTENTION = {
+# config.model.attention -> function(q, k, v, mask, causal)
+ATTENTION: dict[str, Callable[[Array, Array, Array, Array | None, bool], Array]] = {
     "auto": auto_attention,
     "plain": plain_attention,
     "frugal": recompute,

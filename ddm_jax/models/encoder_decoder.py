@@ -1,23 +1,24 @@
 """RDM's network from a source to a target (Zheng et al. 2023, arXiv:2302.05737).
 
-The encoder-decoder of Vaswani et al. 2017 (post-LayerNorm, ReLU), but for learned positions, which
-are concatenated to the embeddings of the tokens and fused with them, a decoder that sees all of the
-target unless it is told otherwise, and the time added to the decoder's input (`time="input"`).
+The encoder-decoder of Vaswani et al. 2017 (post-LayerNorm, ReLU) with these differences: positions
+are learned, concatenated to the embeddings of the tokens and fused with them; the decoder sees all
+of the target by default; and the time is added to the decoder's input (`time="input"`).
 """
+
+import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.attention import Attend, attention, mask_keys
+from ddm_jax.models.attention import attention, mask_keys, select_positions
+from ddm_jax.models.call import Cache, Call
 from ddm_jax.models.layers import (
-    Cache,
     Head,
     dropout,
     fold_in_keys,
     layer_norm,
-    select_positions,
     stacked,
     through_layers,
     update_cache,
@@ -30,7 +31,7 @@ INIT = nnx.initializers.normal(0.02)  # BERT's, as in the published runs
 
 
 class EncoderDecoder(nnx.Module):
-    """A source into a memory, and with that a target into final hidden states."""
+    """Reads a source into a memory, and with it a target into final hidden states."""
 
     def __init__(self, config: ModelConfig, padded_vocab: int, hooks: LayoutHooks, rngs: nnx.Rngs):
         self.config = config
@@ -44,37 +45,35 @@ class EncoderDecoder(nnx.Module):
 
     def encode(self, source: Array, valid: Array, dropout_keys: Array | None) -> Memory:
         """The memory of source int32[B, S]; arguments as in Network.encode."""
-        x = self.encoder.fused(self.embed(source), None)
-        x, _ = self.encoder(x, None, valid, None, None, dropout_keys, None, False)
+        x = self.encoder.embed(self.embed(source), None)
+        x, _ = self.encoder(x, Call(seen=valid, dropout_keys=dropout_keys))
         k, v = nnx.vmap(Block.keys_and_values, in_axes=(0, None))(self.decoder.blocks, x)
         return Memory(k, v, valid, self.length(x, valid))
 
     def __call__(
-        self,
-        tokens: Array,
-        sigma: Array | None,
-        memory: Memory,
-        seen: Array | None,
-        attend: Attend,
-        positions: Array | None,
-        dropout_keys: Array | None,
-        cache: Cache | None,
-        keep: bool,
-        read: Array | None,
+        self, tokens: Array, sigma: Array | None, call: Call
     ) -> tuple[Array, Cache | None]:
-        """Hidden states [B, L, D] in the compute dtype of tokens int32[B, L]; the cache, if kept.
+        """Evaluates the decoder; all tokens are computed, whatever call.read.
 
-        Arguments as in Network.apply; of the tokens in `read` alone, but all are computed.
+        Args:
+          tokens: int32[B, L].
+          sigma: float32[B], the time; only read with `time="input"`.
+          call: of Network.apply; its memory is required.
+
+        Returns:
+          Hidden states [B, L, D] in the compute dtype, those of call.read if given, and the cache
+          if call.keep.
         """
-        x = self.decoder.fused(self.embed(tokens), positions)
+        x = self.decoder.embed(self.embed(tokens), call.positions)
         if self.config.time == "input":
+            assert sigma is not None, "the network is conditioned on time"
             x = x + self.time(sinusoids(sigma, self.config.width))[:, None]
-        x, cache = self.decoder(x, memory, seen, attend, positions, dropout_keys, cache, keep)
-        return select_positions(x, read), cache
+        x, cache = self.decoder(x, call)
+        return select_positions(x, call.read), cache
 
 
 class Side(nnx.Module):
-    """The encoder or the decoder: learned positions, what fuses them with the tokens, layers."""
+    """The encoder or the decoder: learned positions, their fusion with the tokens, layers."""
 
     def __init__(self, config: ModelConfig, crosses: bool, hooks: LayoutHooks, rngs: nnx.Rngs):
         self.config, self.hooks = config, hooks
@@ -83,43 +82,20 @@ class Side(nnx.Module):
         self.fusion = Linear(config, 2 * width, width, rngs, INIT)
         self.blocks = stacked(config, lambda rngs: Block(config, crosses, hooks, rngs), rngs)
 
-    def fused(self, tokens: Array, positions: Array | None) -> Array:
+    def embed(self, tokens: Array, positions: Array | None) -> Array:
         """Embeddings of tokens [B, L, D] at positions int32[L], 0..L-1 if None -> [B, L, D]."""
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
         at = jnp.broadcast_to(self.positions(positions), tokens.shape)
         return self.fusion(jnp.concatenate([self.config.width**0.5 * tokens, at], axis=-1))
 
-    def __call__(
-        self,
-        x: Array,
-        memory: Memory | None,
-        seen: Array | None,
-        attend: Attend,
-        positions: Array | None,
-        dropout_keys: Array | None,
-        cache: Cache | None,
-        keep: bool,
-    ) -> tuple[Array, Cache | None]:
-        """x [B, L, D] through all layers, and the cache, if kept; arguments as in Network.apply."""
+    def __call__(self, x: Array, call: Call) -> tuple[Array, Cache | None]:
+        """Embedded tokens [B, L, D] through all layers -> [B, L, D], and the cache if call.keep."""
         config = self.config
-        attend = mask_keys(attend, seen)
-        from_source = None if memory is None else memory.valid[:, None]
-
-        def layer(
-            x: Array,
-            block: Block,
-            keys: Array | None,
-            given: tuple[Cache | None, Cache | None],
-        ) -> tuple[Array, Cache | None]:
-            x, cache = block(x, attend, from_source, positions, keys, *given)
-            return self.hooks.constrain(x), cache if keep else None
-
         # the layers are numbered 0 .. depth - 1
-        x = dropout(x, fold_in_keys(dropout_keys, config.depth), 0, config.dropout)
-        given = cache, None if memory is None else (memory.k, memory.v)
-        return through_layers(
-            config, self.blocks, layer, self.hooks.constrain(x), dropout_keys, given
-        )
+        x = dropout(x, fold_in_keys(call.dropout_keys, config.depth), 0, config.dropout)
+        call = dataclasses.replace(call, attend=mask_keys(call.attend, call.seen))
+        x = self.hooks.constrain(x)
+        return through_layers(config, self.hooks, self.blocks, Block.__call__, x, call)
 
 
 class Block(nnx.Module):
@@ -128,40 +104,29 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, crosses: bool, hooks: LayoutHooks, rngs: nnx.Rngs):
         self.config, self.hooks = config, hooks
         width, heads = config.width, config.heads
-        each = width // heads
-        self.qkv = Linear(config, width, (3, heads, each), rngs, INIT)
-        self.out = Linear(config, (heads, each), width, rngs, INIT)
+        head_width = width // heads
+        self.qkv = Linear(config, width, (3, heads, head_width), rngs, INIT)
+        self.out = Linear(config, (heads, head_width), width, rngs, INIT)
         self.norm1 = layer_norm(config, rngs)
         if crosses:
-            self.cross_q = Linear(config, width, (heads, each), rngs, INIT)
-            self.cross_kv = Linear(config, width, (2, heads, each), rngs, INIT)
-            self.cross_out = Linear(config, (heads, each), width, rngs, INIT)
+            self.cross_q = Linear(config, width, (heads, head_width), rngs, INIT)
+            self.cross_kv = Linear(config, width, (2, heads, head_width), rngs, INIT)
+            self.cross_out = Linear(config, (heads, head_width), width, rngs, INIT)
             self.cross_norm = layer_norm(config, rngs)
         self.mlp_in = Linear(config, width, config.mlp_ratio * width, rngs, INIT)
         self.mlp_out = Linear(config, config.mlp_ratio * width, width, rngs, INIT)
         self.norm2 = layer_norm(config, rngs)
 
-    def __call__(
-        self,
-        x: Array,
-        attend: Attend,
-        from_source: Attend,
-        positions: Array | None,
-        keys: Array | None,
-        cache: Cache | None,
-        source: Cache | None,
-    ) -> tuple[Array, Cache]:
-        """x [B, L, D] and dropout keys [B] (or None) -> [B, L, D] and a cache of this layer.
-
-        source: the keys and values of the source for it, seen as from_source lets them.
-        """
-        name, rate = self.config.attention, self.config.dropout
+    def __call__(self, x: Array, call: Call) -> tuple[Array, Cache]:
+        """x [B, L, D] and the call of this layer -> [B, L, D] and the cache of this layer."""
+        name, rate, keys = self.config.attention, self.config.dropout, call.dropout_keys
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        cache = update_cache(cache, (k, v), positions)
-        mixed = attention(name, q, *cache, attend, self.hooks)
+        cache = k, v = update_cache(call.cache, (k, v), call.positions)
+        mixed = attention(name, q, k, v, call.attend, self.hooks)
         x = self.norm1(x + dropout(self.out(mixed), keys, 0, rate))
-        if source is not None:
-            mixed = attention(name, self.cross_q(x), *source, from_source, self.hooks)
+        if call.memory is not None:
+            k, v, valid = call.memory.k, call.memory.v, call.memory.valid
+            mixed = attention(name, self.cross_q(x), k, v, valid[:, None], self.hooks)
             x = self.cross_norm(x + dropout(self.cross_out(mixed), keys, 1, rate))
         h = self.mlp_out(nnx.relu(self.mlp_in(x)))
         return self.norm2(x + dropout(h, keys, 2, rate)), cache

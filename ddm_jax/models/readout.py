@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ddm_jax.models.call import Cache
 from ddm_jax.models.head import LOGIT_BYTES, weighted_losses
-from ddm_jax.models.layers import Cache
 from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 
 

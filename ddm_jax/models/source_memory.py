@@ -1,4 +1,4 @@
-"""What a network keeps of a source text, and how long it expects the target to be."""
+"""What a network keeps of a source text, and the length of the target that it predicts from it."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,15 @@ from ddm_jax.config import ModelConfig
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Memory:
-    """Keys and values of the source for every layer of the target: [layers, B, S, H, D / H] each.
+    """A source text as the layers of the target see it.
 
-    valid: bool[B, S], the source's real tokens; the rest is never seen. length_logits: float32[B,
-    max_length] (float64 when the network computes in it), of the target's number of words.
+    Attributes:
+      k: keys of the source for every layer of the target, [layers, B, S, H, D / H]; within a layer
+        those of this layer, [B, S, H, D / H].
+      v: the values, likewise.
+      valid: bool[B, S], the source's real tokens; the rest is never seen.
+      length_logits: float32[B, max_length] (float64 when the network computes in it), of the
+        target's number of words.
     """
 
     k: Array
@@ -33,7 +38,12 @@ class LengthHead(nnx.Module):
         self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
 
     def __call__(self, hidden: Array, valid: Array) -> Array:
-        """hidden [B, S, D], of which valid bool[B, S] count -> float32[B, max_length] or wider."""
+        """Length logits, float32[B, max_length] or wider.
+
+        Args:
+          hidden: [B, S, D], the source's final hidden states.
+          valid: bool[B, S], the tokens that the mean is over.
+        """
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
         total = jnp.where(valid[..., None], hidden, 0).sum(axis=1, dtype=wide)
         mean = total / valid.sum(axis=1, keepdims=True)

@@ -5,10 +5,10 @@ the DiT of SEDD (Lou et al. 2023, arXiv:2310.16834) and MDLM (Sahoo et al. 2024,
 whose layers are shifted, scaled and gated by an embedding of sigma (Peebles & Xie 2022); with
 `time="constant"` the same blocks at sigma = 0, as MDLM and BD3-LM are published for OpenWebText.
 With `positions="learned"` and `attention_bias` they are the blocks of GPT-2 (Radford et al. 2019).
-With `kind="prefix"` a source text comes first, which sees itself alone (a prefix language model).
+With `kind="prefix"` a source text comes first, which sees only itself (a prefix language model).
 """
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,17 @@ from flax import nnx
 from jax import Array
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models.attention import Attend, attention, mask_keys, prepend_source
+from ddm_jax.models.attention import (
+    attention,
+    mask_keys,
+    prepend_source,
+    select_positions,
+    select_queries,
+)
+from ddm_jax.models.call import Cache, Call
 from ddm_jax.models.layers import (
     EMBED_INIT,
     INIT,
-    Cache,
     Head,
     SigmaEmbedding,
     dropout,
@@ -28,7 +34,6 @@ from ddm_jax.models.layers import (
     layer_norm,
     recomputed,
     rotary,
-    select_positions,
     stacked,
     through_layers,
     update_cache,
@@ -39,7 +44,7 @@ from ddm_jax.models.source_memory import LengthHead, Memory
 
 
 class Transformer(nnx.Module):
-    """Token ids in, final hidden states out; the head is read outside (models/network.py)."""
+    """Token ids in, final hidden states out; models/readout.py reads the head."""
 
     def __init__(self, config: ModelConfig, padded_vocab: int, hooks: LayoutHooks, rngs: nnx.Rngs):
         self.config, self.hooks = config, hooks
@@ -55,53 +60,57 @@ class Transformer(nnx.Module):
         self.head = Head(config, padded_vocab)
         if config.kind == "prefix":
             self.length = LengthHead(config, rngs)
-            # tells a source from a target, whose positions are the same
+            # distinguishes a source from a target, whose positions are the same
             self.segment = nnx.Param(EMBED_INIT(rngs.params(), (1, config.width)))
 
     def __call__(
-        self,
-        tokens: Array,
-        sigma: Array | None,
-        memory: Memory | None,
-        seen: Array | None,
-        attend: Attend,
-        positions: Array | None,
-        dropout_keys: Array | None,
-        cache: Cache | None,
-        keep: bool,
-        read: Array | None,
-        segment: Array | None = None,
+        self, tokens: Array, sigma: Array | None, call: Call, segment: Array | None = None
     ) -> tuple[Array, Cache | None]:
-        """Hidden states [B, L, D] in the compute dtype of tokens int32[B, L]; the cache, if kept.
+        """Evaluates the network.
 
-        segment: added to the embeddings, [1, D]. The rest as in Network.apply.
+        Args:
+          tokens: int32[B, L].
+          sigma: float32[B]; only read where the blocks are modulated.
+          call: of Network.apply.
+          segment: [1, D], added to the embeddings of all tokens.
+
+        Returns:
+          Hidden states [B, L, D] in the compute dtype, [B, K, D] with call.read int32[B, K], and
+          the cache if call.keep.
         """
         config = self.config
-        cond = self.time(sigma) if has_adaln(config) else None
+        cond = self._conditioning(sigma)
         x = self.embed(tokens)
         x = self.hooks.constrain(x if segment is None else x + segment.astype(x.dtype))
-        positions = jnp.arange(tokens.shape[1]) if positions is None else positions
+        positions = jnp.arange(tokens.shape[1]) if call.positions is None else call.positions
         if config.positions == "learned":
             x = self.hooks.constrain(x + self.positions(positions))
-        attend, source = mask_keys(attend, seen), None
-        if memory is not None:
-            number = tokens.shape[1] if cache is None else cache[0].shape[2]
-            attend, source = prepend_source(memory.valid, attend, number), (memory.k, memory.v)
+        attend = mask_keys(call.attend, call.seen)
+        if call.memory is not None:
+            keys = tokens.shape[1] if call.cache is None else call.cache[0].shape[2]
+            attend = prepend_source(call.memory.valid, attend, keys)
+        call = dataclasses.replace(call, attend=attend, positions=positions)
 
-        def layer(x: Array, block: Block, keys: Array | None, given: Any) -> tuple[Array, Any]:
-            x, cache = block(x, cond, attend, positions, keys, *given)
-            return self.hooks.constrain(x), cache if keep else None
+        def run(block: Block, x: Array, call: Call) -> tuple[Array, Cache]:
+            return block(x, cond, call)
 
-        if read is None:
-            given = cache, source
-            x, cache = through_layers(config, self.blocks, layer, x, dropout_keys, given)
+        cache = None
+        if call.read is None:
+            x, cache = through_layers(config, self.hooks, self.blocks, run, x, call)
         else:
-            x, cache = self._read(x, cond, attend, positions, cache, source, read), None
+            x = self._read(x, cond, call)
         x = self.final_norm(x)
         if cond is not None:
             shift, scale = _chunks(self.final_adaln(cond), 2)
             x = x * (1 + scale) + shift
         return x, cache
+
+    def _conditioning(self, sigma: Array | None) -> Array | None:
+        """[B, C] from sigma float[B]; None where the blocks are not modulated."""
+        if not has_adaln(self.config):
+            return None
+        assert sigma is not None, "the network is conditioned on time"
+        return self.time(sigma)
 
     def encode(self, source: Array, valid: Array, dropout_keys: Array | None) -> Memory:
         """The memory of source int32[B, S], at sigma = 0; arguments as in Network.encode.
@@ -110,40 +119,22 @@ class Transformer(nnx.Module):
         other, what belongs together is near.
         """
         sigma = jnp.zeros(len(source)) if has_adaln(self.config) else None
-        hidden, (k, v) = self(
-            source,
-            sigma,
-            None,
-            valid,
-            None,
-            None,
-            dropout_keys,
-            None,
-            True,
-            None,
-            self.segment[...],
-        )
-        return Memory(k, v, valid, self.length(hidden, valid))
+        call = Call(dropout_keys=dropout_keys, keep=True, seen=valid)
+        hidden, cache = self(source, sigma, call, self.segment[...])
+        assert cache is not None  # call.keep
+        return Memory(*cache, valid, self.length(hidden, valid))
 
-    def _read(
-        self,
-        x: Array,
-        cond: Array | None,
-        attend: Attend,
-        positions: Array,
-        cache: Cache | None,
-        source: Cache | None,
-        read: Array,
-    ) -> Array:
-        """All layers, the last one for the tokens in read int32[B, K] alone: [B, K, D]."""
+    def _read(self, x: Array, cond: Array | None, call: Call) -> Array:
+        """All layers, the last one only for the tokens in call.read int32[B, K]: [B, K, D]."""
         graphdef, stack = nnx.split(self.blocks)
+        all_tokens = dataclasses.replace(call, read=None)
 
-        def layer(i: int | Array, x: Array, read: Array | None = None) -> Array:
-            block, *given = jax.tree.map(lambda leaf: leaf[i], (stack, cache, source))
-            return nnx.merge(graphdef, block)(x, cond, attend, positions, None, *given, read)[0]
+        def layer(i: int | Array, x: Array, call: Call = all_tokens) -> Array:
+            block, per_layer = jax.tree.map(lambda leaf: leaf[i], (stack, call.per_layer))
+            return nnx.merge(graphdef, block)(x, cond, call.of_layer(per_layer, None))[0]
 
         last = self.config.depth - 1
-        return layer(last, jax.lax.fori_loop(0, last, layer, x), read)
+        return layer(last, jax.lax.fori_loop(0, last, layer, x), call)
 
 
 class Block(nnx.Module):
@@ -152,80 +143,67 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, hooks: LayoutHooks, rngs: nnx.Rngs):
         self.config, self.hooks = config, hooks
         width, heads = config.width, config.heads
-        each, biased = width // heads, config.attention_bias
+        head_width, biased = width // heads, config.attention_bias
         self.norm1 = layer_norm(config, rngs)
-        self.qkv = Linear(config, width, (3, heads, each), rngs, INIT, bias=biased)
-        self.out = Linear(config, (heads, each), width, rngs, INIT, bias=biased)
+        self.qkv = Linear(config, width, (3, heads, head_width), rngs, INIT, bias=biased)
+        self.out = Linear(config, (heads, head_width), width, rngs, INIT, bias=biased)
         self.norm2 = layer_norm(config, rngs)
         self.mlp_in = Linear(config, width, config.mlp_ratio * width, rngs, INIT)
         self.mlp_out = Linear(config, config.mlp_ratio * width, width, rngs, INIT)
         if has_adaln(config):
             self.adaln = _modulation(config, 6, rngs)
 
-    def __call__(
-        self,
-        x: Array,
-        cond: Array | None,
-        attend: Attend,
-        positions: Array,
-        keys: Array | None,
-        cache: Cache | None,
-        source: Cache | None,
-        read: Array | None = None,
-    ) -> tuple[Array, Cache]:
-        """x [B, L, D], cond [B, C] and dropout keys [B] (or None) -> [B, L, D] and a cache.
+    def __call__(self, x: Array, cond: Array | None, call: Call) -> tuple[Array, Cache]:
+        """One layer.
 
-        Of the tokens in read int32[B, K] alone, if given: [B, K, D].
+        Args:
+          x: [B, L, D].
+          cond: conditioning vectors [B, C]; None where the blocks are not modulated.
+          call: of this layer.
+
+        Returns:
+          [B, L, D], [B, K, D] with call.read int32[B, K], and the cache of this layer.
         """
-        rate = self.config.dropout
+        rate, keys = self.config.dropout, call.dropout_keys
         # shift, scale and gate, twice
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             (0, 0, 1, 0, 0, 1) if cond is None else _chunks(self.adaln(cond), 6)
         )
         qkv = recomputed(lambda x: self.qkv(self.norm1(x) * (1 + scale1) + shift1))(x)
-        h, cache = self.attention(qkv, attend, positions, cache, source, read)
-        x = select_positions(x, read) + gate1 * dropout(h, keys, 0, rate)
+        h, cache = self.attention(qkv, call)
+        x = select_positions(x, call.read) + gate1 * dropout(h, keys, 0, rate)
         h = recomputed(lambda x: self.mlp_in(self.norm2(x) * (1 + scale2) + shift2))(x)
         h = recomputed(lambda h: self.mlp_out(nnx.gelu(h, approximate=True)))(h)
         return x + gate2 * dropout(h, keys, 1, rate), cache
 
-    def attention(
-        self,
-        qkv: Array,
-        attend: Attend,
-        positions: Array,
-        cache: Cache | None,
-        source: Cache | None,
-        read: Array | None,
-    ) -> tuple[Array, Cache]:
-        """[B, L, 3, H, D / H] -> [B, L, D] and a cache of keys and values, [B, M, H, D / H] each.
+    def attention(self, qkv: Array, call: Call) -> tuple[Array, Cache]:
+        """[B, L, 3, H, D / H] and the call of this layer -> [B, L, D] and the cache.
 
-        attend: over those of the source, if there is one, and then the M. The rest as in
-        Network.apply, cache and source those of this layer.
+        The keys are those of the source, if there is one, followed by those of the cache or else
+        the tokens.
         """
         q, k, v = jnp.moveaxis(qkv, 2, 0)
+        attend = call.attend
         if self.config.positions == "rotary":
-            q, k = rotary(q, positions), rotary(k, positions)
-        cache = k, v = update_cache(cache, (k, v), positions)
-        if source is not None:
-            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(source, cache, strict=True))
-        if read is not None:
-            q, attend = select_positions(q, read), _rows(attend, read)
+            assert call.positions is not None
+            q, k = rotary(q, call.positions), rotary(k, call.positions)
+        cache = k, v = update_cache(call.cache, (k, v), call.positions)
+        if call.memory is not None:
+            k = jnp.concatenate((call.memory.k, k), axis=1)
+            v = jnp.concatenate((call.memory.v, v), axis=1)
+        if call.read is not None:
+            q, attend = select_positions(q, call.read), select_queries(attend, call.read)
         mixed = attention(self.config.attention, q, k, v, attend, self.hooks)
         return self.out(mixed), cache
 
 
-def _rows(attend: Attend, read: Array) -> Attend:
-    """The pattern of the queries in read int32[B, K]."""
-    if attend is None:
-        return None
-    return select_positions(attend, read) if attend.ndim == 3 else attend.at[read].get(mode="clip")
-
-
 def _modulation(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> Linear:
-    """Starts at zero, so that each block starts as the identity (adaLN-zero)."""
+    """Shifts, scales and gates from cond; zero at the start, so that a block starts as the identity
+    (adaLN-zero).
+    """
     return Linear(config, config.cond_width, parts * config.width, rngs, nnx.initializers.zeros)
 
 
 def _chunks(x: Array, parts: int) -> list[Array]:
+    """[B, parts D] -> that many [B, 1, D]."""
     return jnp.split(x[:, None, :], parts, axis=-1)
