@@ -91,9 +91,9 @@ class Side(nnx.Module):
     def __call__(self, x: Array, call: Call) -> tuple[Array, Cache | None]:
         """Embedded tokens [B, L, D] through all layers -> [B, L, D], and the cache if call.keep."""
         config = self.config
+        call = dataclasses.replace(call, attend=mask_keys(call.attend, call.seen))
         # the layers are numbered 0 .. depth - 1
         x = dropout(x, fold_in_keys(call.dropout_keys, config.depth), 0, config.dropout)
-        call = dataclasses.replace(call, attend=mask_keys(call.attend, call.seen))
         x = self.hooks.constrain(x)
         return through_layers(config, self.hooks, self.blocks, Block.__call__, x, call)
 
