@@ -20,11 +20,14 @@ def with_source(
     network: Network, params: Params, batch: Batch, dropout_keys: Array | None = None
 ) -> tuple[Apply, Memory | None]:
     """(apply, memory): the network with the batch's sources bound to it; None where it has none."""
-    dropout = {} if dropout_keys is None else {"dropout_keys": dropout_keys}
-    apply = functools.partial(network.apply, **dropout)
+    apply = network.apply
+    if dropout_keys is not None:
+        apply = functools.partial(apply, dropout_keys=dropout_keys)
     if network.encode is None:
         return apply, None
-    memory = network.encode(params, batch["source"], batch["source_valid"], **dropout)
+    memory = network.encode(
+        params, batch["source"], batch["source_valid"], dropout_keys=dropout_keys
+    )
     return functools.partial(apply, memory=memory, seen=batch["seen"]), memory
 
 

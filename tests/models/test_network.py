@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.models import network as network_module
+from ddm_jax.models import readout as readout_module
 from ddm_jax.models.layers import dropout
 from ddm_jax.models.network import make_network, with_parameters
 from tests.models.small import random_params
@@ -138,7 +138,7 @@ def test_target_in_chunks_equals_full_logits(monkeypatch, tied):
 
     want, want_grad = jax.jit(jax.value_and_grad(plain))(params)
     for room in (2**28, 4 * 128 * 4):  # at once; four positions at a time, the last chunk padded
-        monkeypatch.setattr(network_module, "LOGIT_BYTES", room)
+        monkeypatch.setattr(readout_module, "LOGIT_BYTES", room)
         got, got_grad = jax.jit(jax.value_and_grad(loss))(params)
         np.testing.assert_allclose(got, want, rtol=1e-5)
         jax.tree.map(
