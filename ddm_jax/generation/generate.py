@@ -20,11 +20,11 @@ from jax import Array
 from ddm_jax.diffusion.process import Process
 from ddm_jax.experiment import make_sampler
 from ddm_jax.generation.prompts import Prompt
+from ddm_jax.models.network import Params
+from ddm_jax.models.readout import Readout
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.runs.run import Run
-from ddm_jax.samplers.signature import SampleSpec, Stats
-
-Program = Callable[..., tuple[Array, Stats]]
+from ddm_jax.samplers.signature import Sample, SampleSpec, Stats
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class CompiledSampler:
       compile_s: seconds that compilation took.
     """
 
-    program: Program
-    params: Any
+    program: Sample
+    params: Params
     spec: SampleSpec
     layout: Layout
     batch_size: int
@@ -119,12 +119,12 @@ def make_spec(steps: int, temperature: float, top_k: int, top_p: float) -> Sampl
     )
 
 
-def make_program(sampler: Callable, apply: Callable, process: Process) -> Any:
+def make_program(sampler: Sample, apply: Callable[..., Readout], process: Process) -> Any:
     """The jitted sample(params, key, prompt, fixed, spec) -> (tokens int32[B, L], Stats)."""
 
     @jax.jit
     def sample(
-        params: Any, key: Array, prompt: Array, fixed: Array, spec: SampleSpec
+        params: Params, key: Array, prompt: Array, fixed: Array, spec: SampleSpec
     ) -> tuple[Array, Stats]:
         return sampler(apply, params, key, prompt, fixed, process, spec)
 

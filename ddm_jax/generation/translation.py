@@ -212,12 +212,13 @@ def _draw(
     """Draws the sorted items, batch by batch; batch i has the key fold_in(key(seed), i)."""
     config, tokenizer, layout = translator.config, translator.tokenizer, translator.layout
     size = config.eval.batch_size
-    # on the host, from where every process gives its devices the same
-    spec = SampleSpec(
-        np.int32(config.sampler.steps),
-        np.float32(config.sampler.temperature),
-        stop=np.int32(tokenizer.eos_id),
-    )
+    # numpy's, not jax's: every process gives its devices the same
+    values: dict[str, Any] = {
+        "steps": np.int32(config.sampler.steps),
+        "temperature": np.float32(config.sampler.temperature),
+        "stop": np.int32(tokenizer.eos_id),
+    }
+    spec = SampleSpec(**values)
     for number, batch in enumerate(_batches(items, size)):
         key_data = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), number)))
         rows = _source_rows([ids[x.source] for x in batch], batch[0].shape[0], tokenizer)

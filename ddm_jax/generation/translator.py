@@ -17,7 +17,7 @@ from ddm_jax.diffusion.process import Process
 from ddm_jax.errors import UserError
 from ddm_jax.models.network import Network, Params
 from ddm_jax.parallel.layouts import Layout
-from ddm_jax.samplers.signature import SampleSpec, Stats
+from ddm_jax.samplers.signature import Sample, SampleSpec
 
 
 class TimedProgram:
@@ -76,7 +76,7 @@ class Translator:
 def make_translator(
     network: Network,
     process: Process,
-    sampler: Callable[..., tuple[Array, Stats]],
+    sampler: Sample,
     config: Config,
     tokenizer: Tokenizer,
     layout: Layout,
