@@ -1,4 +1,4 @@
-"""From a trained run to a likelihood with its errors: the command, its report, and going on."""
+"""From a trained run to a likelihood with its errors: the command, its report, and resuming."""
 
 import dataclasses
 import json
@@ -163,7 +163,7 @@ def test_report_says_how_the_number_was_made(run):
     assert report["weights_sha256"] != weights_hash(params)
 
 
-def test_interrupted_evaluation_goes_on_with_the_same_numbers(run, tmp_path, monkeypatch, capsys):
+def test_interrupted_evaluation_resumes_with_the_same_numbers(run, tmp_path, monkeypatch, capsys):
     """Stopped after two batches, its file torn; then other batches: nothing is done twice."""
     request = LikelihoodRequest(num=36, draws=2, batch_size=8, seed=11)
     append = PartialResults.append
@@ -203,7 +203,7 @@ def test_interrupted_evaluation_goes_on_with_the_same_numbers(run, tmp_path, mon
     assert len({report["out"], again["out"], fresh["out"]}) == 3
 
 
-def test_kept_file_of_other_numbers_is_begun_anew(tmp_path):
+def test_partial_results_of_other_numbers_are_discarded(tmp_path):
     file = tmp_path / "a.jsonl"
     PartialResults(file, {"seed": 1}, 2).append(np.ones((3, 2), np.float32), np.ones(3, int))
     kept = PartialResults(file, {"seed": 1}, 2)
@@ -211,8 +211,8 @@ def test_kept_file_of_other_numbers_is_begun_anew(tmp_path):
     assert len(PartialResults(file, {"seed": 2}, 2)) == 0
 
 
-def test_what_decides_the_numbers_has_a_file_of_its_own(run):
-    """Seeds, draws and weights do not share what they keep; the batch size does not matter."""
+def test_each_identity_has_partial_results_of_its_own(run):
+    """Seeds, draws and weights do not share partial results; batch sizes do."""
     request = LikelihoodRequest(num=8, draws=2, seed=21)
     first = measure_likelihood(run[0], request)
     changes = ({"seed": 22}, {"draws": 4}, {"weights": "last"}, {"num": 7})
@@ -284,9 +284,10 @@ def test_python_and_the_command_have_the_same_number(run, tmp_path):
         ({"texts_or_dataset": []}, "The list of texts has 0 tokens in 0 documents"),
         ({"texts_or_dataset": ["a"], "protocol": "gpt"}, "--protocol=gpt is unknown: use one of"),
         ({"texts_or_dataset": "ptb"}, "add --protocol=sedd or mdlm"),
+        ({"texts_or_dataset": ["a"], "split": "test"}, "split='test' does not apply to a list"),
     ],
 )
-def test_likelihood_from_python_says_what_is_wrong(run, given, said):
+def test_errors_of_likelihood_name_what_is_wrong(run, given, said):
     with pytest.raises(UserError) as error:
         likelihood(open_run(run[0], layout=dp(jax.devices()[:1])), **given)
     assert said in str(error.value)
@@ -356,7 +357,7 @@ def test_exact_estimator_takes_one_draw_without_error(files):
         ({"dataset": "ptb", "protocol": "sedd"}, "There is no "),
     ],
 )
-def test_what_is_wrong_is_said(run, request_, said):
+def test_errors_name_what_is_wrong(run, request_, said):
     with pytest.raises(UserError) as error:
         measure_likelihood(run[0], LikelihoodRequest(data_root="/nowhere", **request_))
     assert said in str(error.value)

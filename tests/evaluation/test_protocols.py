@@ -158,7 +158,7 @@ def test_what_can_be_compared_is_said(tmp_path):
     [
         ("ptb", "sedd", None, "ptb.valid.txt: get it (Penn Treebank"),
         ("arxiv", "mdlm", None, "validation.jsonl: get it (Hugging Face data set scientific_"),
-        ("lambada", "sedd", "validation", "has no such split here: use test"),
+        ("lambada", "sedd", "validation", "is not a split of lambada in this protocol: use test"),
         ("ptb", "", None, "is a set of a protocol: add --protocol=sedd or mdlm"),
         ("ptp", "sedd", None, "neither a set of --protocol=sedd (lambada, ptb"),
         ("nowhere.txt", "", None, "matches no file: give a path"),

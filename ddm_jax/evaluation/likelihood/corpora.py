@@ -1,4 +1,4 @@
-"""Text to evaluate on: a held-out split, files, or a set of a protocol -> blocks of tokens."""
+"""Text to evaluate on: a held-out split, texts, files or a set of a protocol, cut into blocks."""
 
 import dataclasses
 import glob
@@ -232,7 +232,7 @@ def _cut(
 
 
 def _sizes(tokenizer: Tokenizer, valid: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """A token of text8 is a character of its text, whatever that was made from."""
+    """The sizes of blocks; a token of text8 always counts as one byte and one character."""
     return np.repeat(valid.sum(axis=1)[:, None], 2, 1) if tokenizer.kind == "text8" else sizes
 
 
@@ -256,8 +256,8 @@ def _matches(spec: str) -> list[Path]:
 def _file_of(name: str, text_set: TextSet, split: str, data_root: str) -> str:
     if split not in text_set.files:
         raise UserError(
-            f"--split={split}: {name} has no such split here: use {' or '.join(text_set.files)}, "
-            f"or give its text with --dataset={name}=PATH."
+            f"--split={split} is not a split of {name} in this protocol: use "
+            f"{' or '.join(text_set.files)}, or give its text with --dataset={name}=PATH."
         )
     path = Path(data_root).expanduser() / text_set.files[split]
     if not _matches(str(path)):
@@ -287,7 +287,7 @@ def _unknown(dataset: str, name: str, protocol_name: str) -> UserError:
 
 
 def _read(text: str, form: str, split: str) -> list[str]:
-    """The documents of a text, in order; a set's rules want empty ones too."""
+    """The documents of a text, in order; empty ones too, since the rules of a set need them."""
     if _on_hub(text):
         shards = sources.open_source(text).shards
         if split not in shards:

@@ -113,6 +113,8 @@ def likelihood(
         dataset = texts_or_dataset or ""
         request = LikelihoodRequest(dataset=dataset, protocol=protocol, split=split, num=num)
         corpus = _corpus(run.config, run.tokenizer, request)
+    elif split is not None:
+        raise UserError(f"split={split!r} does not apply to a list of texts: leave it out.")
     else:
         corpus = corpus_of_texts(texts_or_dataset, run.config, run.tokenizer, protocol).first(num)
     size, layout = _placement(run.config, corpus, batch_size)

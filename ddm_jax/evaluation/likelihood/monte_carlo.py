@@ -74,7 +74,7 @@ class Likelihood:
 def make_bound(network: Network, loss: Loss, process: Process, draws: int) -> BoundFn:
     """Builds bound(params, batch, index) -> (nats[b], tokens[b]) for `estimate`; to be jitted.
 
-    index: int32[b], the number of each sequence in the held-out text: it alone determines the
+    index: int32[b], the number of each sequence in the held-out text. Only it determines the
     corruptions, `draws` of them with noise levels stratified within the sequence.
     """
     grouped = make_groups(network, loss, process, draws, groups=1)
@@ -95,8 +95,8 @@ def make_groups(
     are the mean of the loss within each group; the Monte Carlo error can be estimated from two
     groups. Noise levels are stratified within a group, or independent.
 
-    index: int32[b], the number of each sequence in the text. With the seed (a number, traced or
-    not) it alone determines the corruptions, so that neither batch size nor devices change them.
+    index: int32[b], the number of each sequence in the text. Only it and the seed (a number, traced
+    or not) determine the corruptions, so that neither batch size nor devices change them.
     """
     each = draws // groups
 

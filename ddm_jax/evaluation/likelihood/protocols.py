@@ -1,13 +1,13 @@
-"""Evaluation protocols as data: which sets, how their text becomes blocks of tokens.
+"""Evaluation protocols as data: their sets, and how text becomes blocks of tokens.
 
-`sedd` is that of SEDD (Lou et al. 2023, arXiv:2310.16834; its repository's data.py), which RADD
-shares; `mdlm` that of MDLM (Sahoo et al. 2024, arXiv:2406.07524; dataloader.py); `text8` that of
-D3PM (Austin et al. 2021, arXiv:2107.03006). `own_rules` are those of a run's own data.
+`sedd` is the protocol of SEDD (Lou et al. 2023, arXiv:2310.16834; its repository's data.py) and of
+RADD; `mdlm` that of MDLM (Sahoo et al. 2024, arXiv:2406.07524; dataloader.py); `text8` that of D3PM
+(Austin et al. 2021, arXiv:2107.03006). `own_rules` are the rules of a run's own data.
 
-Both repositories cut blocks with a batched map over the documents: a thousand documents are joined,
-cut into blocks, and what is left over is dropped, for every thousand anew, and anew in each of the
-worker processes, which share the documents out in order. So the number of processes is part of the
-protocol: 8 in SEDD, and in MDLM all cores that there are, for which we take 1.
+The repositories of SEDD and MDLM cut blocks with a batched map over the documents: each thousand
+documents are joined and cut into blocks, and the remainder is dropped. They do so in several worker
+processes, each of which has a contiguous part of the documents. So the number of processes is part
+of the protocol: 8 in SEDD; in MDLM the number of cores of the machine, for which we take 1.
 """
 
 import dataclasses
@@ -23,10 +23,13 @@ _HUB = "Hugging Face data set {}, saved with to_json"
 class TextSet:
     """A set of a protocol.
 
-    files: split -> file or glob below the data root; the split to use comes first. form: what a
-    document is. rows: a line with its end, or "" if blank; lines: a line without space around it;
-    jsonl: the field "text"; file: all of it. detokeniser: of DETOKENISERS. origin: where the text
-    comes from. spans: split -> (first, last + 1) character of the file, where not all of it.
+    Attributes:
+      files: split -> file or glob below the data root; the split to use comes first.
+      form: what a document is. rows: a line with its end, or "" if blank; lines: a line without
+        space around it; jsonl: the field "text" of a line; file: the whole file.
+      detokeniser: a name of DETOKENISERS.
+      origin: where to get the text.
+      spans: split -> (first, last + 1) character of the file, where a split is a part of it.
     """
 
     files: Mapping[str, str]
@@ -38,12 +41,19 @@ class TextSet:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How documents become blocks, and of which sets.
+    """How documents become blocks, and the sets of the protocol.
 
-    tokenizer, length: as published. eos: whether one ends every document. framed: whether a block
-    has an EOS before and another one after its length - 2 tokens; both count as tokens. pad: a
-    block is one document, and not part of a stream. processes, group: see above; 0 documents a
-    group are all. paper: whose numbers are made in this way.
+    Attributes:
+      sets: name -> set.
+      paper: whose numbers are computed in this way.
+      tokenizer: the published one, by its kind.
+      length: of a block, as published.
+      eos: whether an EOS ends every document.
+      framed: whether a block has an EOS before and another one after its length - 2 tokens; both
+        count as tokens.
+      pad: whether a block is one document, padded, and not a part of a stream.
+      processes: worker processes that the documents are divided among (see above).
+      group: documents that are joined at a time; 0 for all of a process.
     """
 
     sets: Mapping[str, TextSet]
@@ -57,12 +67,12 @@ class Protocol:
     group: int = 0
 
     def eos_words(self) -> str:
-        """Where EOS stands."""
+        """Where the EOS tokens are, in words."""
         ends = "after every document" if self.eos else "none"
         return f"{ends}, and first (as BOS) and last in every block" if self.framed else ends
 
     def wrap_words(self) -> str:
-        """How documents fill blocks, and what is dropped."""
+        """How documents fill blocks, and what is dropped, in words."""
         if self.pad:
             return "one document a block, cut or padded; padding does not count"
         if not self.group:
@@ -75,7 +85,7 @@ class Protocol:
 
 
 def own_rules(length: int, pack: str) -> Protocol:
-    """How a run cuts its own text (data/build/packing.py)."""
+    """The rules by which a run cuts its own text (data/build/packing.py)."""
     return Protocol({}, "", "", length, pad=pack == "pad")
 
 
@@ -161,7 +171,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """ids: int32[n], without EOS; size: UTF-8 bytes and characters of its text, float64[2]."""
+    """A tokenised document.
+
+    Attributes:
+      ids: int32[n], without EOS.
+      size: float64[2], UTF-8 bytes and characters of its text.
+    """
 
     ids: np.ndarray
     size: np.ndarray
@@ -169,11 +184,14 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class TextBlocks:
-    """Blocks of a text.
+    """N blocks of L tokens of a text.
 
-    tokens: int32[N, L]; valid: bool[N, L], False on padding. sizes: float64[N, 2], bytes and
-    characters of the text of each block; where a block ends within a document, in proportion to
-    its tokens. dropped: tokens, EOS included, that are in no block.
+    Attributes:
+      tokens: int32[N, L].
+      valid: bool[N, L], False on padding.
+      sizes: float64[N, 2], UTF-8 bytes and characters of the text of each block; where a block ends
+        within a document, in proportion to its tokens.
+      dropped: number of tokens, EOS included, that are in no block.
     """
 
     tokens: np.ndarray
@@ -183,7 +201,7 @@ class TextBlocks:
 
 
 def cut(documents: Sequence[Document], protocol: Protocol, eos_id: int, length: int) -> TextBlocks:
-    """Blocks of `length` tokens, in order, by the rules of a protocol."""
+    """Cuts documents into blocks of `length` tokens, in order, by the rules of a protocol."""
     body = length - 2 if protocol.framed else length
     tokens, counts, sizes, total = [], [], [], 0
     groups = ((d,) for d in documents) if protocol.pad else _groups(documents, protocol)
@@ -209,7 +227,7 @@ def cut(documents: Sequence[Document], protocol: Protocol, eos_id: int, length: 
 
 
 def _groups(documents: Sequence[Document], protocol: Protocol) -> Iterator[Sequence[Document]]:
-    """What is joined: at most `group` documents each, of one process's share each."""
+    """The documents that are joined: at most `group`, all of the same process's part."""
     parts = max(1, min(protocol.processes, len(documents)))
     each, more = divmod(len(documents), parts)
     start = 0
@@ -222,7 +240,7 @@ def _groups(documents: Sequence[Document], protocol: Protocol) -> Iterator[Seque
 
 
 def _stream(group: Sequence[Document], eos_id: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(int32[n] joined tokens, float64[3, m]: position, bytes and characters at every edge)."""
+    """(joined tokens int32[n]; position, bytes and characters at every edge, float64[3, m])."""
     eos = np.array([] if eos_id is None else [eos_id], np.int32)
     parts = [part for document in group for part in (document.ids, eos)]
     steps = [
