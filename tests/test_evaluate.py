@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-from ddm_jax.config import defaults, resolve
 from ddm_jax.data.loading.loader import eval_batches
 from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
@@ -32,38 +31,15 @@ from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
-from ddm_jax.settle import settle
 from ddm_jax.training import loop
+from tests.text_run import LENGTH, make_config, write_texts
 
 ROOT = Path(__file__).parents[1]
-LENGTH = 32
-
-
-def make_config(folder, **changes):
-    config = defaults()
-    config.model.update({"width": 32, "depth": 2, "heads": 2, "max_length": LENGTH})
-    config.data.update({"source": f"text:{folder}/*.txt", "tokenizer": "bytes", "length": LENGTH})
-    config.data.update({"root": f"{folder}/sets", "validation_fraction": 0.2})
-    config.data.test_fraction = 0.2
-    config.objective.name = "radd_t_dce"
-    config.optim.update({"warmup_steps": 1, "lr": 3e-3, "ema_decay": 0.9})
-    config.train.update({"steps": 40, "batch_size": 16, "checkpoint_every": 40, "log_every": 40})
-    config.eval.update({"every": 40, "batch_size": 16, "sequences": 16, "draws": 1})
-    config.sampler.update({"steps": 2, "num": 1})
-    for name, value in changes.items():
-        section, field = name.split("__")
-        config[section][field] = value
-    return resolve(config)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    words = ["so", "the", "one", "that", "we", "saw", "was", "not", "there", "told", "é"]
-    for i in range(40):
-        (folder / f"{i}.txt").write_text(" ".join(rng.choice(words, 60)))
-    return folder
+    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
@@ -291,55 +267,6 @@ def test_errors_of_likelihood_name_what_is_wrong(run, given, said):
     with pytest.raises(UserError) as error:
         likelihood(open_run(run[0], layout=dp(jax.devices()[:1])), **given)
     assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("objective", "options", "expected"),
-    [
-        ("ar", {}, {"ar"}),
-        ("sedd_uniform", {}, {"sedd_uniform"}),
-        ("udlm", {}, {"udlm"}),
-        ("gidd", {}, {"gidd"}),
-        ("genmd4", {}, {"genmd4"}),
-        ("bd3lm", {}, {"bd3lm"}),
-        ("d3pm", {}, {"d3pm"}),
-        ("mdlm", {"model__time": "adaln"}, {"mdlm", "md4", "sedd_absorb"}),
-    ],
-)
-def test_fitting_estimators_are_those_that_a_config_may_name(files, objective, options, expected):
-    config = settle(make_config(files, objective__name=objective, **options))
-    assert set(estimators.fitting(config)) == expected
-    for name in OBJECTIVES:
-        fits = True
-        try:
-            settle(
-                dataclasses.replace(config, eval=dataclasses.replace(config.eval, estimator=name))
-            )
-        except UserError:
-            fits = False
-        assert fits == (name in expected), name
-
-
-@pytest.mark.parametrize(
-    ("objective", "options", "expected"),
-    [
-        ("radd_t_dce", {}, "radd_ao"),
-        ("mdlm", {}, "radd_ao"),
-        ("mdlm", {"objective__steps": 10}, "mdlm"),
-        ("mdlm", {"model__time": "adaln"}, "mdlm"),
-        ("sedd_absorb", {"model__time": "none"}, "sedd_absorb"),
-        ("mlm", {}, "mlm_pseudo"),
-    ],
-)
-def test_best_estimator_is_chosen_where_it_estimates_the_same(files, objective, options, expected):
-    config = settle(make_config(files, objective__name=objective, **options))
-    assert estimators.choose(config).name == expected
-
-
-def test_exact_estimator_takes_one_draw_without_error(files):
-    config = settle(make_config(files, objective__name="ar"))
-    chosen = estimators.choose(config, draws=64)
-    assert (chosen.draws, chosen.groups, chosen.levels) == (1, 1, "none")
 
 
 @pytest.mark.parametrize(
