@@ -4,7 +4,6 @@ It reads the newest checkpoint, whether the run has ended or not, and changes no
 file of samples. What is fixed in every sequence: see generation/prompts.py.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.generation.generate import CompiledSampler, draw_batches
 from ddm_jax.generation.prompts import read_template
+from ddm_jax.generation.request import sampler_options
 from ddm_jax.generation.text import Plan, TextRequest, plan_text
 from ddm_jax.runs.files import write_new
 from ddm_jax.runs.interrupt import Interrupt
@@ -109,9 +109,7 @@ def _draw(
     with Interrupt() as interrupt, ProgressBar(num) as progress:
         for batch in draw_batches(sampler, plan.prompt, num, plan.request.sampling.seed):
             seconds += batch.seconds
-            for row, nfe in zip(batch.tokens, batch.nfe, strict=True):
-                sample = {"text": tokenizer.decode(row), "tokens": row.tolist(), "nfe": int(nfe)}
-                samples.append(sample | {"seconds": batch.seconds / plan.batch_size})
+            samples += batch.lines(tokenizer, plan.batch_size)
             rate = plan.prompt.free * len(samples) / seconds
             progress.update(
                 len(samples), f"{mean_nfe(samples):.1f} evaluations each, {rate:,.0f} tokens/s"
@@ -124,7 +122,6 @@ def _draw(
 def _settings(run: Run, plan: Plan) -> dict[str, Any]:
     """All that decides the samples, for the record."""
     request, sampler = plan.request, plan.config.sampler
-    options = [f.name for f in dataclasses.fields(sampler) if f.default is None]
     prompt = {"prefix": request.prefix, "suffix": request.suffix}
     return {
         "workdir": str(run.workdir),
@@ -132,7 +129,7 @@ def _settings(run: Run, plan: Plan) -> dict[str, Any]:
         "weights": run.weights,
         "sampler": sampler.name,
         "steps": sampler.steps,
-        "options": {o: getattr(sampler, o) for o in options if getattr(sampler, o) is not None},
+        "options": sampler_options(sampler),
         "temperature": sampler.temperature,
         "top_k": request.top_k,
         "top_p": request.top_p,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.diffusion.process import Process
 from ddm_jax.experiment import make_sampler
 from ddm_jax.generation.prompts import Prompt
@@ -61,6 +62,18 @@ class Batch:
     tokens: np.ndarray
     nfe: np.ndarray
     seconds: float
+
+    def lines(self, tokenizer: Tokenizer, batch_size: int) -> list[dict[str, Any]]:
+        """What a file of samples says of each sequence: text, tokens, nfe and seconds."""
+        return [
+            {
+                "text": tokenizer.decode(row),
+                "tokens": row.tolist(),
+                "nfe": int(nfe),
+                "seconds": self.seconds / batch_size,
+            }
+            for row, nfe in zip(self.tokens, self.nfe, strict=True)
+        ]
 
 
 def compile_sampler(

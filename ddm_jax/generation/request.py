@@ -1,11 +1,12 @@
 """How to draw from a run: the sampler, its options and the random stream."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddm_jax.config import Config
+from ddm_jax.config import Config, SamplerConfig
 from ddm_jax.errors import UserError
 from ddm_jax.runs.run import OptionValue, with_sampler
 
@@ -51,6 +52,13 @@ class SamplingRequest:
           UserError: as `runs.run.with_sampler`.
         """
         return with_sampler(config, self.sampler, self.steps, length, self.options)
+
+
+def sampler_options(sampler: SamplerConfig) -> dict[str, OptionValue]:
+    """The options that this sampler has: fields that are None by default and are set."""
+    names = [f.name for f in dataclasses.fields(sampler) if f.default is None]
+    values = {name: getattr(sampler, name) for name in names}
+    return {name: x for name, x in values.items() if x is not None}
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:

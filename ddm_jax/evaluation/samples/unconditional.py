@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.config import SamplerConfig
 from ddm_jax.evaluation.judges.judge import Judge
 from ddm_jax.evaluation.reports import short_hash, weights_hash
 from ddm_jax.evaluation.samples.mauve import mauve
 from ddm_jax.evaluation.samples.quality import measure_quality
-from ddm_jax.generation.generate import Batch, compile_sampler, draw_batches
+from ddm_jax.generation.generate import compile_sampler, draw_batches
 from ddm_jax.generation.prompts import empty
+from ddm_jax.generation.request import sampler_options
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
@@ -128,7 +128,7 @@ def draw_samples(
         prompt = empty(run.config.data.length)
         with Interrupt() as interrupt, ProgressBar(num, len(lines)) as progress:
             for batch in draw_batches(program, prompt, whole, seed, first_batch=done):
-                lines += _lines(run, batch)
+                lines += batch.lines(run.tokenizer, batch_size)
                 texts = [json.dumps(line | settings) + "\n" for line in lines]
                 write_atomically(path, "".join(texts))
                 progress.update(min(len(lines), num))
@@ -146,30 +146,10 @@ def _settings(run: Run, seed: int, batch_size: int) -> dict[str, Any]:
         "sampler": sampler.name,
         "steps": sampler.steps,
         "temperature": sampler.temperature,
-        "options": _options(sampler),
+        "options": sampler_options(sampler),
         "seed": seed,
         "batch_size": batch_size,
         "length": run.config.data.length,
         "tokenizer_sha256": run.tokenizer.fingerprint,
         "compute_dtype": run.config.model.compute_dtype,
     }
-
-
-def _options(sampler: SamplerConfig) -> dict[str, Any]:
-    """The options that this sampler has: the fields that are None by default and are not None."""
-    names = [field.name for field in dataclasses.fields(sampler) if field.default is None]
-    values = {name: getattr(sampler, name) for name in names}
-    return {name: x for name, x in values.items() if x is not None}
-
-
-def _lines(run: Run, batch: Batch) -> list[Line]:
-    seconds = batch.seconds / len(batch.tokens)
-    return [
-        {
-            "text": run.tokenizer.decode(row),
-            "tokens": row.tolist(),
-            "nfe": int(nfe),
-            "seconds": seconds,
-        }
-        for row, nfe in zip(batch.tokens, batch.nfe, strict=True)
-    ]
