@@ -16,7 +16,7 @@ from ddm_jax.diffusion.randomness import example_keys
 from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import filtered
-from ddm_jax.samplers.signature import SampleSpec, Stats
+from ddm_jax.samplers.signature import Integer, SampleSpec, Stats
 
 
 def ancestral(
@@ -72,7 +72,7 @@ def through_time(
     count, length = prompt.shape
     keys = example_keys(key, jnp.arange(count))
 
-    def at(i: int | Array) -> Array:
+    def at(i: Integer) -> Array:
         return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
 
     def one(i: Array, x: Array) -> Array:

@@ -19,7 +19,7 @@ from ddm_jax.diffusion.randomness import example_keys, uniforms
 from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import FEW, fill, positions_of, write
-from ddm_jax.samplers.signature import SampleSpec, Stats
+from ddm_jax.samplers.signature import Integer, SampleSpec, Stats
 
 
 def event_driven(
@@ -53,7 +53,7 @@ def split_keys(key: Array, count: int) -> Array:
     return jnp.moveaxis(keys, 1, 0)
 
 
-def reveal_steps(u: Array, process: MaskingProcess, steps: int | Array) -> Array:
+def reveal_steps(u: Array, process: MaskingProcess, steps: Integer) -> Array:
     """The step, 0 .. steps - 1, at which each position is revealed: float32[...] -> int32[...].
 
     Step i goes from time 1 - i / steps to 1 - (i + 1) / steps and leaves a mask with probability

@@ -16,7 +16,7 @@ from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.draw import fill
 from ddm_jax.samplers.routing import State, falling, lowest, noise_count, noise_rate, route
-from ddm_jax.samplers.signature import SampleSpec, Stats
+from ddm_jax.samplers.signature import Integer, SampleSpec, Stats
 
 
 def rdm(
@@ -79,7 +79,7 @@ def rdm(
     return state.tokens, Stats(nfe=jnp.full(count, steps), score=score)
 
 
-def split(keys: Array, step: int | Array, number: int) -> Array:
+def split(keys: Array, step: Integer, number: int) -> Array:
     """The keys of a step, `number` for each sequence: key[B] -> key[number, B]."""
     keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), number))(keys)
     return jnp.moveaxis(keys, 1, 0)

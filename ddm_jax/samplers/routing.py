@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from ddm_jax.samplers.signature import Integer
+
 # the cosine comes out up to an ulp low where it is 1/2, and an even number would lose one
 ROUNDING = 1e-7
 
@@ -28,7 +30,7 @@ class State(NamedTuple):
     noised: Array
 
 
-def noise_rate(step: int | Array, steps: int | Array, cutoff: str) -> Array:
+def noise_rate(step: Integer, steps: Integer, cutoff: str) -> Array:
     """The part that stays noise after step 0 .. steps - 1: float32[], from below 1 down to 0.
 
     1 - (step + 1) / steps for "linear"; cos(pi/2 (step + 1) / steps) for "cosine".
@@ -37,7 +39,7 @@ def noise_rate(step: int | Array, steps: int | Array, cutoff: str) -> Array:
     return left if cutoff == "linear" else jnp.sin(jnp.pi / 2 * left)
 
 
-def noise_count(count: Array, step: int | Array, steps: int | Array, cutoff: str) -> Array:
+def noise_count(count: Array, step: Integer, steps: Integer, cutoff: str) -> Array:
     """trunc(count * rate), how many of int32[B] positions stay noise: int32[B]."""
     if cutoff == "linear":
         return count * (steps - 1 - step) // steps

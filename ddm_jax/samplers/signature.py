@@ -12,9 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax import Array
 
 from ddm_jax.config_fields import Option
+
+# a scalar, of Python, of numpy or (perhaps traced) of jax
+Integer = int | np.int32 | Array
+Number = float | np.float32 | Array
 
 ABSORBING = ("absorbing", "d3pm_absorbing")
 NO_TIME = ("none", "constant")
@@ -34,11 +39,11 @@ class SampleSpec:
       stop: int32[], the token that ends a sequence for samplers from the left; -1 for none.
     """
 
-    steps: int | Array
-    temperature: float | Array = 1.0
-    top_k: int | Array = 0
-    top_p: float | Array = 1.0
-    stop: int | Array = -1
+    steps: Integer
+    temperature: Number = 1.0
+    top_k: Integer = 0
+    top_p: Number = 1.0
+    stop: Integer = -1
 
 
 @jax.tree_util.register_dataclass
