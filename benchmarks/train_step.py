@@ -150,11 +150,11 @@ def cpu_seconds() -> float:
 def our_step(sizes: dict[str, int]) -> Step:
     """Our compiled step, from new weights."""
     from benchmarks.peers import ours
-    from ddm_jax.training.memory import give_back_memory
+    from ddm_jax.training.programs import release_freed_memory
 
     config, *made = ours.radd_parts(sizes)
     step = ours.our_step(config, *made, sizes["length"])
-    give_back_memory()  # as training/loop.py does
+    release_freed_memory()  # as training/programs.py does
     state = step.start()
 
     def run() -> float:

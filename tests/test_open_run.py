@@ -66,7 +66,7 @@ def test_damaged_checkpoint_is_passed_over_and_left_where_it_is(run, tmp_path, c
     assert line["checkpoint"] == 2
     said = caplog.text + capfd.readouterr().err
     assert "Checkpoint 10 cannot be read" in said
-    assert "passed over" in said
+    assert "it is skipped" in said
     assert contents(workdir) == before
     damage(workdir / "checkpoints" / "2")
     assert_refused([f"--workdir={workdir}"], "None of the checkpoints", "step 10")

@@ -1,14 +1,14 @@
 """Checkpoints through Orbax: asynchronous, atomic, with the position of the loader.
 
-Arrays are saved whole, whatever layout they had, and restored where another layout wants them. A
-folder may be remote, gs://BUCKET/FOLDER: Orbax and etils then want gcsfs.
+Arrays are saved whole under any layout, and can be restored under any other. A folder may be
+remote, gs://BUCKET/FOLDER: Orbax and etils then need gcsfs.
 """
 
 import importlib.util
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,14 +18,16 @@ from etils import epath
 
 from ddm_jax.config import TrainConfig
 from ddm_jax.errors import UserError
+from ddm_jax.models.network import Params
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import Layout
 
-_FILE_BYTES = 2**24  # of bare weights
+State = TypeVar("State")  # a pytree of arrays
+_FILE_BYTES = 2**24  # size of a file of bare weights
 
 
 def folder_of(workdir: Path, config: TrainConfig) -> epath.Path:
-    """Where the checkpoints of a run are: train.checkpoints, or `checkpoints` in its workdir.
+    """The folder of a run's checkpoints: train.checkpoints, or `checkpoints` in its workdir.
 
     Raises:
       UserError: Orbax cannot write there, or gcsfs is missing.
@@ -48,30 +50,50 @@ def folder_of(workdir: Path, config: TrainConfig) -> epath.Path:
 
 
 class Checkpoints:
-    """`folder`/STEP/{state,loader}: the last few and every so many-th are kept."""
+    """The checkpoints `folder`/STEP/{state,loader} of a run that trains."""
 
     def __init__(self, folder: epath.Path, keep_last: int, keep_every: int):
+        """Opens the folder; makes it if it is missing.
+
+        Args:
+          folder: of `folder_of`.
+          keep_last: number of newest checkpoints that are kept.
+          keep_every: checkpoints at multiples of this step are kept too.
+        """
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._reader = _reader()
 
     def save(self, step: int, state: Any, loader: Mapping[str, Any]) -> None:
-        """Starts to save; `state` may be donated as soon as this returns."""
+        """Starts to save; `state` may be donated as soon as this returns.
+
+        Args:
+          step: the name of the checkpoint.
+          state: a pytree of arrays.
+          loader: the position of the loader, for JSON.
+        """
         if jax.default_backend() == "cpu":
-            # there Orbax has no copy on the host to write from, but the buffers themselves, which
-            # the next step overwrites
+            # on CPU, Orbax has no copy on the host to write from, only the buffers themselves,
+            # which the next step overwrites
             state = jax.tree.map(lambda x: x.copy(), state)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), loader=ocp.args.JsonSave(dict(loader))
         )
         self._manager.save(step, args=args)
 
-    def restore(self, abstract: Any, layout: Layout) -> tuple[Any, dict[str, Any]] | None:
-        """The newest readable checkpoint as (state, loader), or None where there is none.
+    def restore(self, abstract: State, layout: Layout) -> tuple[State, dict[str, Any]] | None:
+        """Restores the newest readable checkpoint.
 
-        Checkpoints newer than it, which cannot be read, are moved to `checkpoints-damaged/`, with a
+        Newer checkpoints, which cannot be read, are moved to `checkpoints-damaged/`, with a
         warning.
+
+        Args:
+          abstract: shapes and types of the state.
+          layout: where its arrays go.
+
+        Returns:
+          (state, loader) as saved; None if there is no checkpoint.
 
         Raises:
           UserError: there are checkpoints, and none can be read; nothing is moved.
@@ -87,7 +109,7 @@ class Checkpoints:
                 read = self._reader.restore(self._folder / str(step), args=args)
             except Exception as caught:  # whatever a torn file makes Orbax raise
                 error = caught
-            if processes.max_over_processes(error is not None):  # all go on from the same one
+            if processes.max_over_processes(error is not None):  # all resume from the same one
                 damaged[step] = error or ValueError("another process cannot read it")
                 continue
             for broken, error in damaged.items():
@@ -103,7 +125,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
         self._reader.close()
@@ -117,7 +139,7 @@ class Checkpoints:
                 target = target.with_name(target.name + "_")
             (self._folder / str(step)).rename(target)
             logging.warning(
-                "Checkpoint %d cannot be read (%s): moved to %s, going on from the one before it.",
+                "Checkpoint %d cannot be read (%s): moved to %s; resuming from an older one.",
                 step,
                 _first_line(error),
                 target,
@@ -126,10 +148,15 @@ class Checkpoints:
         self._manager.reload()
 
 
-def save_weights(folder: epath.Path, step: int, weights: Any) -> None:
-    """Saves bare weights as the averaged ones of a checkpoint, for `restore_weights` alone.
+def save_weights(folder: epath.Path, step: int, weights: Params) -> None:
+    """Saves bare weights as the averaged weights of a checkpoint; only `restore_weights` reads it.
 
-    Arrays of numpy are written from where they are: nothing may change them before it returns.
+    numpy arrays are written without a copy: nothing may change them before this returns.
+
+    Args:
+      folder: of the checkpoints.
+      step: the name of the checkpoint.
+      weights: a pytree of arrays of jax or numpy.
     """
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
@@ -137,7 +164,7 @@ def save_weights(folder: epath.Path, step: int, weights: Any) -> None:
         (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
     )
     state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    # what goes into a file is held in memory until it is full
+    # the content of a file is held in memory until the file is full
     save = ocp.args.PyTreeSave(
         {"ema": jax.tree.map(np.asarray, weights)}, ocdbt_target_data_file_size=_FILE_BYTES
     )
@@ -146,22 +173,25 @@ def save_weights(folder: epath.Path, step: int, weights: Any) -> None:
 
 
 def restore_weights(
-    folder: epath.Path, abstract: Any, layout: Layout, which: str = "ema", last: int = 1
-) -> tuple[int, Any]:
-    """(step, weights) of the newest readable checkpoint, for those who only look.
+    folder: epath.Path, abstract: Params, layout: Layout, which: str = "ema", last: int = 1
+) -> tuple[int, Params]:
+    """Reads the weights of the newest readable checkpoint.
 
-    Nothing in the folder is changed, whether its run has ended or not. Checkpoints that cannot be
-    read are passed over with a warning.
+    Nothing in the folder changes, whether its run has ended or not. Checkpoints that cannot be read
+    are skipped with a warning.
 
     Args:
-      folder: that of `Checkpoints`.
+      folder: of the checkpoints.
       abstract: shapes and types of the weights.
       layout: where they go.
       which: "ema", the running average of the weights, or "params", the weights themselves.
-      last: the mean over so many checkpoints, the newest ones.
+      last: number of newest checkpoints to take the mean of.
+
+    Returns:
+      (step, weights); the step is that of the newest checkpoint.
 
     Raises:
-      UserError: there are fewer checkpoints, or none can be read.
+      UserError: there are fewer checkpoints than `last`, or none can be read.
     """
     found = list(itertools.islice(_newest_first(folder, abstract, layout, which), last))
     if len(found) < last:
@@ -176,9 +206,9 @@ def restore_weights(
 
 
 def _newest_first(
-    folder: epath.Path, abstract: Any, layout: Layout, which: str
-) -> Iterator[tuple[int, Any]]:
-    """(step, weights) of every checkpoint that can be read.
+    folder: epath.Path, abstract: Params, layout: Layout, which: str
+) -> Iterator[tuple[int, Params]]:
+    """Yields (step, weights) of every checkpoint that can be read.
 
     Raises:
       UserError: there is none.
@@ -193,7 +223,7 @@ def _newest_first(
     good: set[int] = set()
     damaged: dict[int, Exception] = {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        # listed again each time: a run that goes on saves new ones and deletes old ones
+        # listed again each time: a run that still trains saves new ones and deletes old ones
         while left := {s for s in _steps(folder) if s < min(good, default=s + 1)} - damaged.keys():
             step = max(left)
             try:
@@ -203,7 +233,7 @@ def _newest_first(
             except Exception as error:  # whatever a torn file makes Orbax raise
                 damaged[step] = error
                 logging.warning(
-                    "Checkpoint %d cannot be read (%s): it is passed over.",
+                    "Checkpoint %d cannot be read (%s): it is skipped.",
                     step,
                     _first_line(error),
                 )
@@ -222,17 +252,17 @@ def _newest_first(
 
 
 def _reader() -> ocp.Checkpointer:
-    """It waits for no other process, which may be one that cannot read what this one can."""
+    """A reader that does not wait for other processes, which may fail to read what this one can."""
     own = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
+    only_this = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
     )
     handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
-        state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-        loader=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        composite_options=ocp.CompositeOptions(multiprocessing_options=only_this),
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=only_this),
+        loader=ocp.JsonCheckpointHandler(multiprocessing_options=only_this),
     )
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=only_this)
 
 
 def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Files of a run: metrics.jsonl, and writing that never leaves a half-written file."""
+"""Files of a run: reading metrics.jsonl, and writing that never leaves a half-written file."""
 
 import itertools
 import json
@@ -18,7 +18,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def write_new(path: Path, text: str) -> Path:
-    """Writes a file that was not there, under the next free name if one was; returns its path."""
+    """Writes a new file; where `path` exists, the next free one of NAME-2, NAME-3, ...
+
+    Returns:
+      The path that was written.
+    """
     free = path
     for number in itertools.count(2):
         try:
@@ -31,7 +35,7 @@ def write_new(path: Path, text: str) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file whole: a kill leaves the old one or the new one."""
+    """Replaces a text file as a whole: after a kill it is the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -21,17 +21,34 @@ from ddm_jax.parallel import processes
 from ddm_jax.runs.files import write_atomically
 from ddm_jax.settle import settle
 
-# of weights from elsewhere: the key of the record that says where from, and the tokenizer's folder
-CONVERTED, TOKENIZER = "converted", "tokenizer"
+CONVERTED = "converted"  # key of a record of converted weights: their origin
+TOKENIZER = "tokenizer"  # folder of the tokenizer of converted weights
 PACKAGES = ("ddm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# what may change when a run goes on: nothing that its numbers depend on
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every")
-MAY_CHANGE += ("train.max_bad_steps", "train.wandb_project", "eval", "sampler", "layout")
-MAY_CHANGE += ("data.workers", "data.root", "train.checkpoints", "train.profile")
+# fields and sections that may change when a run is resumed: its numbers do not depend on them
+MAY_CHANGE: tuple[str, ...] = (
+    "data.workers",
+    "data.root",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.checkpoints",
+    "train.keep_last",
+    "train.keep_every",
+    "train.max_bad_steps",
+    "train.wandb_project",
+    "train.profile",
+    "eval",
+    "sampler",
+    "layout",
+)
 
 
 def write_record(workdir: Path, config: Config, data: PreparedSet) -> None:
-    """Writes workdir/config.json, or checks the one that is there; process 0 writes.
+    """Writes workdir/config.json, after checking an existing one; process 0 writes.
+
+    Args:
+      workdir: the folder of the run; made if it is missing.
+      config: settled.
+      data: what the run trains on.
 
     Raises:
       UserError: the folder holds another run, and the message names the first difference; or it
@@ -65,7 +82,8 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
     Converted weights have no set, but a tokenizer in their own folder.
 
     Raises:
-      UserError: there is no run, its record cannot be read, or its prepared set is gone or another.
+      UserError: there is no run, its record cannot be read, or its prepared set is missing or has
+        changed.
     """
     path = workdir / "config.json"
     try:
@@ -87,9 +105,9 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
             f"{path} is not the record of a run ({type(error).__name__}: {error}): give another "
             "--workdir."
         ) from error
-    if not folder.is_dir() and spec is None:
-        raise UserError(f"{folder} is gone: convert the weights again.")
     if not folder.is_dir():
+        if spec is None:
+            raise UserError(f"{folder} is gone: convert the weights again.")
         raise UserError(
             f"The run in {workdir} read {folder}, which is gone: put it back, or run "
             f"`{prepare_command(spec, folder)}`."
@@ -104,7 +122,14 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
 
 
 def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
-    """The record in workdir, None where there is none yet; needs no data.
+    """Checks that a run with this config may start or resume in workdir; needs no data.
+
+    Args:
+      workdir: a folder, which need not exist.
+      config: settled.
+
+    Returns:
+      The record in workdir; None if there is none yet.
 
     Raises:
       UserError: the record cannot be read, or is that of a run with another config.
@@ -112,8 +137,8 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
     path = workdir / "config.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        # settled again, so that what was not a field yet has its default
-        then = settle(resolve(ConfigDict(before["config"])))
+        # settled again, so that fields that did not exist then have their defaults
+        recorded = settle(resolve(ConfigDict(before["config"])))
         converted = CONVERTED in before
         if not converted:
             _data_identity(before)
@@ -131,21 +156,12 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
             f"{workdir} holds converted weights, not a run: train from them in another --workdir, "
             f"with --config.train.init_from={workdir}."
         )
-    # a constant learning rate does not depend on the number of steps
-    free = (*MAY_CHANGE, "train.steps") if config.optim.decay == "constant" else MAY_CHANGE
-    now, then = (_flatten(dataclasses.asdict(c)) for c in (config, then))
-    for name in sorted(now):
-        is_free = any(name == f or name.startswith(f + ".") for f in free)
-        if not is_free and now[name] != then[name]:
-            raise UserError(
-                f"{workdir} holds a run with config.{name}={then[name]!r}, not "
-                f"{now[name]!r}: use another --workdir, or the old value."
-            )
+    _check_same(workdir, recorded, config)
     return before
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that a run's numbers go through."""
+    """The versions of Python and of the packages that a run's numbers depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -156,13 +172,28 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str:
-    """`git describe` of this code, with -dirty if it has been changed; or "unknown"."""
+    """`git describe` of this code, with -dirty after changes; "unknown" outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def _check_same(workdir: Path, recorded: Config, config: Config) -> None:
+    """Raises UserError at the first field that differs and may not change."""
+    free = MAY_CHANGE
+    if config.optim.decay == "constant":  # then no learning rate depends on the number of steps
+        free += ("train.steps",)
+    before, now = (_flatten(dataclasses.asdict(c)) for c in (recorded, config))
+    for name in sorted(now):
+        may_change = any(name == f or name.startswith(f + ".") for f in free)
+        if not may_change and now[name] != before[name]:
+            raise UserError(
+                f"{workdir} holds a run with config.{name}={before[name]!r}, not "
+                f"{now[name]!r}: use another --workdir, or the old value."
+            )
 
 
 def _data_identity(record: dict[str, Any]) -> tuple[str, str]:
@@ -177,8 +208,8 @@ def _unusable(workdir: Path, error: OSError) -> UserError:
     )
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")

@@ -8,11 +8,17 @@ CURVE = "curve.png"
 
 
 def draw_curve(workdir: Path, unigram: float) -> Path | None:
-    """Draws workdir/curve.png from metrics.jsonl; None when there is nothing to draw.
+    """Draws workdir/curve.png from metrics.jsonl.
 
-    unigram: cross entropy of a unigram model, nats per token, drawn as the line to be below.
+    Args:
+      workdir: the folder of a run.
+      unigram: cross entropy of a unigram model, nats per token; drawn as a line, since any trained
+        network must be below it.
+
+    Returns:
+      The path of the picture; None if no training loss has been logged yet.
     """
-    from matplotlib.figure import Figure  # slow to import, and needed once
+    from matplotlib.figure import Figure  # slow to import
 
     records = read_metrics(workdir / "metrics.jsonl")
     train = [(r["step"], r["loss"]) for r in records if "loss" in r]

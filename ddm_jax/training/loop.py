@@ -1,10 +1,6 @@
-"""The loop around the step: data in, numbers, checkpoints, validation and samples out."""
+"""Training: the loop around the step, with its logs, checkpoints and validations."""
 
 import dataclasses
-import functools
-import json
-import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,27 +10,22 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from ddm_jax.config import Config
-from ddm_jax.costs.program import program_costs
-from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment, build
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.placement import summary, table
 from ddm_jax.recipes import make_config
-from ddm_jax.runs.checkpoint import Checkpoints, folder_of
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.progress import Progress
-from ddm_jax.runs.record import check_workdir, write_record
+from ddm_jax.runs.record import check_workdir
 from ddm_jax.settle import describe, settle
 from ddm_jax.training.curve import draw_curve
-from ddm_jax.training.init_from import started_from
-from ddm_jax.training.memory import give_back_memory
 from ddm_jax.training.metric_writers import Writers
-from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.profile import Profile
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.programs import CompiledSteps, make_train_program
+from ddm_jax.training.start import start_run
+from ddm_jax.training.step import Metrics
 from ddm_jax.training.validation import Validation, make_validation
 
 STALL_TIMEOUT = 600.0  # seconds
@@ -127,179 +118,170 @@ def train_experiment(
     """
     processes.barrier("to train")
     with processes.Watch(stall_timeout) as watch:
-        return _train(experiment, workdir, watch)
-
-
-def _train(experiment: Experiment, workdir: Path, watch: processes.Watch) -> Outcome:
-    config, layout = experiment.config, experiment.layout
-    write_record(workdir, config, experiment.data)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    init = functools.partial(
-        init_state,
-        experiment.network,
-        optimizer,
-        metrics=metric_names(experiment.network, experiment.objective),
-    )
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(init, key)
-    shardings = layout.state_shardings(abstract)
-    folder = folder_of(workdir, config.train)
-    if not processes.all_see(folder):
-        raise UserError(
-            f"{folder} is not the same folder on all processes: give a --workdir that they share, "
-            "or a config.train.checkpoints that all can reach."
-        )
-    checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_every)
-    loader = train_iterator(
-        experiment.data,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        rows=layout.rows,
-        workers=config.data.workers,
-    )
-    restored = checkpoints.restore(abstract, layout)
-    if restored:
-        state, position = restored
-        loader.set_state(position)
-    else:
-        state = jax.jit(init, out_shardings=shardings)(key)
-        if config.train.init_from:
-            state = started_from(state, config, experiment.data.tokenizer, layout)
-    start = step = int(state.step)
-    if processes.max_over_processes(processes.max_over_processes(step) != step):
-        raise UserError(
-            f"The processes do not read the same checkpoints in {folder} (here the newest is that "
-            f"of step {step}): look for one that is damaged, and remove it."
-        )
-    progress = Progress(start, config.train.steps, config.train.batch_size * config.data.length)
-    progress.say(f"{'Going on from' if restored else 'Starting at'} step {start} in {workdir}")
-    progress.say(summary(layout, abstract))
-    writers = None
-    if processes.is_first():
-        write_atomically(workdir / "layout.txt", table(layout, abstract) + "\n")
-        writers = Writers(workdir, start, config.train.wandb_project, dataclasses.asdict(config))
-
-    profile = Profile(workdir / "profile", config.train.profile)
-    validation, pending = None, None
-    validate = make_validation(experiment, workdir)
-    step_fn = layout.program(
-        make_train_step(
-            config, experiment.network, experiment.objective, experiment.process, optimizer, layout
-        ),
-        abstract,
-    )
-    programs: dict[tuple[int, ...], Any] = {}  # one for each shape of a batch
-
-    def program(batch: dict[str, Array]) -> Any:
-        """The compiled step for such a batch."""
-        shape = batch["tokens"].shape
-        if shape not in programs:
-            begin = time.perf_counter()
-            with watch.slow():
-                programs[shape] = step_fn.lower(state, batch).compile()
-                give_back_memory()
-            seconds = time.perf_counter() - begin
-            progress.leave_out(seconds)
-            size = f"{math.prod(shape[:-1])} x {shape[-1]} tokens"
-            progress.say(f"Compiled the step for {size} in {seconds:.1f} s")
-            if processes.is_first():
-                about = {"batch": size, "compile_s": seconds}
-                about |= program_costs(programs[shape], layout.mesh.size, warn=progress.say)
-                write_atomically(workdir / "program.json", json.dumps(about, indent=2) + "\n")
-        return programs[shape]
-
-    def write(step: int, values: dict[str, float]) -> None:
-        if writers:
-            writers.write(step, values)
-
-    def read(step: int, metrics: dict[str, Array]) -> None:
-        """Waits for a step that has been started, and logs it where a log is due."""
-        logged = step % config.train.log_every == 0
-        wanted = metrics if logged else {"bad_in_a_row": metrics["bad_in_a_row"]}
-        values = {name: float(x) for name, x in jax.device_get(wanted).items()}
-        progress.tick(step)
-        watch.beat(step)
-        if values["bad_in_a_row"] >= config.train.max_bad_steps:
-            raise UserError(
-                f"The loss or its gradient was not finite for {config.train.max_bad_steps} steps "
-                f"in a row (config.train.max_bad_steps) up to step {step}: lower "
-                f"config.optim.lr={config.optim.lr} or look at the data; the last good checkpoint "
-                f"is in {folder}."
-            )
-        if logged:
-            values |= progress.timing(step)
-            del values["bad_in_a_row"]
-            write(step, values)
-            progress.show(step, values)
-
-    def check(step: int) -> None:
-        nonlocal validation
-        with watch.slow():
-            validation = validate(state.ema, step)
-        write(step, validation.metrics())
-        progress.say(validation.describe(step))
-
-    def is_due(step: int) -> bool:
-        return step % config.eval.every == 0 or step == config.train.steps
-
-    try:
-        with Interrupt() as interrupt:
-            missing = processes.is_first() and not _has_validation(workdir, step)
-            if step and is_due(step) and processes.max_over_processes(missing):
-                check(step)  # the run was stopped between its checkpoint and its validation
-            interrupted, done = False, step >= config.train.steps
-            if not done:
-                batch = layout.put_train_batch(next(loader))
-                program(batch)
-                progress.restart(step)
-            while not done:
-                run = program(batch)
-                profile.begin_step()
-                state, metrics = run(state, batch)
-                if traced := profile.end_step(metrics):
-                    progress.say(traced)
-                step += 1
-                done = interrupted or step == config.train.steps
-                save = done or step % config.train.checkpoint_every == 0
-                position = loader.get_state() if save else None
-                if not done:
-                    batch = layout.put_train_batch(next(loader))
-                if pending:
-                    read(*pending)
-                pending = step, metrics
-                if save or is_due(step):
-                    read(*pending)
-                    pending = None
-                    if save:
-                        with watch.slow():
-                            checkpoints.save(step, state, position)
-                    if is_due(step) and not interrupted:
-                        check(step)
-                    progress.restart(step)
-                # a signal that comes later than this line is for the step after the next
-                interrupted = interrupt.agreed()
-            if not validation and not interrupted:  # the run had ended before: say how
-                with watch.slow():
-                    validation = validate(state.ema, step)
-    except BaseException as error:
-        processes.end_all_processes(error)
-        raise
-    finally:
-        with watch.slow():
-            checkpoints.close()
-        if writers:
-            writers.close()
-        profile.close()
-        loader.close()
-        progress.close()
+        training = _Training(experiment, workdir, watch)
+        try:
+            with Interrupt() as interrupt:
+                training.run(interrupt)
+        except BaseException as error:
+            processes.end_all_processes(error)
+            raise
+        finally:
+            training.close()
     return Outcome(
         workdir,
-        step,
-        finished=step >= config.train.steps,
-        validation=validation,
+        training.step,
+        finished=training.step >= experiment.config.train.steps,
+        validation=training.validation,
         unigram_nll=experiment.data.unigram_entropy("validation"),
     )
 
 
-def _has_validation(workdir: Path, step: int) -> bool:
-    return any(r["step"] == step and "nll" in r for r in read_metrics(workdir / "metrics.jsonl"))
+class _Training:
+    """A run from its start to its end.
+
+    Attributes:
+      step: the last step that was started.
+      validation: the last validation; None before the first.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: Path, watch: processes.Watch):
+        config, layout = experiment.config, experiment.layout
+        program = make_train_program(
+            config, experiment.process, experiment.objective, experiment.network, layout
+        )
+        start = start_run(experiment, program, workdir)
+        self.step = start.step
+        self.validation: Validation | None = None
+        self._state = start.state
+        self._checkpoints, self._folder = start.checkpoints, start.folder
+        self._loader = start.loader
+        self._config, self._layout, self._workdir, self._watch = config, layout, workdir, watch
+
+        tokens = config.train.batch_size * config.data.length
+        self._progress = Progress(start.step, config.train.steps, tokens)
+        begin = "Resuming from" if start.resumed else "Starting at"
+        self._progress.say(f"{begin} step {start.step} in {workdir}")
+        self._progress.say(summary(layout, program.state))
+        self._writers: Writers | None = None
+        if processes.is_first():
+            write_atomically(workdir / "layout.txt", table(layout, program.state) + "\n")
+            project = config.train.wandb_project
+            self._writers = Writers(workdir, start.step, project, dataclasses.asdict(config))
+        self._profile = Profile(workdir / "profile", config.train.profile)
+        self._validate = make_validation(experiment, workdir)
+        self._compiled = CompiledSteps(program, workdir, self._progress, watch)
+
+    def run(self, interrupt: Interrupt) -> None:
+        """Trains to the last step, or until an interrupt."""
+        if self._lacks_validation():
+            self._check()
+        interrupted = False
+        if self.step < self._config.train.steps:
+            interrupted = self._take_steps(interrupt)
+        if not self.validation and not interrupted:  # the run had ended before
+            with self._watch.slow():
+                self.validation = self._validate(self._state.ema, self.step)
+
+    def close(self) -> None:
+        """Waits for the checkpoints, and closes all files and threads."""
+        with self._watch.slow():
+            self._checkpoints.close()
+        if self._writers:
+            self._writers.close()
+        self._profile.close()
+        self._loader.close()
+        self._progress.close()
+
+    def _take_steps(self, interrupt: Interrupt) -> bool:
+        """Returns whether an interrupt came.
+
+        The host runs one step ahead of what it reads: the next batch is loaded and a step is
+        started before the metrics of the step before it are waited for.
+        """
+        config = self._config.train
+        batch = self._next_batch()
+        self._compiled.get(self._state, batch)
+        self._progress.restart(self.step)
+        pending: tuple[int, Metrics] | None = None
+        interrupted = done = False
+        while not done:
+            metrics = self._start_step(batch)
+            done = interrupted or self.step == config.steps
+            save = done or self.step % config.checkpoint_every == 0
+            position = self._loader.get_state() if save else None
+            if not done:
+                batch = self._next_batch()
+            if pending:
+                self._finish_step(*pending)
+            pending = self.step, metrics
+            if save or self._is_due():
+                self._finish_step(*pending)
+                pending = None
+                if position is not None:
+                    with self._watch.slow():
+                        self._checkpoints.save(self.step, self._state, position)
+                if self._is_due() and not interrupted:
+                    self._check()
+                self._progress.restart(self.step)
+            # a signal that comes later than this line is for the step after the next
+            interrupted = interrupt.agreed()
+        return interrupted
+
+    def _next_batch(self) -> dict[str, Array]:
+        return self._layout.put_train_batch(next(self._loader))
+
+    def _start_step(self, batch: dict[str, Array]) -> Metrics:
+        """Starts the next step, and does not wait for it unless it is the last to be traced."""
+        program = self._compiled.get(self._state, batch)
+        self._profile.begin_step()
+        self._state, metrics = program(self._state, batch)
+        if traced := self._profile.end_step(metrics):
+            self._progress.say(traced)
+        self.step += 1
+        return metrics
+
+    def _finish_step(self, step: int, metrics: Metrics) -> None:
+        """Waits for a step that has been started, and logs it if a log is due."""
+        config = self._config.train
+        logged = step % config.log_every == 0
+        wanted = metrics if logged else {"bad_in_a_row": metrics["bad_in_a_row"]}
+        values = {name: float(x) for name, x in jax.device_get(wanted).items()}
+        self._progress.tick(step)
+        self._watch.beat(step)
+        if values["bad_in_a_row"] >= config.max_bad_steps:
+            raise UserError(
+                f"The loss or its gradient was not finite for {config.max_bad_steps} steps in a "
+                f"row (config.train.max_bad_steps) up to step {step}: lower "
+                f"config.optim.lr={self._config.optim.lr} or look at the data; the last good "
+                f"checkpoint is in {self._folder}."
+            )
+        if logged:
+            values |= self._progress.timing(step)
+            del values["bad_in_a_row"]
+            self._write(step, values)
+            self._progress.show(step, values)
+
+    def _check(self) -> None:
+        """Validates, and logs it."""
+        with self._watch.slow():
+            self.validation = self._validate(self._state.ema, self.step)
+        self._write(self.step, self.validation.metrics())
+        self._progress.say(self.validation.describe(self.step))
+
+    def _is_due(self) -> bool:
+        """Whether a validation belongs to the last step."""
+        every, last = self._config.eval.every, self._config.train.steps
+        return self.step % every == 0 or self.step == last
+
+    def _lacks_validation(self) -> bool:
+        """Whether the run was stopped between its newest checkpoint and that step's validation."""
+        missing = False
+        if processes.is_first():
+            records = read_metrics(self._workdir / "metrics.jsonl")
+            missing = not any(r["step"] == self.step and "nll" in r for r in records)
+        due = self.step > 0 and self._is_due()
+        return due and bool(processes.max_over_processes(missing))
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._writers:
+            self._writers.write(step, values)

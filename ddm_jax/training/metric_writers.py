@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl always, TensorBoard always, wandb when asked."""
+"""Writes metrics to metrics.jsonl and TensorBoard, and to wandb if a project is given."""
 
 import json
 import math
@@ -11,10 +11,13 @@ from ddm_jax.runs.files import read_metrics, write_atomically
 
 
 class Writers:
-    """Writes one record to every place; after a restart, records past `step` are written anew."""
+    """Writes each record everywhere.
+
+    Records later than `step`, where a run resumes, are removed: the run writes them again.
+    """
 
     def __init__(self, workdir: Path, step: int, wandb_project: str, config: Mapping[str, Any]):
-        import tensorboardX  # slow to import, and needed by the one process that writes
+        import tensorboardX  # slow to import, and only process 0 writes
 
         path = workdir / "metrics.jsonl"
         _keep_until(path, step)
@@ -25,7 +28,7 @@ class Writers:
         self._wandb = _start_wandb(workdir, wandb_project, config) if wandb_project else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value, ...}; values that are not finite are left out."""
+        """Writes {"step": ..., name: value, ...}; values that are not finite are left out."""
         values = {name: float(v) for name, v in values.items() if math.isfinite(v)}
         self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
         self._jsonl.flush()
@@ -35,13 +38,13 @@ class Writers:
             self._wandb(values, step=step)
 
     def close(self) -> None:
-        """Flushes all of it."""
+        """Flushes and closes the files."""
         self._jsonl.close()
         self._tensorboard.close()
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drops the records that the run is about to write again, and the line that a kill tore."""
+    """Removes the records that the run will write again, and a line torn by a kill."""
     if path.exists():
         kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step]
         write_atomically(path, "".join(kept))

@@ -1,22 +1,29 @@
 """AdamW with warm-up and clipping, and the exponential moving average of SEDD and RADD."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
 from ddm_jax.config import OptimConfig
+from ddm_jax.models.network import Params
 
-DECAYED = ("kernel", "embedding")  # weight decay leaves norms and biases alone
+DECAYED = ("kernel", "embedding")  # weight decay does not apply to norms and biases
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """lr after n updates: lr (n + 1) / warmup_steps, then constant or falling to 0 at `steps`.
+    """The learning rate after n updates.
 
-    Or without end, for inverse_sqrt: lr sqrt(warmup_steps / (n + 1)) after the warm-up, lr /
-    sqrt(n + 1) where there is none (Vaswani et al. 2017, arXiv:1706.03762, section 5.3; fairseq).
+    It rises as lr (n + 1) / warmup_steps; then it is constant, or falls to 0 at `steps` (cosine,
+    linear). inverse_sqrt does not end: lr sqrt(warmup_steps / (n + 1)) after the warm-up, or
+    lr / sqrt(n + 1) without one (Vaswani et al. 2017, arXiv:1706.03762, section 5.3; fairseq).
+
+    Args:
+      config: lr, warmup_steps, decay.
+      steps: updates of the whole run.
+
+    Returns:
+      A schedule: n -> learning rate.
     """
     after = max(steps - config.warmup_steps, 1)
     main = {
@@ -47,18 +54,18 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     )
 
 
-def decay_mask(params: Any) -> Any:
-    """True at the leaves that weight decay shrinks: matrices and embeddings, by name."""
+def decay_mask(params: Params) -> Params:
+    """A tree that is True at the leaves that weight decay shrinks: matrices and embeddings."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
-def ema_update(ema: Any, params: Any, updates: Array, decay: float) -> Any:
+def ema_update(ema: Params, params: Params, updates: Array, decay: float) -> Params:
     """ema + (1 - d)(params - ema), d = min(decay, (1 + n)/(10 + n)) at the n-th update, n >= 1."""
     d = jnp.minimum(decay, (1 + updates) / (10 + updates))
     return jax.tree.map(lambda e, p: e + (1 - d).astype(e.dtype) * (p - e), ema, params)
 
 
 def _inverse_sqrt(config: OptimConfig) -> optax.Schedule:
-    """By updates since the warm-up."""
+    """A schedule of the updates since the warm-up."""
     start = max(config.warmup_steps, 1)
     return lambda n: config.lr * jnp.sqrt(start / (config.warmup_steps + n + 1))

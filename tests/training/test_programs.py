@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddm_jax.training.memory import give_back_memory
+from ddm_jax.training.programs import release_freed_memory
 
 PIECE, PIECES = 1000, 100_000  # bytes; small enough to come from the heap of malloc
 
@@ -27,6 +27,6 @@ def test_freed_memory_goes_back():
     for piece in pieces:
         libc.free(piece)
     before = resident()
-    give_back_memory()
+    release_freed_memory()
     assert before - resident() > PIECE * PIECES / 2
     libc.free(last)
