@@ -3,19 +3,17 @@
 import dataclasses
 import statistics
 import time
-from typing import Any
 
 import jax
 import numpy as np
 
+from ddm_jax.data.sets.text import PreparedText
 from ddm_jax.experiment import Experiment
 from ddm_jax.generation.generate import compile_sampler, draw_batches
 from ddm_jax.generation.prompts import empty
 from ddm_jax.parallel.layouts import Layout
 from ddm_jax.runs.run import Run, with_sampler
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.programs import make_train_program
 
 _LATENCIES = 5
 
@@ -23,11 +21,19 @@ _LATENCIES = 5
 def sampling_speed(
     run: Run, layout: Layout, steps: int | None, tokens: int = 100_000, batch_size: int = 4
 ) -> dict[str, float | int | str]:
-    """Times drawing at least `tokens` tokens in batches; a first batch is left out.
+    """Times batches of unconditional samples, after one untimed batch.
+
+    Args:
+      run: opened under the layout.
+      layout: its devices divide batch_size.
+      steps: of the sampler; None for the run's.
+      tokens: at least this many are drawn.
+      batch_size: sequences per batch.
 
     Returns:
-      batches_per_s, tokens_per_s, nfe (mean network evaluations per sequence), batches (number
-      timed), latency_s (median seconds of a batch of one sequence), compile_s, sampler, steps.
+      batches_per_s, tokens_per_s, nfe (mean network evaluations of a sequence), batches (that were
+      timed), latency_s (median seconds of a batch of one sequence per device), compile_s, sampler,
+      steps.
 
     Raises:
       UserError: `steps` does not fit.
@@ -58,33 +64,30 @@ def sampling_speed(
 
 
 def training_speed(experiment: Experiment, steps: int = 50) -> dict[str, float | int]:
-    """Times training steps on one batch from new weights; a first step is left out.
+    """Times steps of training on one batch, from new weights, after one untimed step.
+
+    Args:
+      experiment: of a run on text.
+      steps: number of timed steps.
 
     Returns:
       train_batches_per_s, train_tokens_per_s, train_step_s, train_batch_size.
     """
-    config, layout = experiment.config, experiment.layout
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    names = metric_names(experiment.network, experiment.objective)
-
-    def init(key: jax.Array) -> Any:
-        return init_state(experiment.network, optimizer, key, names)
-
-    key = jax.random.key(0)
-    abstract = jax.eval_shape(init, key)
-    step = make_train_step(
-        config, experiment.network, experiment.objective, experiment.process, optimizer, layout
+    config, data, layout = experiment.config, experiment.data, experiment.layout
+    assert isinstance(data, PreparedText), "steps on pairs are not timed"
+    program = make_train_program(
+        config, experiment.process, experiment.objective, experiment.network, layout
     )
-    state = jax.jit(init, out_shardings=layout.state_shardings(abstract))(key)
+    state = program.jitted_init()(jax.random.key(0))
     size = config.train.batch_size
-    tokens, valid = experiment.data.records("train").read(layout.rows(size))
+    tokens, valid = data.records("train").read(layout.rows(size))
     batch = layout.put_train_batch({"tokens": tokens, "valid": valid})
-    program = layout.program(step, abstract).lower(state, batch).compile()
-    state, _ = program(state, batch)
+    step = program.jitted_step().lower(state, batch).compile()
+    state, _ = step(state, batch)
     jax.block_until_ready(state)
     begin = time.perf_counter()
     for _ in range(steps):
-        state, _ = program(state, batch)
+        state, _ = step(state, batch)
     jax.block_until_ready(state)
     seconds = (time.perf_counter() - begin) / steps
     return {

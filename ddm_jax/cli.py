@@ -1,4 +1,4 @@
-"""What all command lines share: flags, and errors that end in one sentence, not a traceback."""
+"""What all commands share: flags, and errors that are printed as one sentence, not a traceback."""
 
 import builtins
 import re
@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
@@ -16,6 +16,7 @@ from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
 from ddm_jax.recipes import extend_configs, find_recipe
 
+T = TypeVar("T")
 EXAMPLE = "configs/radd_tiny.py"
 CONFIG_HELP = (
     f"a recipe, e.g. {EXAMPLE} or the name of one that ships with ddm_jax, such as radd_tiny; "
@@ -56,19 +57,27 @@ def read_config(config: config_dict.ConfigDict | None) -> Config:
     Raises:
       UserError: no recipe was given, or it holds something wrong.
     """
-    flag: Any = flags.FLAGS["config"]  # of ml_collections, which has no types
-    if not flag.present:
+    if not flags.FLAGS["config"].present:
         raise UserError(f"--config is missing: give a recipe, e.g. --config={EXAMPLE}.")
     if not hasattr(config, "to_dict"):
         raise UserError(
-            f"--config={flag.config_filename} is not a recipe: get_config returns "
+            f"--config={_config_filename()} is not a recipe: get_config returns "
             f"{type(config).__name__}, not what ddm_jax.config.defaults() made."
         )
     return resolve(config)
 
 
+def recipe_name() -> str:
+    """The name of the recipe in --config, without folder, suffix and argument."""
+    return Path(_config_filename().split(":")[0]).stem
+
+
+def _config_filename() -> str:
+    return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags and says in a sentence what is wrong with them, or with the recipe."""
+    """Parses flags; what is wrong with them, or with the recipe, becomes a UserError."""
     try:
         args = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
         rest = flags.FLAGS([argv[0], *_resolve_config_flags(args)])
@@ -116,7 +125,7 @@ def _resolve_config_flags(args: Sequence[str]) -> list[str]:
 
 
 def _mistake(error: Exception) -> str | None:
-    """What the user did to make absl or ml_collections raise this; None if it is a bug."""
+    """The user's mistake that made absl or ml_collections raise this; None if it is a bug."""
     chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
@@ -140,7 +149,7 @@ def _mistake(error: Exception) -> str | None:
 
 
 def _recipe_mistake(error: BaseException, frames: traceback.StackSummary) -> str | None:
-    """What a line of the recipe did that its ConfigDict refused; None if it fails by itself."""
+    """The line of the recipe that its ConfigDict refused; None if the recipe itself is broken."""
     library = Path(config_dict.__file__).parent
     if library not in Path(frames[-1].filename).parents:
         return None
@@ -154,12 +163,14 @@ def _recipe_mistake(error: BaseException, frames: traceback.StackSummary) -> str
     return f"{line.filename}, line {line.lineno}: `{line.line}` {wrong}."
 
 
-def _in_one_sentence(function: Callable) -> Callable:
-    def wrapped(argv: Sequence[str]) -> object:
+def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequence[str]], T]:
+    """The function, whose UserErrors are printed as one sentence and end the process."""
+
+    def wrapped(argv: Sequence[str]) -> T:
         try:
             return function(argv)
         except (Exception, KeyboardInterrupt) as error:
-            from ddm_jax.parallel import processes  # brings in jax, which not all commands need
+            from ddm_jax.parallel import processes  # imports jax, which not all commands need
 
             if isinstance(error, UserError):
                 print(f"error: {processes.label()}{error}", file=sys.stderr)

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -20,25 +19,25 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     cli.define_config()
     flags.DEFINE_string(
-        "workdir", "", "folder of the run; the same folder goes on (default: work/RECIPE)"
+        "workdir", "", "folder of the run; an existing run is resumed (default: work/RECIPE)"
     )
     flags.DEFINE_integer(
         "stall_timeout",
         None,
-        "of several processes: seconds without a finished step after which all end "
+        "with several processes: seconds without a finished step after which all end "
         f"(default: {STALL_TIMEOUT:g}, or the environment variable DDM_STALL_TIMEOUT)",
     )
     cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains, draws the curve and says how it went."""
+    """Trains or resumes a run, and prints a report."""
     del argv
     stall_timeout = _stall_timeout()
     processes.initialize()
     config = cli.read_config(FLAGS.config)
-    recipe = Path(FLAGS["config"].config_filename.split(":")[0]).stem
-    outcome = train(config, FLAGS.workdir or f"work/{recipe}", stall_timeout)
+    workdir = FLAGS.workdir or f"work/{cli.recipe_name()}"
+    outcome = train(config, workdir, stall_timeout)
     if not processes.is_first():
         return
     print(report(outcome))
@@ -59,7 +58,7 @@ def _stall_timeout() -> int:
     if FLAGS.stall_timeout is not None:
         text = str(FLAGS.stall_timeout)
     if not text.isdigit() or not int(text):
-        raise UserError(f"--stall_timeout={text} is no time: give at least 1 second.")
+        raise UserError(f"--stall_timeout={text} is not a valid duration: give at least 1 second.")
     return int(text)
 
 
@@ -82,7 +81,7 @@ def report(outcome: Outcome) -> str:
                 f"{scores['bleu_copy']:.2f}."
             )
     if not outcome.finished:
-        lines.append(f"Stopped and saved at step {outcome.step}: the same command goes on.")
+        lines.append(f"Stopped and saved at step {outcome.step}. Run the same command to resume.")
     written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", "tensorboard/"]
     if (outcome.workdir / CURVE).exists():
         written.append(CURVE)

@@ -16,9 +16,8 @@ from ddm_jax.models.network import Network
 from ddm_jax.objectives.signature import Objective
 from ddm_jax.parallel.layouts import Layout, dp
 from ddm_jax.settle import settle
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import TrainState, init_state
-from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.programs import make_train_program
+from ddm_jax.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -87,20 +86,13 @@ def our_step(
       layout: None for the first device only.
     """
     layout = layout or dp(jax.devices()[:1])
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    names = metric_names(network, objective)
-    step = make_train_step(config, network, objective, process, optimizer, layout)
-
-    def new() -> TrainState:
-        return init_state(network, optimizer, jax.random.key(0), names)
-
-    abstract = jax.eval_shape(new)
-    start = jax.jit(new, out_shardings=layout.state_shardings(abstract))
+    program = make_train_program(config, process, objective, network, layout)
+    init = program.jitted_init()
     shape = (config.train.batch_size, length)
     tokens = np.random.default_rng(0).integers(0, network.vocab_size, shape).astype(np.int32)
     batch = layout.put_train_batch({"tokens": tokens, "valid": np.ones(shape, bool)})
-    program = layout.program(step, abstract).lower(abstract, batch).compile()
-    return Ours(step, program, start, batch)
+    compiled = program.jitted_step().lower(program.state, batch).compile()
+    return Ours(program.step, compiled, lambda: init(jax.random.key(0)), batch)
 
 
 def radd_parts(sizes: Mapping[str, int]) -> tuple[Config, Process, Objective, Network]:

@@ -104,22 +104,19 @@ class Checkpoints:
         )
         damaged: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            read, error = None, None
-            try:
-                read = self._reader.restore(self._folder / str(step), args=args)
-            except Exception as caught:  # whatever a torn file makes Orbax raise
-                error = caught
-            if processes.max_over_processes(error is not None):  # all resume from the same one
+            found, error = self._read(step, args)
+            if processes.max_over_processes(found is None):  # all resume from the same one
                 damaged[step] = error or ValueError("another process cannot read it")
                 continue
-            for broken, error in damaged.items():
-                self._set_aside(broken, error)
-            return read["state"], read["loader"]
+            assert found is not None, "no process failed to read it"
+            for broken, reason in damaged.items():
+                self._set_aside(broken, reason)
+            return found["state"], found["loader"]
         if damaged:
-            newest, error = next(iter(damaged.items()))
+            newest, reason = next(iter(damaged.items()))
             raise UserError(
                 f"None of the checkpoints in {self._folder} can be read (step {newest}: "
-                f"{_first_line(error)}): restore them from a copy, or start again with another "
+                f"{_first_line(reason)}): restore them from a copy, or start again with another "
                 "--workdir."
             )
         return None
@@ -129,6 +126,13 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
         self._reader.close()
+
+    def _read(self, step: int, args: ocp.args.Composite) -> tuple[Any, Exception | None]:
+        """(content, None), or (None, error) if the checkpoint is damaged."""
+        try:
+            return self._reader.restore(self._folder / str(step), args=args), None
+        except Exception as error:  # whatever a torn file makes Orbax raise
+            return None, error
 
     def _set_aside(self, step: int, error: Exception) -> None:
         if processes.is_first():
@@ -230,13 +234,10 @@ def _newest_first(
                 tree = reader.restore(folder / str(step) / "state", args=args)[which]
                 if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree)):
                     raise ValueError("it holds another network")
-            except Exception as error:  # whatever a torn file makes Orbax raise
-                damaged[step] = error
-                logging.warning(
-                    "Checkpoint %d cannot be read (%s): it is skipped.",
-                    step,
-                    _first_line(error),
-                )
+            except Exception as caught:  # whatever a torn file makes Orbax raise
+                damaged[step] = caught
+                reason = _first_line(caught)
+                logging.warning("Checkpoint %d cannot be read (%s): it is skipped.", step, reason)
                 continue
             good.add(step)
             yield step, tree

@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+from jax import Array
 
 from ddm_jax.parallel import processes
 
@@ -18,7 +19,8 @@ class Interrupt:
     """
 
     def __enter__(self) -> "Interrupt":
-        self.received, self._asked = False, None
+        self.received = False
+        self._asked: Array | None = None
         caught = (signal.SIGTERM, signal.SIGINT) if _is_main_thread() else ()
         self._before = {s: signal.signal(s, self._on) for s in caught}
         return self
@@ -28,10 +30,10 @@ class Interrupt:
             signal.signal(which, handler)
 
     def agreed(self) -> bool:
-        """Whether to stop; called once a step, by all processes, which get the same answer.
+        """Whether to stop; call it once per step in all processes, which get the same answer.
 
-        With several, it is the answer to what they had received at the call before, so that none
-        has to wait for it while devices compute.
+        With several processes, the answer is to what they had received at the previous call, so
+        that none has to wait for it while devices compute.
         """
         if jax.process_count() == 1:
             return self.received

@@ -105,7 +105,7 @@ def test_nothing_is_lost_and_nothing_run_twice(finished):
     assert logged == list(range(5, STEPS + 1, 5))
     said = (cell / "log.txt").read_text()
     assert said.count("$ ") == 2  # the third comparison waited for the cell of the second
-    assert said.count("Going on from step") == 1
+    assert said.count("Resuming from step") == 1
     assert said.count("Starting at step 0") == 1
 
 

@@ -174,7 +174,7 @@ def test_other_numbers_of_processes_go_on_from_a_checkpoint_of_two(
     before = saved(workdir)
     assert 0 < before < STEPS
     said = finish(start(workdir, corpus, count, devices, layout), workdir)
-    assert f"Going on from step {before}" in said[0]
+    assert f"Resuming from step {before}" in said[0]
     assert_close(numbers(workdir), alone_run)
 
 
@@ -217,15 +217,15 @@ def test_run_that_is_stopped_in_every_way_goes_on_bit_for_bit(together, corpus, 
             assert "nothing has happened for 15 s" in last
     codes, said, before = interrupted(workdir, corpus, [1], signal.SIGTERM)
     assert codes == [0, 0], said
-    assert f"Going on from step {before}" in said[0]
+    assert f"Resuming from step {before}" in said[0]
     # process 0 says at which step, and the checkpoint of that step is whole: all were there
     newest, older = saved(workdir), saved(workdir, before=1)
-    assert f"Stopped and saved at step {newest}: the same command goes on." in said[0]
+    assert f"Stopped and saved at step {newest}. Run the same command to resume." in said[0]
     assert numbers(workdir)[-1]["step"] == newest < STEPS
     program = TORN_FOR_ONE.replace("NEWEST", str(newest))
     said = finish(start(workdir, corpus, 2, 2, "fsdp", ("-c", program)), workdir)
     assert f"Checkpoint {newest} cannot be read (another process cannot read it)" in said[0]
-    assert f"Going on from step {older}" in said[0]
+    assert f"Resuming from step {older}" in said[0]
     assert numbers(workdir) == numbers(together[0])
 
 

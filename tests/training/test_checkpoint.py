@@ -1,4 +1,4 @@
-"""Checkpoints go from any layout to any other, to a bucket, and out of a run."""
+"""Checkpoints restore under any layout, from a bucket, and as bare weights."""
 
 import importlib.util
 import os

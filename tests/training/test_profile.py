@@ -1,4 +1,4 @@
-"""A trace has as many steps as were asked for, and changes nothing."""
+"""A trace has the number of steps that config.train.profile gives."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ from ddm_jax.training.profile import WARM_UP, Profile
 
 
 def calls(folder):
-    """How often the traced program was called, by the trace; one call may have nested events."""
+    """How often the traced program was called according to the trace; calls may nest events."""
     (trace,) = folder.glob("plugins/profile/*/*.trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     found = [e for e in events if e.get("name") == "PjitFunction(one_step)"]
@@ -35,18 +35,18 @@ def run(profile, steps):
     return said
 
 
-def test_so_many_steps_are_traced_after_a_few(tmp_path):
+def test_steps_are_traced_after_the_warm_up(tmp_path):
     said = run(Profile(tmp_path, 3), 20)
     assert calls(tmp_path) == 3
     assert [i for i, x in enumerate(said, 1) if x] == [WARM_UP + 3]
     assert str(tmp_path) in said[WARM_UP + 2]
 
 
-def test_run_that_ends_early_leaves_what_it_has(tmp_path):
+def test_a_run_that_ends_early_leaves_a_shorter_trace(tmp_path):
     run(Profile(tmp_path, 10), WARM_UP + 2)
     assert calls(tmp_path) == 2
 
 
-def test_nothing_is_traced_unless_asked_for(tmp_path):
+def test_zero_steps_trace_nothing(tmp_path):
     assert not any(run(Profile(tmp_path, 0), 20))
     assert not list(tmp_path.iterdir())

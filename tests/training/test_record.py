@@ -1,4 +1,4 @@
-"""A work directory belongs to one run, also where it was begun before a field was there."""
+"""A work directory belongs to one run, even one begun before a config field existed."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ def written(folder, config):
     (folder / "config.json").write_text(json.dumps(record))
 
 
-def test_a_record_that_lacks_newer_fields_is_that_of_their_defaults(tmp_path):
+def test_a_record_without_newer_fields_has_their_defaults(tmp_path):
     config = settle(resolve(get_config()))
     written(tmp_path, config)
     assert check_workdir(tmp_path, config)

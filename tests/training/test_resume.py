@@ -1,6 +1,6 @@
-"""Killed, interrupted or damaged, a run goes on as if nothing had happened: bit for bit.
+"""A run that was killed, interrupted or damaged resumes bit for bit.
 
-These start the real command in a process of its own, compiled as users compile it.
+Most tests start the real command in a subprocess, compiled as users compile it.
 """
 
 import json
@@ -16,6 +16,7 @@ import pytest
 
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
+from ddm_jax.costs import hlo
 from ddm_jax.experiment import build
 from ddm_jax.runs.files import read_metrics
 from ddm_jax.training import loop
@@ -100,14 +101,14 @@ def wait_for_step(process, workdir, step):
 
 
 def wait_for_checkpoint(process, workdir):
-    """Returns once one is finished: they are written beside the steps, and slowly under load."""
+    """Returns once one is complete; they are written asynchronously, slowly under load."""
     while not any(p.name.isdigit() for p in (workdir / "checkpoints").iterdir()):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
 
 
 def numbers(workdir):
-    """metrics.jsonl without what the clock decides."""
+    """metrics.jsonl without timings."""
     records = read_metrics(workdir / "metrics.jsonl")
     return [{k: v for k, v in r.items() if k not in TIMINGS} for r in records]
 
@@ -119,7 +120,7 @@ def uninterrupted(tmp_path_factory, corpus):
     return workdir, output
 
 
-def test_run_leaves_all_that_it_promises(uninterrupted):
+def test_run_writes_all_its_files(uninterrupted):
     workdir, output = uninterrupted
     records = read_metrics(workdir / "metrics.jsonl")
     assert [r["step"] for r in records if "loss" in r] == list(range(3, STEPS + 1, 3))
@@ -146,7 +147,7 @@ def test_run_leaves_all_that_it_promises(uninterrupted):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_stopped_run_goes_on_bit_for_bit(uninterrupted, corpus, tmp_path, how):
+def test_stopped_run_resumes_bit_for_bit(uninterrupted, corpus, tmp_path, how):
     step = random.randint(10, STEPS - 6)
     print(f"stopping after step {step}")
     process = start(tmp_path, corpus)
@@ -155,11 +156,11 @@ def test_stopped_run_goes_on_bit_for_bit(uninterrupted, corpus, tmp_path, how):
     process.send_signal(how)
     output = finish(process, -how if how == signal.SIGKILL else 0)
     if how != signal.SIGKILL:
-        assert "the same command goes on" in output
+        assert "Run the same command to resume." in output
         saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
         assert saved >= step
     output = finish(start(tmp_path, corpus))
-    assert "Going on from step" in output
+    assert "Resuming from step" in output
     assert numbers(tmp_path) == numbers(uninterrupted[0])
 
 
@@ -170,7 +171,7 @@ def test_truncated_checkpoint_falls_back_to_the_one_before(uninterrupted, corpus
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     output = finish(start(tmp_path, corpus))
     assert "Checkpoint 24 cannot be read" in output
-    assert "Going on from step 16" in output
+    assert "Resuming from step 16" in output
     assert (tmp_path / "checkpoints-damaged" / "24").is_dir()
     trained = [r for r in numbers(tmp_path) if "loss" in r]
     assert trained == [r for r in numbers(uninterrupted[0]) if "loss" in r]
@@ -188,7 +189,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(corpus, 
 
 
 def test_signal_between_two_steps_saves_the_next_one(corpus, tmp_path, monkeypatch):
-    """In this process, to send the signal while a finished step is being logged."""
+    """In this process, so that the signal comes while a finished step is logged."""
     experiment = small_experiment(corpus)
     write = loop.Writers.write
 
@@ -205,7 +206,7 @@ def test_signal_between_two_steps_saves_the_next_one(corpus, tmp_path, monkeypat
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_validation_that_a_stop_prevented_is_made_up_for(corpus, tmp_path, monkeypatch):
+def test_validation_that_a_stop_prevented_runs_on_resume(corpus, tmp_path, monkeypatch):
     experiment = small_experiment(corpus, train__checkpoint_every=25)
 
     def interrupted(*_):
@@ -220,8 +221,61 @@ def test_validation_that_a_stop_prevented_is_made_up_for(corpus, tmp_path, monke
     monkeypatch.setattr(loop, "make_validation", make_validation)
     loop.train_experiment(experiment, tmp_path)
     assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
-    # finished: says how it ended, and writes nothing
+    # a finished run is validated again, and nothing is written
     again = loop.train_experiment(experiment, tmp_path)
     assert again.finished
     assert again.validation
     assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
+
+
+def test_hlo_that_cannot_be_read_does_not_stop_training(corpus, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise KeyError("while.7")
+
+    monkeypatch.setattr(hlo, "parse", fail)
+    outcome = loop.train_experiment(small_experiment(corpus), tmp_path)
+    assert outcome.finished
+    assert "Warning: the bytes that collectives send are unknown" in (
+        said := capsys.readouterr().err
+    )
+    assert "KeyError: 'while.7'" in said
+    program = json.loads((tmp_path / "program.json").read_text())
+    assert program["collectives"] is None
+    assert program["memory_bytes"]["peak"] > 1000
+
+
+IN_A_THREAD = """
+import signal, sys, threading
+import jax
+from configs.radd_tiny import get_config
+from ddm_jax.training.loop import train
+
+config = get_config()
+config.update_from_flattened_dict(SETTINGS)
+config.data.workers = 1  # Grain's workers ask for parsed flags
+outcomes = []
+thread = threading.Thread(target=lambda: outcomes.append(train(config, sys.argv[1])))
+thread.start()
+thread.join()
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+(outcome,) = outcomes
+assert outcome.finished and outcome.step == 40, outcome
+assert 0 < outcome.validation.bound.nll and outcome.unigram_nll > 0
+"""
+
+
+def test_train_from_python_needs_no_flags_and_no_main_thread(uninterrupted, corpus, tmp_path):
+    program = f"SETTINGS = {with_changes(corpus, {})!r}\n{IN_A_THREAD}"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path) == numbers(uninterrupted[0])
+    assert (tmp_path / "curve.png").exists()

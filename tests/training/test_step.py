@@ -1,4 +1,4 @@
-"""One training step: the same numbers however the batch is cut, and safe against bad ones."""
+"""One training step: the same numbers for every split of a batch; non-finite ones do no harm."""
 
 import dataclasses
 import functools
@@ -165,7 +165,7 @@ def test_step_reduces_the_loss_on_one_batch():
     assert np.mean(seen[-10:]) < 0.8 * seen[0]
 
 
-def test_times_are_drawn_as_the_config_says():
+def test_times_follow_the_config():
     seen = []
 
     def spy(apply, params, batch, noise, process):

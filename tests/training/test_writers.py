@@ -1,4 +1,4 @@
-"""Numbers reach every place they are promised to."""
+"""Metrics reach metrics.jsonl, TensorBoard and wandb."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ from ddm_jax.runs.files import read_metrics
 from ddm_jax.training.metric_writers import Writers
 
 
-def test_records_past_the_restart_and_torn_lines_are_written_anew(tmp_path):
+def test_records_after_the_resumed_step_and_torn_lines_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
     writers = Writers(tmp_path, 1, "", {})
@@ -27,7 +27,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "lr": 0.1}]
 
 
-def test_wandb_gets_the_same_numbers_when_asked(tmp_path, monkeypatch):
+def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
     seen = []
     run = types.SimpleNamespace(log=lambda values, step: seen.append((step, values)))
     fake = types.SimpleNamespace(init=lambda **options: seen.append(options) or run)
@@ -40,7 +40,7 @@ def test_wandb_gets_the_same_numbers_when_asked(tmp_path, monkeypatch):
     assert seen[1] == (5, {"loss": 2.0})
 
 
-def test_wandb_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
+def test_missing_wandb_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'ddm_jax\[wandb\]'"):
         Writers(tmp_path, 0, "my_project", {})
