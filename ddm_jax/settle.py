@@ -51,28 +51,28 @@ def settle(config: Config) -> Config:
     name = config.objective.name
     objective = lookup(OBJECTIVES, name, "config.objective.name")
     _check_source(config, objective)
-    time = _time(config, objective)
-    process = _process(config, objective)
+    time = _choose_time(config, objective)
+    process = _choose_process(config, objective)
     entry = PROCESSES[process]
-    estimator = _estimator(config, objective, process, time)
+    estimator = _choose_estimator(config, objective, process, time)
     exact = OBJECTIVES[estimator].estimates == EXACT
-    sampler = _sampler(config, objective, process, time)
+    sampler = _choose_sampler(config, objective, process, time)
     settled = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, eos=_eos(config, objective)),
+        data=dataclasses.replace(config.data, eos=_choose_eos(config, objective)),
         model=dataclasses.replace(config.model, time=time),
-        objective=_with_options(
+        objective=_fill_options(
             config.objective,
             name,
             (*objective.options, *objective.init_options),
             "config.objective",
         ),
-        process=_with_options(config.process, process, entry.options, "config.process"),
-        schedule=_schedule(config.schedule, entry.schedule, entry.discrete),
+        process=_fill_options(config.process, process, entry.options, "config.process"),
+        schedule=_fill_schedule(config.schedule, entry.schedule, entry.discrete),
         eval=dataclasses.replace(
             config.eval, estimator=estimator, draws=1 if exact else config.eval.draws
         ),
-        sampler=_with_options(config.sampler, sampler, SAMPLERS[sampler].options, "config.sampler"),
+        sampler=_fill_options(config.sampler, sampler, SAMPLERS[sampler].options, "config.sampler"),
     )
     _check_positions(settled)
     _check_objective(settled.objective, settled.data.length)
@@ -145,31 +145,31 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
       UserError: an unknown name, an option that this schedule does not have, or a bad value.
     """
     row = lookup(SCHEDULES, config.name, "config.schedule.name")
-    config = _with_options(config, config.name, row.options, "config.schedule")
+    config = _fill_options(config, config.name, row.options, "config.schedule")
     return row.make(**option_values(row.options, config))
 
 
-def _time(config: Config, objective: Objective) -> str:
+def _choose_time(config: Config, objective: Objective) -> str:
     """The network's time input."""
     kind = config.model.kind
     times = tuple(t for t in objective.times if t in TIMES[kind])
     if not times:
         raise UserError(
             f"config.objective.name={config.objective.name!r} needs a network with time input "
-            f"{objective.times[0]!r}, which config.model.kind={kind!r} has not: choose another "
-            "objective or kind."
+            f"{objective.times[0]!r}, which config.model.kind={kind!r} does not have: choose "
+            "another objective or kind."
         )
     return _one_of("config.model.time", config.model.time, times, config.objective.name)
 
 
-def _process(config: Config, objective: Objective) -> str:
+def _choose_process(config: Config, objective: Objective) -> str:
     """The forward process."""
     where = "config.process.name"
     lookup({**PROCESSES, "auto": None}, config.process.name, where)
     return _one_of(where, config.process.name, objective.processes, config.objective.name)
 
 
-def _eos(config: Config, objective: Objective) -> str:
+def _choose_eos(config: Config, objective: Objective) -> str:
     """Whether the EOS of a target is given or predicted; a causal network always predicts it."""
     allowed = ("predicted",) if "next" in objective.predicts else ("given", "predicted")
     return _one_of("config.data.eos", config.data.eos, allowed, config.objective.name)
@@ -186,7 +186,7 @@ def _one_of(where: str, value: str, allowed: tuple[str, ...], objective: str) ->
     return value
 
 
-def _estimator(config: Config, objective: Objective, process: str, time: str) -> str:
+def _choose_estimator(config: Config, objective: Objective, process: str, time: str) -> str:
     """The objective that estimates the likelihood."""
     name, estimator = config.objective.name, config.eval.estimator
     estimator = (objective.estimator or name) if estimator == "auto" else estimator
@@ -201,7 +201,7 @@ def _estimator(config: Config, objective: Objective, process: str, time: str) ->
     return estimator
 
 
-def _sampler(config: Config, objective: Objective, process: str, time: str) -> str:
+def _choose_sampler(config: Config, objective: Objective, process: str, time: str) -> str:
     """The sampler."""
     lookup({**SAMPLERS, "auto": None}, config.sampler.name, "config.sampler.name")
     fitting = fitting_samplers(objective, process, time)
@@ -215,19 +215,19 @@ def _sampler(config: Config, objective: Objective, process: str, time: str) -> s
     return sampler
 
 
-def _schedule(config: ScheduleConfig, default: str, discrete: bool) -> ScheduleConfig:
+def _fill_schedule(config: ScheduleConfig, default: str, discrete: bool) -> ScheduleConfig:
     """The section of the noise schedule; a process in T steps has discrete ones to choose, too."""
     name = default if config.name == "auto" else config.name
     names = {**SCHEDULES, **DISCRETE_SCHEDULES} if discrete else SCHEDULES
     lookup(names, name, "config.schedule.name")
     if name not in SCHEDULES:
-        return _with_options(config, name, (), "config.schedule")
-    config = _with_options(config, name, SCHEDULES[name].options, "config.schedule")
+        return _fill_options(config, name, (), "config.schedule")
+    config = _fill_options(config, name, SCHEDULES[name].options, "config.schedule")
     make_schedule(config)  # raises where a value is bad
     return config
 
 
-def _with_options(section: Section, name: str, options: Sequence[Option], where: str) -> Section:
+def _fill_options(section: Section, name: str, options: Sequence[Option], where: str) -> Section:
     """The section with this name, and with the defaults of the options that are empty.
 
     Args:
@@ -275,7 +275,7 @@ def _check_source(config: Config, objective: Objective) -> None:
     if is_source(source) and not is_pair_source(source):
         raise UserError(
             f"config.model.kind={kind!r} needs a source for every target, which config.data.source="
-            f"{source!r} has not: give pairs:NAME (docs/data.md), or set the kind to 'lm'."
+            f"{source!r} does not have: give pairs:NAME (docs/data.md), or set the kind to 'lm'."
         )
     if "blocks" in objective.predicts:
         raise UserError(
@@ -300,8 +300,8 @@ def _check_positions(config: Config) -> None:
         start = ", and its start," if model.shift else ""
         raise UserError(
             f"config.data.length={length}{start} is longer than config.model.max_length="
-            f"{model.max_length}, the number of learned positions: shorten the one or raise the "
-            "other."
+            f"{model.max_length}, the number of learned positions: shorten the text or raise the "
+            "maximum."
         )
 
 
@@ -345,7 +345,7 @@ def _check_sampler(sampler: SamplerConfig) -> None:
     if sampler.name == "autoregressive" and sampler.lengths > 1:
         raise UserError(
             f"config.sampler.lengths={sampler.lengths} does not go with config.sampler.name="
-            "'autoregressive', whose targets end where they will: leave it at 1."
+            "'autoregressive', which draws the end of a target itself: leave it at 1."
         )
     several = sampler.lengths * sampler.candidates > 1
     if several and sampler.selection == "score" and not SAMPLERS[sampler.name].scores:
