@@ -23,9 +23,10 @@ from absl import app, flags
 
 from ddm_jax import cli
 from ddm_jax.experiment import make_parts
-from ddm_jax.interop.files import SAFE, write_safetensors
-from ddm_jax.interop.names import tensors
-from ddm_jax.interop.releases import RELEASES, rows, settled
+from ddm_jax.interop.names import list_tensors
+from ddm_jax.interop.release_configs import config_of_release, vocabulary_rows
+from ddm_jax.interop.releases import RELEASES
+from ddm_jax.interop.safetensors import WEIGHTS_FILE, write_safetensors
 
 _RELEASE = flags.DEFINE_enum(
     "release", "sedd", list(RELEASES), "Release whose checkpoint is converted."
@@ -37,17 +38,17 @@ VOCAB = 50_257
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """Writes a checkpoint of the release into `folder`, and converts it there."""
     release = RELEASES[name]
-    config = settled(release, folder / SAFE)
+    config = config_of_release(release, folder / WEIGHTS_FILE)
     vocab = VOCAB + release.added_tokens
     abstract = jax.eval_shape(make_parts(config, vocab)[2].init, jax.random.key(0))
     draw = np.random.default_rng(0).standard_normal
     arrays = {
         release.prefix + t.name: draw(t.shape, np.float32)
-        for t in tensors(release.scheme, abstract, rows(release, config, vocab))
+        for t in list_tensors(release.scheme, abstract, vocabulary_rows(release, config, vocab))
     }
-    write_safetensors(folder / SAFE, arrays)
+    write_safetensors(folder / WEIGHTS_FILE, arrays)
     parameters = sum(x.size for x in arrays.values())
-    size = (folder / SAFE).stat().st_size
+    size = (folder / WEIGHTS_FILE).stat().st_size
     del arrays
     command = [sys.executable, "-m", "ddm_jax.convert", f"--from={name}"]
     begin = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Which of our parameters is which published tensor: two tables, and the rule to turn the shapes.
+"""Which of our parameters is which published tensor: two tables, and the rule that turns shapes.
 
 Ours are a nested dict whose layers are stacked on a first axis, whose kernels are [in, out] with
-axes for the heads, and whose vocabulary is padded. Published ones are one tensor a layer, [out, in]
-in a PyTorch Linear and [in, out] in GPT-2's Conv1D, with the vocabulary as it is. The names are
-those of SEDD's state_dicts (louaaron/Score-Entropy-Discrete-Diffusion, model/transformer.py), which
-RADD, MDLM, BD3-LM and Duo keep, and of openai-community/gpt2.
+axes for the heads, and whose vocabulary is padded. Published weights have one tensor per layer,
+[out, in] in a PyTorch Linear and [in, out] in GPT-2's Conv1D, and no padding. The names are those
+of SEDD's state_dicts (louaaron/Score-Entropy-Discrete-Diffusion, model/transformer.py), which RADD,
+MDLM, BD3-LM and Duo keep, and of openai-community/gpt2.
 """
 
 import math
@@ -19,9 +19,10 @@ import numpy as np
 from ddm_jax.errors import UserError
 
 Params = dict[str, Any]
-BOTH = ("embed/embedding", "head/kernel", "head/bias")  # with an axis for the vocabulary
-# what the shape of a parameter follows from; the rest has config.model.width alone
-FIELDS = {
+
+_VOCABULARY = ("embed/embedding", "head/kernel", "head/bias")  # with an axis for the vocabulary
+# the fields that decide the shape of a parameter; of all others it is config.model.width
+_SHAPE_FIELDS = {
     "embed/embedding": "config.model.width and --tokenizer",
     "head/kernel": "config.model.width and --tokenizer",
     "head/bias": "--tokenizer",
@@ -39,24 +40,27 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Scheme:
+class NamingScheme:
     """How a family of releases names its tensors.
 
-    modules: ours -> theirs, in the order of their network, which is that of its averages; those of
-    blocks have their layer in front. leaves: likewise.
-    swapped: whether matrices are [out, in]. derived: pattern of tensors that hold no weights.
-    absent: parameters of ours that it does not have; they are 0.
+    Attributes:
+      block: prefix of the modules of a block, with {} for the layer.
+      modules: our name -> theirs, in the order of their network, which is that of its averages.
+      leaves: our name -> theirs, in the same order.
+      transposed: whether their matrices are [out, in].
+      buffers: pattern of the names of tensors that are not parameters.
+      absent: parameters of ours that they do not have, and which are 0.
     """
 
     block: str
     modules: Mapping[str, str]
     leaves: Mapping[str, str]
-    swapped: bool
-    derived: str
+    transposed: bool
+    buffers: str
     absent: tuple[str, ...] = ()
 
 
-DIT = Scheme(
+DIT = NamingScheme(
     block="blocks.{}.",
     modules={
         "embed": "vocab_embed",
@@ -74,10 +78,10 @@ DIT = Scheme(
         "final_adaln": "output_layer.adaLN_modulation",
     },
     leaves={"embedding": "embedding", "kernel": "weight", "scale": "weight", "bias": "bias"},
-    swapped=True,
-    derived=r"rotary_emb\.inv_freq|block_diff_mask",
+    transposed=True,
+    buffers=r"rotary_emb\.inv_freq|block_diff_mask",
 )
-GPT2 = Scheme(
+GPT2 = NamingScheme(
     block="h.{}.",
     modules={
         "embed": "wte",
@@ -91,145 +95,136 @@ GPT2 = Scheme(
         "final_norm": "ln_f",
     },
     leaves={"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"},
-    swapped=False,
-    derived=r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight",
+    transposed=False,
+    buffers=r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight",
     absent=("head/bias",),
 )
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One published tensor: its name, our parameter, the layer (None: not of one), both shapes.
+class PublishedTensor:
+    """One published tensor and the part of our parameters that it is.
 
-    ours: the shape of the part of our parameter that it is, without the axis of the layers.
+    Attributes:
+      name: its published name.
+      path: our parameter.
+      layer: the layer of the parameter; None if it is not in a block.
+      our_shape: shape of the part of our parameter, without the axis of the layers.
+      shape: published shape.
+      transposed: whether the published matrix is [out, in].
     """
 
     name: str
     path: str
     layer: int | None
-    ours: tuple[int, ...]
+    our_shape: tuple[int, ...]
     shape: tuple[int, ...]
-    swapped: bool
+    transposed: bool
 
     def part(self, param: np.ndarray) -> np.ndarray:
-        """The view of our parameter, as published."""
-        inside = tuple(map(slice, self.ours))
-        return param[inside if self.layer is None else (self.layer, *inside)]
+        """Returns the view of our parameter that is this tensor, [*our_shape]."""
+        inside: tuple[int | slice, ...] = tuple(slice(size) for size in self.our_shape)
+        view: np.ndarray = param[inside if self.layer is None else (self.layer, *inside)]
+        return view
 
     def to_ours(self, x: np.ndarray) -> np.ndarray:
-        """[*shape] -> [*ours]."""
-        return (x.T if self.swapped else x).reshape(self.ours)
+        """Converts [*shape] -> [*our_shape]."""
+        return (x.T if self.transposed else x).reshape(self.our_shape)
 
-    def to_theirs(self, x: np.ndarray) -> np.ndarray:
-        """[*ours] -> [*shape]."""
-        return x.reshape(self.shape[::-1]).T if self.swapped else x.reshape(self.shape)
+    def to_published(self, x: np.ndarray) -> np.ndarray:
+        """Converts [*our_shape] -> [*shape]."""
+        return x.reshape(self.shape[::-1]).T if self.transposed else x.reshape(self.shape)
 
 
-def tensors(scheme: Scheme, abstract: Params, rows: int) -> list[Tensor]:
-    """Every published tensor of a network, by our parameters' shapes; rows: of its vocabulary.
+def list_tensors(scheme: NamingScheme, abstract: Params, rows: int) -> list[PublishedTensor]:
+    """Lists every published tensor of a network, in the order of their network's parameters.
 
-    In the order in which their network has its parameters.
+    Args:
+      scheme: the names.
+      abstract: our parameters, or their shapes.
+      rows: rows of the published vocabulary, a mask included.
+
+    Raises:
+      UserError: a parameter has no published counterpart.
     """
     modules, leaves = list(scheme.modules), list(scheme.leaves)
     first = next(i for i, module in enumerate(modules) if module.startswith("blocks/"))
 
-    def place(tensor: Tensor) -> tuple[int, ...]:
+    def place(tensor: PublishedTensor) -> tuple[int, ...]:
         module, _, last = tensor.path.rpartition("/")
         number, layered = modules.index(module), tensor.layer is not None
         return (first if layered else number, tensor.layer or 0, number, leaves.index(last))
 
-    return sorted(_tensors(scheme, abstract, rows), key=place)
+    return sorted(_unordered_tensors(scheme, abstract, rows), key=place)
 
 
-def _tensors(scheme: Scheme, abstract: Params, rows: int) -> Iterator[Tensor]:
-    for path, leaf in flat(abstract).items():
-        if path in scheme.absent:
-            continue
-        module, _, last = path.rpartition("/")
-        if module not in scheme.modules:
-            raise UserError(
-                f"The network has the parameter {path}, which the published layout has not: choose "
-                "another --to, or a config.model like the release's."
-            )
-        layered = path.startswith("blocks/")
-        ours = _published_rows(path, leaf.shape[1:] if layered else leaf.shape, rows)
-        shape, swapped = ours, False
-        if last == "kernel":
-            inputs = 2 if path == "blocks/out/kernel" else 1  # the heads have axes of their own
-            shape, swapped = (math.prod(ours[:inputs]), math.prod(ours[inputs:])), scheme.swapped
-            shape = shape[::-1] if swapped else shape
-        elif last == "bias":
-            shape = (math.prod(ours),)
-        name = f"{scheme.modules[module]}.{scheme.leaves[last]}"
-        for layer in range(leaf.shape[0]) if layered else (None,):
-            at = "" if layer is None else scheme.block.format(layer)
-            yield Tensor(at + name, path, layer, ours, shape, swapped)
-
-
-def params_from(
-    scheme: Scheme, given: Mapping[str, np.ndarray], abstract: Params, rows: int
+def params_from_published(
+    scheme: NamingScheme, tensors: Mapping[str, np.ndarray], abstract: Params, rows: int
 ) -> Params:
-    """Our nested dict, float32, of published tensors; what pads the vocabulary is 0.
+    """Converts published tensors to our nested dict, float32; vocabulary padding is 0.
 
-    given: name -> array, read one at a time. abstract: our parameters' shapes. rows: of the
-    published vocabulary, a mask included.
+    Args:
+      scheme: the names.
+      tensors: name -> array, read one at a time.
+      abstract: our parameters' shapes.
+      rows: rows of the published vocabulary, a mask included.
 
     Raises:
-      UserError: a tensor is missing, is of another shape, or is none of the network's.
+      UserError: a tensor is missing, has another shape, or is not one of the network's.
     """
-    wanted = tensors(scheme, abstract, rows)
+    wanted = list_tensors(scheme, abstract, rows)
     names = {t.name for t in wanted}
-    for name in given:
-        if name not in names and not re.fullmatch(scheme.derived, name):
+    for name in tensors:
+        if name not in names and not re.fullmatch(scheme.buffers, name):
             raise UserError(
-                f"The checkpoint has the tensor {name} of shape {given[name].shape}, which the "
-                f"network has not: look at {_why(name, abstract)}."
+                f"The checkpoint has the tensor {name} of shape {tensors[name].shape}, which the "
+                f"network does not have: look at {_field_of_tensor(name, abstract)}."
             )
-    params = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in flat(abstract).items()}
+    params = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in flatten(abstract).items()}
     for tensor in wanted:
-        fields = FIELDS.get(tensor.path, "config.model.width")
-        if tensor.name not in given:
+        if tensor.name not in tensors:
             raise UserError(
                 f"The checkpoint has no tensor {tensor.name} of shape {tensor.shape}: look at "
-                f"{_why(tensor.name, abstract)}."
+                f"{_field_of_tensor(tensor.name, abstract)}."
             )
-        array = given[tensor.name]
+        array = tensors[tensor.name]
         if array.shape != tensor.shape:
+            fields = _SHAPE_FIELDS.get(tensor.path, "config.model.width")
             raise UserError(
                 f"The checkpoint's tensor {tensor.name} has shape {array.shape}, the network's "
                 f"{tensor.shape}: look at {fields}."
             )
         tensor.part(params[tensor.path])[...] = tensor.to_ours(array)
-    return nested(params)
+    return unflatten(params)
 
 
-def tensors_from(scheme: Scheme, params: Params, rows: int) -> dict[str, np.ndarray]:
-    """The way back: published name -> array; arguments as in `params_from`.
+def published_from_params(scheme: NamingScheme, params: Params, rows: int) -> dict[str, np.ndarray]:
+    """Inverts `params_from_published`: our parameters -> published name -> array.
 
     Raises:
-      UserError: a parameter has no counterpart, and is not 0.
+      UserError: a parameter has no published counterpart, and is not 0.
     """
-    arrays = flat(params)
+    arrays = flatten(params)
     for path in scheme.absent:
         if path in arrays and np.any(arrays[path]):
             raise UserError(
-                f"The parameter {path} is not 0, and the published layout has none: it cannot be "
-                "written so."
+                f"The parameter {path} is not 0, and the published layout does not have it: the "
+                "run cannot be written in this layout."
             )
     return {
-        t.name: np.ascontiguousarray(t.to_theirs(t.part(np.asarray(arrays[t.path]))))
-        for t in tensors(scheme, params, rows)
+        t.name: np.ascontiguousarray(t.to_published(t.part(np.asarray(arrays[t.path]))))
+        for t in list_tensors(scheme, params, rows)
     }
 
 
-def flat(tree: Params) -> dict[str, Any]:
-    """{"blocks": {"norm1": ...}} -> {"blocks/norm1/scale": ...}."""
+def flatten(tree: Params) -> dict[str, Any]:
+    """Converts {"blocks": {"norm1": ...}} to {"blocks/norm1/scale": ...}."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
-def nested(arrays: Mapping[str, Any]) -> Params:
-    """The way back."""
+def unflatten(arrays: Mapping[str, Any]) -> Params:
+    """Inverts `flatten`."""
     tree: Params = {}
     for path, array in arrays.items():
         *above, last = path.split("/")
@@ -240,14 +235,46 @@ def nested(arrays: Mapping[str, Any]) -> Params:
     return tree
 
 
-def _published_rows(path: str, shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
+def _unordered_tensors(
+    scheme: NamingScheme, abstract: Params, rows: int
+) -> Iterator[PublishedTensor]:
+    for path, leaf in flatten(abstract).items():
+        if path in scheme.absent:
+            continue
+        module, _, last = path.rpartition("/")
+        if module not in scheme.modules:
+            raise UserError(
+                f"The network has the parameter {path}, which the published layout does not have: "
+                "choose another --to, or a config.model like the release's."
+            )
+        layered = path.startswith("blocks/")
+        ours = _unpadded(path, leaf.shape[1:] if layered else leaf.shape, rows)
+        shape, transposed = ours, False
+        if last == "kernel":
+            inputs = 2 if path == "blocks/out/kernel" else 1  # the heads have their own axes
+            shape = (math.prod(ours[:inputs]), math.prod(ours[inputs:]))
+            transposed = scheme.transposed
+            shape = shape[::-1] if transposed else shape
+        elif last == "bias":
+            shape = (math.prod(ours),)
+        name = f"{scheme.modules[module]}.{scheme.leaves[last]}"
+        if not layered:
+            yield PublishedTensor(name, path, None, ours, shape, transposed)
+            continue
+        for layer in range(leaf.shape[0]):
+            prefix = scheme.block.format(layer)
+            yield PublishedTensor(prefix + name, path, layer, ours, shape, transposed)
+
+
+def _unpadded(path: str, shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    """Returns the shape of a parameter with `rows` in place of the padded vocabulary."""
     if path == "embed/embedding":
         return (rows, *shape[1:])
-    return (*shape[:-1], rows) if path in BOTH else shape
+    return (*shape[:-1], rows) if path in _VOCABULARY else shape
 
 
-def _why(name: str, abstract: Params) -> str:
-    """The field that decides whether a network has this tensor."""
+def _field_of_tensor(name: str, abstract: Params) -> str:
+    """Returns the field that decides whether a network has this tensor."""
     depth = jax.tree.leaves(abstract["blocks"])[0].shape[0]
     if (layer := re.match(r"(?:blocks|h)\.(\d+)\.", name)) and int(layer[1]) >= depth:
         return f"config.model.depth={depth}"
@@ -262,12 +289,3 @@ def _why(name: str, abstract: Params) -> str:
     if name.startswith("wpe"):
         return "config.model.positions"
     return "config.model.depth and --from"
-
-
-WANTED = {
-    "model_type": "gpt2",
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "layer_norm_epsilon": 1e-5,
-}

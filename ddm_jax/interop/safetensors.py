@@ -1,109 +1,122 @@
-"""Tensors in several safetensors files, with the index that says which of them has which."""
+"""Reads and writes safetensors: one file, or several files and the index of their tensors."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.errors import UserError
 
-SHARDS = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 
-def places_of(index: Path) -> dict[str, str]:
-    """Name of a tensor -> that of its file.
+class SafeTensors(Mapping[str, np.ndarray]):
+    """Tensor name -> array; an array is read each time it is asked for.
+
+    Floating point arrays are float32, others keep their dtype.
+
+    Attributes:
+      files: the safetensors files, sorted.
+    """
+
+    def __init__(self, path: Path):
+        """Reads the names of the tensors.
+
+        Args:
+          path: a safetensors file, or the index of several (a .json file next to them).
+
+        Raises:
+          UserError: safetensors is not installed; a file is missing or cannot be read; or the files
+            do not have the tensors that the index states.
+        """
+        is_index = path.suffix == ".json"
+        file_names = read_weight_map(path) if is_index else {}
+        self.files = sorted({path.parent / name for name in file_names.values()} or {path})
+        self._file_of: dict[str, Path] = {}
+        for file in self.files:
+            if is_index and not file.is_file():
+                raise UserError(
+                    f"{path} names {file.name}, which is not next to it: download it too."
+                )
+            for name in _tensor_names(file):
+                if is_index:
+                    _check_in_index(path, file_names, file, name)
+                self._file_of[name] = file
+        if missing := file_names.keys() - self._file_of.keys():
+            name = min(missing)
+            raise UserError(
+                f"{path.parent / file_names[name]} has no tensor {name}, but {path.name} states "
+                "that it has: download the whole folder again."
+            )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        # opened for each array, so that no more of the file is held in memory
+        x = _open(self._file_of[name]).get_tensor(name)
+        return np.asarray(x, np.float32 if jnp.issubdtype(x.dtype, jnp.floating) else None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Reads an index: tensor name -> name of its file.
 
     Raises:
-      UserError: the file is no index.
+      UserError: the file is not an index.
     """
     try:
         return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index} is no index of safetensors files ({error!r}).") from error
+        raise UserError(f"{index} is not an index of safetensors files ({error!r}).") from error
 
 
-class Sharded(Mapping):
-    """name -> array of the safetensors files of an index, as `SafeTensors` has them.
-
-    Raises:
-      UserError: the index cannot be read, a file of it is not there, or a tensor is elsewhere than
-        it says.
-    """
-
-    def __init__(self, index: Path):
-        places = places_of(index)
-        self.paths = sorted({index.parent / file for file in places.values()})
-        for path in self.paths:
-            if not path.is_file():
-                raise UserError(f"{index} names {path.name}, which is not beside it: get it too.")
-        self._of: dict[str, SafeTensors] = {}
-        for path in self.paths:
-            tensors = SafeTensors(path)
-            for name in tensors:
-                if index.parent / places.get(name, "") != path:
-                    raise UserError(
-                        f"{path} has the tensor {name}, which {index.name} "
-                        + (f"puts into {places[name]}" if name in places else "does not name")
-                        + ": get the whole folder again."
-                    )
-                self._of[name] = tensors
-        if missing := places.keys() - self._of.keys():
-            name = min(missing)
-            raise UserError(
-                f"{index.parent / places[name]} has no tensor {name}, which {index.name} puts "
-                "there: get the whole folder again."
-            )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._of[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._of)
-
-    def __len__(self) -> int:
-        return len(self._of)
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a file, as `SafeTensors` has them.
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes float32 tensors to a new file, not atomically.
 
     Raises:
-      UserError: safetensors is not installed, or the file is none of its.
+      UserError: safetensors is not installed.
     """
-    return dict(SafeTensors(path))
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise UserError(
+            f"Writing {path} needs safetensors: pip install 'ddm_jax[judge]'."
+        ) from error
+    save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
-class SafeTensors(Mapping):
-    """name -> array of a file, read when asked for: float32, integers as they are.
+def _open(path: Path) -> Any:
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise UserError(
+            f"Reading {path} needs safetensors: pip install 'ddm_jax[judge]'."
+        ) from error
+    return safe_open(path, framework="numpy")
 
-    Raises:
-      UserError: safetensors is not installed, or the file is none of its.
-    """
 
-    def __init__(self, path: Path):
-        try:
-            from safetensors import safe_open
-        except ImportError as error:
-            raise UserError(
-                f"Reading {path} needs safetensors: pip install 'ddm_jax[judge]'."
-            ) from error
-        try:
-            # opened anew for each array, so that no more of the file is held in memory
-            self._open = lambda: safe_open(path, framework="numpy")
-            self._names = tuple(self._open().keys())
-        except Exception as error:  # SafetensorError, which older versions do not export
-            raise UserError(f"{path} cannot be read ({error}).") from error
+def _tensor_names(path: Path) -> list[str]:
+    try:
+        return list(_open(path).keys())
+    except UserError:
+        raise
+    except Exception as error:  # SafetensorError, which older versions do not export
+        raise UserError(f"{path} cannot be read ({error}).") from error
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        x = self._open().get_tensor(name)
-        return np.asarray(x, np.float32 if jnp.issubdtype(x.dtype, jnp.floating) else None)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+def _check_in_index(index: Path, file_names: Mapping[str, str], file: Path, name: str) -> None:
+    """Refuses a tensor of a file that the index does not state for that file."""
+    stated = file_names.get(name)
+    if stated is None or index.parent / stated != file:
+        where = "does not name" if stated is None else f"states for {stated}"
+        raise UserError(
+            f"{file} has the tensor {name}, which {index.name} {where}: download the whole folder "
+            "again."
+        )

@@ -1,8 +1,11 @@
 """Files of a run: reading metrics.jsonl, and writing that never leaves a half-written file."""
 
+import contextlib
 import itertools
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -39,3 +42,13 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Makes a folder that is renamed to `out` at the end, so that `out` is whole or not there."""
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    unfinished.rename(out)

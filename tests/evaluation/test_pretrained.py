@@ -77,7 +77,7 @@ def write_gpt2(folder, arrays, config=CONFIG):
 def test_gpt2_equals_transformers(monkeypatch, tmp_path):
     tokens, nats, arrays = recorded_gpt2()
     # read from memory, so that this test runs where safetensors is not installed
-    monkeypatch.setattr("ddm_jax.evaluation.judges.gpt2.read_safetensors", lambda path: arrays)
+    monkeypatch.setattr("ddm_jax.evaluation.judges.gpt2.SafeTensors", lambda path: arrays)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "vocab.json").write_text(vocabulary())

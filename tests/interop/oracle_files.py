@@ -10,8 +10,9 @@ import pytest
 
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.interop.files import open_published
-from ddm_jax.interop.from_published import bring
-from ddm_jax.interop.releases import RELEASES, settled
+from ddm_jax.interop.from_published import write_workdir
+from ddm_jax.interop.release_configs import config_of_release
+from ddm_jax.interop.releases import RELEASES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.run import Run, open_run
 
@@ -65,10 +66,10 @@ def converted(oracle: Any, name: str, folder: Path) -> Run:
 def convert(name: str, source: Path, workdir: Path, weights: dict, **options: Any) -> Run:
     """What the command does, in this process, with a vocabulary of any size."""
     release = RELEASES[name]
-    found = open_published(str(source), options.get("weights", "ema"), release.scheme.derived)
-    config = settled(release, found.path)
+    found = open_published(str(source), options.get("weights", "ema"), release.scheme.buffers)
+    config = config_of_release(release, found.path)
     rows = weights[next(k for k in weights if k in ("vocab_embed.embedding", "wte.weight"))]
     uniform = config.process.name == "uniform"
     vocab = len(rows) - release.added_tokens - (release.mask and not uniform)
-    bring(name, found, config, letters(vocab), workdir)
+    write_workdir(name, found, config, letters(vocab), workdir)
     return open_run(workdir, layout=dp(jax.local_devices()[:1]))

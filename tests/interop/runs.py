@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.experiment import make_parts
-from ddm_jax.interop.releases import RELEASES, settled
+from ddm_jax.interop.release_configs import config_of_release
+from ddm_jax.interop.releases import RELEASES
 from ddm_jax.runs.run import Run
 from tests.interop.oracle_files import HUB, letters
 
@@ -33,7 +34,7 @@ def new_run(name, vocab=32):
     stated = STATED[name] if name == "gpt2" else STATED[name] | sizes
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(stated))
-        config = settled(RELEASES[name], Path(folder) / "model.safetensors")
+        config = config_of_release(RELEASES[name], Path(folder) / "model.safetensors")
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, compute_dtype="float32"),

@@ -14,7 +14,7 @@ from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.interop.to_published import published
+from ddm_jax.interop.to_published import published_tensors
 from ddm_jax.runs.record import check_workdir
 from tests.interop.oracle_files import write_hub_folder
 from tests.interop.runs import STATED, new_run
@@ -44,7 +44,7 @@ def test_autoregressive_weights_come_in_learn_to_denoise_and_go_out(tmp_path):
     load_file = pytest.importorskip("safetensors.numpy").load_file
     vocab = tokenizers.pretrained_tokenizer("bytes").vocab_size
     given = new_run("gpt2", vocab)
-    arrays = published("gpt2", jax.tree.map(np.asarray, given.params), given.config, vocab)
+    arrays = published_tensors("gpt2", jax.tree.map(np.asarray, given.params), given.config, vocab)
     hub = write_hub_folder(tmp_path / "hub", "gpt2", arrays, STATED["gpt2"])
     ours, begun, theirs = (tmp_path / name for name in ("ours", "begun", "theirs"))
 

@@ -11,10 +11,11 @@ import pytest
 from ddm_jax.config import resolve
 from ddm_jax.errors import UserError
 from ddm_jax.interop.files import open_published
-from ddm_jax.interop.from_published import bring, weights
-from ddm_jax.interop.names import flat
-from ddm_jax.interop.releases import RELEASES, config_json, rows, settled
-from ddm_jax.interop.to_published import give, published
+from ddm_jax.interop.from_published import convert_params, write_workdir
+from ddm_jax.interop.names import flatten
+from ddm_jax.interop.release_configs import config_of_release, hub_config, vocabulary_rows
+from ddm_jax.interop.releases import RELEASES
+from ddm_jax.interop.to_published import published_tensors, write_release
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.run import open_run
 from ddm_jax.settle import settle
@@ -28,15 +29,15 @@ def test_round_trip_is_bitwise(name, tmp_path):
     """All but the rows that pad the vocabulary, which nothing reads."""
     pytest.importorskip("safetensors")
     run = new_run(name)
-    give(name, run, tmp_path / "theirs", "a test")
+    write_release(name, run, tmp_path / "theirs", "a test")
     release = RELEASES[name]
-    found = open_published(str(tmp_path / "theirs"), "ema", release.scheme.derived)
-    config = settled(release, found.path)
+    found = open_published(str(tmp_path / "theirs"), "ema", release.scheme.buffers)
+    config = config_of_release(release, found.path)
     for field in ("width", "depth", "heads", "cond_width", "time", "norm_bias", "positions"):
         if run.config.model.time == "none" and field == "cond_width":
             continue
         assert getattr(config.model, field) == getattr(run.config.model, field)
-    bring(name, found, run.config, letters(32), tmp_path / "ours")
+    write_workdir(name, found, run.config, letters(32), tmp_path / "ours")
     back = open_run(tmp_path / "ours", layout=dp(jax.local_devices()[:1]))
     assert_same(name, run, back.params)
     record = json.loads((tmp_path / "ours" / "config.json").read_text())
@@ -45,8 +46,10 @@ def test_round_trip_is_bitwise(name, tmp_path):
 
 
 def assert_same(name, run, params):
-    number = rows(RELEASES[name], run.config, run.tokenizer.vocab_size) + (name == "gpt2")
-    before, after = flat(run.params), flat(params)
+    number = vocabulary_rows(RELEASES[name], run.config, run.tokenizer.vocab_size) + (
+        name == "gpt2"
+    )
+    before, after = flatten(run.params), flatten(params)
     assert before.keys() == after.keys()
     for path, x in before.items():
         y = after[path]
@@ -62,19 +65,19 @@ def assert_same(name, run, params):
 def test_lightning_checkpoint_is_bitwise(name, which, tmp_path):
     pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
     run, path = new_run(name), tmp_path / "new" / "x.ckpt"
-    assert give(name, run, path, "a test") == path.stat().st_size
+    assert write_release(name, run, path, "a test") == path.stat().st_size
     release = RELEASES[name]
-    found = open_published(str(path), which, release.scheme.derived)
+    found = open_published(str(path), which, release.scheme.buffers)
     assert (found.step, found.weights) == (run.step, which)
     own = letters(32 + release.added_tokens)
-    assert_same(name, run, weights(release, found.tensors, run.config, own))
+    assert_same(name, run, convert_params(release, found.tensors, run.config, own))
 
 
 def test_lightning_checkpoint_has_what_their_code_reads(tmp_path):
     """The averages in the order of a torch module's parameters, and the state of the loops."""
     torch = pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
     run = new_run("mdlm")
-    give("mdlm", run, tmp_path / "x.ckpt", "a test")
+    write_release("mdlm", run, tmp_path / "x.ckpt", "a test")
     read = torch.load(tmp_path / "x.ckpt", weights_only=True)
     network = torch_dit(torch, 33, 64, 2, 4, run.config.model.cond_width)
     holder = torch.nn.ModuleDict({"backbone": network})
@@ -94,8 +97,8 @@ def test_lightning_checkpoint_has_what_their_code_reads(tmp_path):
 def test_published_layout_has_our_logits(name):
     """By a forward pass written for this test over the published names, in float64."""
     run = new_run(name)
-    number = rows(RELEASES[name], run.config, run.tokenizer.vocab_size)
-    arrays = published(name, jax.tree.map(np.asarray, run.params), run.config, number)
+    number = vocabulary_rows(RELEASES[name], run.config, run.tokenizer.vocab_size)
+    arrays = published_tensors(name, jax.tree.map(np.asarray, run.params), run.config, number)
     tokens, sigma = _input(run)
     if name == "gpt2":
         want = gpt2(arrays, tokens, 4)
@@ -111,9 +114,9 @@ def test_published_layout_has_our_logits(name):
 def test_torch_module_loads_our_weights(name):
     torch = pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
     run = new_run(name)
-    number = rows(RELEASES[name], run.config, 32)
+    number = vocabulary_rows(RELEASES[name], run.config, 32)
     params = jax.tree.map(lambda x: np.asarray(x) / 4, run.params)
-    arrays = published(name, params, run.config, number)
+    arrays = published_tensors(name, params, run.config, number)
     cond = run.config.model.cond_width if name == "sedd" else 0
     network = torch_dit(torch, number, 64, 2, 4, cond)
     network.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()}, strict=True)
@@ -135,7 +138,7 @@ OF_SEDD = ("graph.type", "model.cond_dim", "model.scale_by_sigma")
 )
 def test_config_states_what_their_code_asks_for(name, own):
     config = new_run(name).config
-    stated = config_json(name, config, 33)
+    stated = hub_config(name, config, 33)
     for key in (*ASKED, *own):
         section, _, last = key.rpartition(".")
         assert last in (stated[section] if section else stated), key
@@ -145,19 +148,19 @@ def test_config_states_what_their_code_asks_for(name, own):
 
 def test_another_network_is_not_written(tmp_path):
     with pytest.raises(UserError, match=r"config.model.time=adaln or constant, the run none"):
-        give("mdlm", new_run("radd"), tmp_path / "out", "a test")
+        write_release("mdlm", new_run("radd"), tmp_path / "out", "a test")
     with pytest.raises(UserError, match=r"the code of radd does not read: give a folder"):
-        give("radd", new_run("radd"), tmp_path / "out.ckpt", "a test")
+        write_release("radd", new_run("radd"), tmp_path / "out.ckpt", "a test")
     run = new_run("mdlm")
     model = dataclasses.replace(run.config.model, shift=True)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
     with pytest.raises(UserError, match=r"--to=mdlm has config.model.shift=False, the run True"):
-        give("mdlm", run, tmp_path / "out", "a test")
+        write_release("mdlm", run, tmp_path / "out", "a test")
     run = new_run("gpt2")
     head = {"bias": run.params["head"]["bias"] + 1}
     run = dataclasses.replace(run, params=run.params | {"head": head})
     with pytest.raises(UserError, match="head/bias is not 0"):
-        give("gpt2", run, tmp_path / "out", "a test")
+        write_release("gpt2", run, tmp_path / "out", "a test")
     assert not list(tmp_path.iterdir())
 
 

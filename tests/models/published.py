@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.config import ModelConfig
-from ddm_jax.interop.names import DIT, params_from, tensors_from
+from ddm_jax.interop.names import DIT, params_from_published, published_from_params
 from ddm_jax.models.network import make_network, padded_vocab
 
 
@@ -47,12 +47,12 @@ def params_from_state_dict(weights: dict, heads: int, padded_vocab: int) -> dict
     )
     network = make_network(config, padded_vocab - 1)
     abstract = jax.eval_shape(network.init, jax.random.key(0))
-    return params_from(DIT, weights, abstract, rows)
+    return params_from_published(DIT, weights, abstract, rows)
 
 
 def state_dict_from_params(params: dict, rows: int) -> dict:
     """The way back, for gradients; `rows` is the published vocabulary, mask included."""
-    return tensors_from(DIT, params, rows)
+    return published_from_params(DIT, params, rows)
 
 
 def encoder_decoder_params(weights: dict, heads: int, rows: int, lengths: int, mask: int) -> dict:

@@ -19,9 +19,10 @@ from ddm_jax.data.tokenizers import gpt2
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
-from ddm_jax.interop.files import Bare
-from ddm_jax.interop.names import GPT2, WANTED, Params, params_from
-from ddm_jax.interop.safetensors import read_safetensors
+from ddm_jax.interop.files import WithoutPrefixes
+from ddm_jax.interop.names import GPT2, Params, params_from_published
+from ddm_jax.interop.release_configs import GPT2_CONFIG, unsupported_gpt2_field
+from ddm_jax.interop.safetensors import SafeTensors
 from ddm_jax.models.network import make_network
 
 WEIGHTS = "model.safetensors"
@@ -58,9 +59,9 @@ def open_gpt2(folder: Path) -> Judge:
         config["vocab_size"],
     )
     abstract = jax.eval_shape(network.init, jax.random.key(0))
-    tensors = Bare(read_safetensors(folder / WEIGHTS))
+    tensors = WithoutPrefixes(SafeTensors(folder / WEIGHTS))
     try:
-        params = params_from(GPT2, tensors, abstract, config["vocab_size"])
+        params = params_from_published(GPT2, tensors, abstract, config["vocab_size"])
     except UserError as error:
         raise UserError(f"--judge={folder}: {error}") from error
 
@@ -88,13 +89,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--judge={folder}: its config.json cannot be read ({error}).") from error
-    for name, wanted in WANTED.items():
-        if (value := config.get(name, wanted)) != wanted:
-            raise UserError(
-                f"--judge={folder} has {name}={value!r} in its config.json, and a judge needs "
-                f"{wanted!r}: give the folder of a GPT-2 as published, that of an autoregressive "
-                "run, or smollm2."
-            )
+    if unsupported := unsupported_gpt2_field(config):
+        name, value = unsupported
+        raise UserError(
+            f"--judge={folder} has {name}={value!r} in its config.json, and a judge needs "
+            f"{GPT2_CONFIG[name]!r}: give the folder of a GPT-2 as published, that of an "
+            "autoregressive run, or smollm2."
+        )
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"--judge={folder} has no {WEIGHTS}: save the model with transformers' "

