@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import ddm_jax
 from ddm_jax.config import defaults, resolve
 from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.data.open import open_or_prepare
@@ -24,6 +25,7 @@ from ddm_jax.evaluation.pairs import PairsRequest, measure_pairs
 from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import build, make_parts
 from ddm_jax.generation.request import SamplingRequest
+from ddm_jax.generation.translation import open_translator, translate, translate_sources
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.checkpoint import Checkpoints
 from ddm_jax.runs.files import read_metrics
@@ -218,6 +220,21 @@ def test_pairs_are_measured_from_python(run):
     assert (report["bleu"], report["bleu_signature"]) == bleu(texts, references)
     with pytest.raises(UserError, match=r"nowhere\.tsv"):
         measure_pairs(workdir, PairsRequest(source="pairs:nowhere.tsv"))
+
+
+def test_python_translates_what_the_command_translates(run):
+    workdir, _ = run
+    opened, sources = ddm_jax.open_run(workdir), ["ba de gi", "", "ko"]
+    request = SamplingRequest(options={"lengths": 2}, seed=3)
+    made = translate_sources(opened, sources, request)
+    other, translator = open_translator(workdir, request)
+    expected = translate(translator, other.params, sources, request.seed)
+    assert (made.texts, made.candidates, made.nfe) == (
+        (expected.texts, expected.candidates, expected.nfe)
+    )
+    assert [len(group) for group in made.candidates] == [2, 1, 2]
+    with pytest.raises(ddm_jax.UserError, match=r"in Python translate_sources"):
+        ddm_jax.generate(opened)
 
 
 @pytest.mark.parametrize(
