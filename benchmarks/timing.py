@@ -80,7 +80,7 @@ def training_speed(experiment: Experiment, steps: int = 50) -> dict[str, float |
     )
     state = program.jitted_init()(jax.random.key(0))
     size = config.train.batch_size
-    tokens, valid = data.records("train").read(layout.rows(size))
+    tokens, valid = data.records("train").read(layout.local_rows(size))
     batch = layout.put_train_batch({"tokens": tokens, "valid": valid})
     step = program.jitted_step().lower(state, batch).compile()
     state, _ = step(state, batch)

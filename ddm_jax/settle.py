@@ -313,7 +313,7 @@ def _check_shift(config: Config) -> None:
             f"config.model.shift=True does not go with config.objective.name={name!r}, which lays "
             "out its own input: leave it at False, or choose another objective."
         )
-    if layout in LAYOUTS and LAYOUTS[layout].positions:
+    if layout in LAYOUTS and LAYOUTS[layout].position_axis:
         raise UserError(
             f"config.model.shift=True does not go with config.layout.name={layout!r}, which splits "
             "the positions, one more than the tokens: choose another layout."

@@ -24,7 +24,7 @@ from ddm_jax.costs.chips import GIB
 from ddm_jax.costs.topology import compiler_version, devices_of
 from ddm_jax.errors import UserError
 from ddm_jax.parallel.layouts import LAYOUTS
-from ddm_jax.parallel.placement import summary, table
+from ddm_jax.parallel.placement import layout_summary, layout_table
 from ddm_jax.settle import describe, settle
 
 FLAGS = flags.FLAGS
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     print(describe(job.config))
     check_batch(job)
     state = abstract_state(job)
-    show = table if FLAGS.table else summary
+    show = layout_table if FLAGS.table else layout_summary
     print(show(job.layout, state), flush=True)
     trials: dict[int, CompileResult] = {}
     if FLAGS.search_batch:

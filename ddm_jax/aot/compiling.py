@@ -61,7 +61,9 @@ def search_largest_batch(job: AotJob) -> tuple[AotJob, dict[int, CompileResult]]
       for each batch size that was tried.
     """
     layout = job.layout
-    unit = layout.size(*layout.row.batch) * (1 if job.sampling else job.config.train.microbatches)
+    unit = layout.axis_size(*layout.entry.batch_axes) * (
+        1 if job.sampling else job.config.train.microbatches
+    )
     trials: dict[int, CompileResult] = {}
 
     def fits(n: int) -> bool:

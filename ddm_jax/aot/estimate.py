@@ -103,7 +103,8 @@ def step_flops(job: AotJob) -> int:
     """
     config, layout = job.config, job.layout
     hooks = LayoutHooks(
-        examples=layout.size(*layout.row.batch), positions=layout.size(layout.row.positions)
+        batch_parts=layout.axis_size(*layout.entry.batch_axes),
+        position_parts=layout.axis_size(layout.entry.position_axis),
     )
     process, objective, network = make_parts(config, job.vocab_size, hooks)
     optimizer = make_optimizer(config.optim, config.train.steps)
@@ -125,7 +126,10 @@ def head_chunks(job: AotJob, positions: int) -> int:
 def _head_chunks_per_device(job: AotJob) -> int:
     """Chunks of the head for the positions of a micro-batch on one device."""
     config, layout = job.config, job.layout
-    parts = layout.size(*layout.row.batch, layout.row.positions) * config.train.microbatches
+    parts = (
+        layout.axis_size(*layout.entry.batch_axes, layout.entry.position_axis)
+        * config.train.microbatches
+    )
     return head_chunks(job, job.batch_size * config.data.length // parts)
 
 

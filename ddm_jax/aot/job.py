@@ -155,9 +155,9 @@ def _train_program(job: AotJob) -> AotProgram:
 
     def as_put(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         shape = x.shape
-        if layout.row.mapped:  # as Layout.put_train_batch
+        if layout.entry.uses_pmap:  # as Layout.put_train_batch
             shape = (layout.mesh.size, shape[0] // layout.mesh.size, *shape[1:])
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=layout.by_example)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=layout.batch_sharding)
 
     batch = jax.tree.map(as_put, abstract_batch(config, job.batch_size))
     args = (_with_shardings(state, shardings), batch)
@@ -171,7 +171,7 @@ def _sample_program(job: AotJob) -> AotProgram:
             f"--program=sample does not compile config.model.kind={config.model.kind!r}: give a "
             "recipe of kind 'lm'."
         )
-    if layout.row.mapped:
+    if layout.entry.uses_pmap:
         raise UserError("--program=sample cannot run under jax.pmap: give --layout=dp.")
     process, _, network = make_parts(config, job.vocab_size, hooks_of(layout))
     sampler = make_sampler(config)
@@ -186,10 +186,10 @@ def _sample_program(job: AotJob) -> AotProgram:
     args = (
         _with_shardings(params, shardings),
         jax.eval_shape(lambda: jax.random.key(0)),
-        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.by_example),
-        jax.ShapeDtypeStruct(shape, bool, sharding=layout.by_example),
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.batch_sharding),
+        jax.ShapeDtypeStruct(shape, bool, sharding=layout.batch_sharding),
     )
-    jitted = jax.jit(sample, out_shardings=layout.by_example)
+    jitted = jax.jit(sample, out_shardings=layout.batch_sharding)
     return AotProgram(jitted, args, device_bytes(params, shardings))
 
 

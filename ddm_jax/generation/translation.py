@@ -308,5 +308,5 @@ def _put(layout: Layout, rows: Mapping[str, np.ndarray], size: int) -> dict[str,
     """On the devices, filled up to `size` rows with copies of the first; the same everywhere."""
     missing = size - len(next(iter(rows.values())))
     filled = {k: np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) for k, x in rows.items()}
-    own = list(layout.rows(size))
+    own = list(layout.local_rows(size))
     return layout.put_batch({k: x[own] for k, x in filled.items()})

@@ -105,9 +105,9 @@ def _splash(q: Array, k: Array, v: Array, attend: Attend, hooks: LayoutHooks) ->
     causal = is_causal(attend)
     otherwise = functools.partial(attention, "auto", attend=attend)
     masked = not (attend is None or causal)
-    split = causal and hooks.positions > 1
-    own = q.shape[1] // hooks.positions
-    if masked or split or q.shape[1] % hooks.positions or not fits(own, k.shape[1]):
+    split = causal and hooks.position_parts > 1
+    own = q.shape[1] // hooks.position_parts
+    if masked or split or q.shape[1] % hooks.position_parts or not fits(own, k.shape[1]):
         return otherwise(q, k, v)
     kernel = functools.partial(splash, causal=causal)
     return jax.lax.platform_dependent(

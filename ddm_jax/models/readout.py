@@ -59,7 +59,7 @@ class Readout:
 
         def read(logits: Array, ids: Array) -> tuple[Array, Array]:
             # to take by index, the compiler would gather the parts of the vocabulary
-            of = take_logit if self.hooks.vocabulary == 1 else pick_by_mask
+            of = take_logit if self.hooks.vocabulary_parts == 1 else pick_by_mask
             return of(logits, ids), jax.nn.logsumexp(logits, axis=-1)
 
         return self.read(read, targets)
@@ -110,14 +110,14 @@ class Readout:
 
         def of_rows(*rows: Array) -> Any:
             """Of [B, K, ...] arrays; one axis for both is faster, if devices do not split both."""
-            if self.hooks.positions > 1:
+            if self.hooks.position_parts > 1:
                 return jax.vmap(of_positions)(*rows)
             shape = rows[0].shape[:2]
             out = of_positions(*(x.reshape(-1, *x.shape[2:]) for x in rows))
             return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
 
         size, length = self.hidden.shape[:2]
-        parts = self.hooks.examples * self.hooks.positions
+        parts = self.hooks.batch_parts * self.hooks.position_parts
         logit_bytes = size * length * self.bias.shape[0] * 4 / parts
         chunks = min(math.ceil(logit_bytes / LOGIT_BYTES), length)
         if chunks == 1:
@@ -141,7 +141,7 @@ class Readout:
         One at a time on each device, and again in the backward pass: for losses that need more
         than the logits at once. given: [B, ...]; results are stacked, [B, ...].
         """
-        devices = self.hooks.examples
+        devices = self.hooks.batch_parts
 
         @jax.checkpoint
         @jax.vmap

@@ -1,33 +1,37 @@
-"""How a run is spread over devices: a mesh, where every parameter lies, how a batch is split.
+"""Layouts: how a run is split over devices. A mesh, a PartitionSpec per parameter, a batch spec.
 
-The model knows none of it; a layout changes speed and memory, never the numbers. It is data: a row
-of LAYOUTS names the axes of the mesh, and PLACES says which dimension of which parameter is split
-along which of them. Axes that a layout does not have split nothing.
+The model does not know its layout, which changes speed and memory, never the numbers. A layout is
+data: an entry of LAYOUTS names the axes of the mesh, and PARTITION_RULES says which dimension of
+which parameter is split over which of them. Axes that a layout does not have split nothing.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from ddm_jax.config import LayoutConfig, lookup
 from ddm_jax.errors import UserError
-from ddm_jax.parallel.partition_specs import only, total
+from ddm_jax.parallel.meshes import axis_sizes, device_array
+from ddm_jax.parallel.partition_specs import psum_to_spec, restrict_to_axes
 
-# Path of a parameter -> its place, by the first pattern that is found in it; the layers, on the
-# first axis of `blocks`, are never split, since a scan runs over them. "model" follows Megatron-LM
-# (Shoeybi et al. 2019, arXiv:1909.08053, section 3): heads and the inner width of the MLP, so that
-# a block has two sums over devices; and the vocabulary.
+Tree = Any  # a pytree: of arrays, of their shapes, or of their shardings
+# gradients(params, examples) -> (gradients, metrics)
+Gradients = Callable[[Tree, Tree], tuple[Tree, Tree]]
+
+# Path of a parameter -> its PartitionSpec, by the first pattern that is found in the path. The
+# layers, on the first axis of `blocks`, are never split, since a scan runs over them. "model"
+# follows Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053, section 3): heads and the inner width
+# of the MLP, so that a block has two sums over devices; and the vocabulary.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(qkv|cross_kv)/kernel$", P(None, "fsdp", None, "model", None)),
     (r"(qkv|cross_kv)/bias$", P(None, None, "model", None)),
@@ -42,232 +46,265 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"head/kernel$", P("fsdp", "model")),
     (r"head/bias$", P("model")),
 )
-_SPLITTING = {axis for _, spec in PARTITION_RULES for axis in spec if axis}
+_PARAMETER_AXES = {axis for _, spec in PARTITION_RULES for axis in spec if axis}
 
 
 @dataclass(frozen=True)
 class LayoutEntry:
     """A layout of the table.
 
-    axes: of the mesh, the outermost first, each with the largest size that it takes by default;
-    the one with None takes what is left. batch: the axes that examples are split over. positions:
-    the axis that the positions of activations are split over. optimizer_only: parameters lie whole
-    on every device, and PLACES is for the optimizer state and the average of the weights.
-    mapped: jax.pmap runs the step, otherwise jax.jit.
+    Attributes:
+      axes: the axes of the mesh, the outermost first, each with the largest size that it takes by
+        default; the one with None takes the devices that are left.
+      batch_axes: the axes that examples are split over.
+      position_axis: the axis that the positions of activations are split over.
+      optimizer_only: every device holds whole parameters, and PARTITION_RULES is for the optimizer
+        state and the average of the weights.
+      uses_pmap: jax.pmap runs the train step, otherwise jax.jit.
     """
 
     axes: Mapping[str, int | None]
-    batch: tuple[str, ...]
-    positions: str | None = None
+    batch_axes: tuple[str, ...]
+    position_axis: str | None = None
     optimizer_only: bool = False
-    mapped: bool = False
+    uses_pmap: bool = False
 
 
 LAYOUTS: dict[str, LayoutEntry] = {
-    # every device holds all, and gradients are averaged over the axis that jax.pmap names
-    "pmap": LayoutEntry({"data": None}, batch=("data",), mapped=True),
+    # every device holds all parameters; gradients are averaged over the axis that jax.pmap names
+    "pmap": LayoutEntry({"data": None}, batch_axes=("data",), uses_pmap=True),
     # the same, partitioned by the compiler
-    "dp": LayoutEntry({"data": None}, batch=("data",)),
+    "dp": LayoutEntry({"data": None}, batch_axes=("data",)),
     # ZeRO stage 1 (Rajbhandari et al. 2019, arXiv:1910.02054)
-    "zero1": LayoutEntry({"fsdp": None}, batch=("fsdp",), optimizer_only=True),
+    "zero1": LayoutEntry({"fsdp": None}, batch_axes=("fsdp",), optimizer_only=True),
     # ZeRO stage 3: parameters are gathered where they are used
-    "fsdp": LayoutEntry({"fsdp": None}, batch=("fsdp",)),
-    "tp": LayoutEntry({"data": None, "model": 8}, batch=("data",)),
-    "fsdp_tp": LayoutEntry({"fsdp": None, "model": 2}, batch=("fsdp",)),
+    "fsdp": LayoutEntry({"fsdp": None}, batch_axes=("fsdp",)),
+    "tp": LayoutEntry({"data": None, "model": 8}, batch_axes=("data",)),
+    "fsdp_tp": LayoutEntry({"fsdp": None, "model": 2}, batch_axes=("fsdp",)),
     # replicas of FSDP groups; across slices where there are several
-    "hsdp": LayoutEntry({"data": 2, "fsdp": None}, batch=("data", "fsdp")),
+    "hsdp": LayoutEntry({"data": 2, "fsdp": None}, batch_axes=("data", "fsdp")),
     # long context: each device has some positions of an example
-    "sp": LayoutEntry({"data": None, "seq": 2}, batch=("data",), positions="seq"),
+    "sp": LayoutEntry({"data": None, "seq": 2}, batch_axes=("data",), position_axis="seq"),
 }
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A row of the table on a mesh of devices."""
+    """An entry of LAYOUTS on a mesh of devices."""
 
     name: str
     mesh: Mesh
 
     @property
-    def row(self) -> LayoutEntry:
-        """What the table says of it."""
+    def entry(self) -> LayoutEntry:
+        """The entry of the table."""
         return LAYOUTS[self.name]
 
     @property
-    def axis(self) -> str | None:
-        """The name that jax.pmap gives to the devices; None under jax.jit."""
-        return self.row.batch[0] if self.row.mapped else None
+    def pmap_axis(self) -> str | None:
+        """The name that jax.pmap gives to the axis of devices; None under jax.jit."""
+        return self.entry.batch_axes[0] if self.entry.uses_pmap else None
 
     @property
-    def replicas(self) -> tuple[str, ...]:
-        """Axes of several devices, each with examples of its own and the same parameters."""
-        whole = self.row.optimizer_only
-        axes = (axis for axis in self.row.batch if whole or axis not in _SPLITTING)
-        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+    def replica_axes(self) -> tuple[str, ...]:
+        """Axes of several devices which have different examples and the same parameters."""
+        entry = self.entry
+        return tuple(
+            axis
+            for axis in entry.batch_axes
+            if self.mesh.shape[axis] > 1 and (entry.optimizer_only or axis not in _PARAMETER_AXES)
+        )
 
     @property
     def replicated(self) -> NamedSharding:
-        """Every device holds the whole array."""
+        """The sharding of arrays that every device holds whole."""
         return NamedSharding(self.mesh, P())
 
     @property
-    def by_example(self) -> NamedSharding:
-        """Of arrays whose first axis is the example."""
-        return NamedSharding(self.mesh, P(self.row.batch))
+    def batch_sharding(self) -> NamedSharding:
+        """The sharding of arrays whose first axis is the example."""
+        return NamedSharding(self.mesh, P(self.entry.batch_axes))
 
-    def size(self, *axes: str | None) -> int:
-        """The number of devices along these axes of the mesh, those of None left out."""
+    def axis_size(self, *axes: str | None) -> int:
+        """The number of devices along these axes of the mesh; None counts as one."""
         return math.prod(self.mesh.shape[axis] for axis in axes if axis)
 
-    def param_shardings(self, params: Any) -> Any:
-        """A sharding for each leaf of an (abstract) parameter tree.
+    def spec(self, path: str) -> P:
+        """What PARTITION_RULES says of the parameter of this path, such as "embed/embedding"."""
+        spec = next((spec for pattern, spec in PARTITION_RULES if re.search(pattern, path)), P())
+        return P(*(axis if axis in self.mesh.shape else None for axis in spec))
+
+    def param_shardings(self, params: Tree) -> Tree:
+        """The sharding of each leaf of an (abstract) parameter tree.
 
         Raises:
-          UserError: a parameter does not split over its axis.
+          UserError: a parameter does not split evenly over its axis.
         """
-        if self.row.optimizer_only:
+        if self.entry.optimizer_only:
             return jax.tree.map(lambda _: self.replicated, params)
-        return self.places(params)
+        return self.rule_shardings(params)
 
-    def state_shardings(self, state: Any) -> Any:
-        """A sharding for each leaf of an (abstract) train state.
-
-        Raises:
-          UserError: a parameter does not split over its axis.
-        """
-        return dataclasses.replace(self.places(state), params=self.param_shardings(state.params))
-
-    def places(self, tree: Any) -> Any:
-        """The sharding that PLACES gives to each leaf, of a tree that holds parameters somewhere.
+    def state_shardings(self, state: Tree) -> Tree:
+        """The sharding of each leaf of an (abstract) train state.
 
         Raises:
-          UserError: a parameter does not split over its axis.
+          UserError: a parameter does not split evenly over its axis.
         """
-        return jax.tree_util.tree_map_with_path(self._place, tree)
+        shardings = self.rule_shardings(state)
+        return dataclasses.replace(shardings, params=self.param_shardings(state.params))
 
-    def rows(self, size: int) -> tuple[int, ...]:
+    def rule_shardings(self, tree: Tree) -> Tree:
+        """The sharding of each leaf by PARTITION_RULES; the tree holds parameters at any depth.
+
+        Raises:
+          UserError: a parameter does not split evenly over its axis.
+        """
+        return jax.tree_util.tree_map_with_path(self._leaf_sharding, tree)
+
+    def local_rows(self, size: int) -> tuple[int, ...]:
         """The rows of a global batch of this size that devices of this process hold."""
         found: set[int] = set()
-        for (rows,) in self.by_example.addressable_devices_indices_map((size,)).values():
+        for rows in _first_slices(self.batch_sharding, size):
             found |= set(range(*rows.indices(size)))
         return tuple(sorted(found))
 
     def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        """The `rows(B)` of this process -> global arrays [B, ...] spread over the mesh."""
+        """The `local_rows(B)` of this process -> global arrays [B, ...], split over the mesh."""
 
         def put(values: np.ndarray) -> Array:
             size = self._global_size(len(values))
-            at = {row: i for i, row in enumerate(self.rows(size))}
+            at = {row: i for i, row in enumerate(self.local_rows(size))}
 
-            def share(index: tuple[slice, ...]) -> np.ndarray:
+            def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None  # jax gives one to every device
                 first, last, _ = index[0].indices(size)
                 return values[at[first] : at[last - 1] + 1]
 
             shape = (size, *values.shape[1:])
-            return jax.make_array_from_callback(shape, self.by_example, share)
+            return jax.make_array_from_callback(shape, self.batch_sharding, shard)
 
         return {name: put(values) for name, values in batch.items()}
 
     def put_train_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        """The same for `program`: [devices, B / devices, ...] where jax.pmap runs the step."""
-        if not self.row.mapped:
+        """Like `put_batch`, for `program`: [devices, B / devices, ...] where jax.pmap runs it."""
+        if not self.entry.uses_pmap:
             return self.put_batch(batch)
         each = self._global_size(len(next(iter(batch.values())))) // self.mesh.size
         return self.put_batch({k: x.reshape(-1, each, *x.shape[1:]) for k, x in batch.items()})
 
     def check_batch(self, size: int, field: str) -> None:
-        """Raises UserError unless a global batch of this size splits over the devices."""
-        shards = self.size(*self.row.batch)
+        """Checks that a global batch of this size splits over the devices.
+
+        Args:
+          size: number of examples.
+          field: of the config, that sets it.
+
+        Raises:
+          UserError: it does not.
+        """
+        shards = self.axis_size(*self.entry.batch_axes)
         if size % shards:
             raise UserError(
                 f"{field}={size} does not split over {shards} devices: make it a multiple of "
                 f"{shards}."
             )
 
-    def sum_gradients(self, gradients: Any, dtype: DTypeLike) -> Any:
-        """The gradients of a device's examples -> those of all, within a step's program.
+    def sum_gradients(self, gradients: Tree, dtype: DTypeLike) -> Tree:
+        """The gradients of a device's examples -> those of all examples, within a train step.
 
-        Under jax.jit they are global arrays, summed where the compiler sees fit, in the type that
-        they were computed in, and here split like the optimizer state, so that each device sums
-        up the part that it needs. Under jax.pmap they are summed here, in dtype.
+        Under jax.jit they are global arrays. The compiler sums them where it sees fit, in the type
+        that they were computed in. Here they get the sharding of the optimizer state, so that each
+        device sums the part that it needs. Under jax.pmap they are summed here, in dtype.
         """
-        if not self.row.mapped:
-            return jax.lax.with_sharding_constraint(gradients, self.places(gradients))
-        return jax.tree.map(lambda x: total(x, P(), (self.axis,), dtype), gradients)
+        axis = self.pmap_axis
+        if axis is None:
+            return jax.lax.with_sharding_constraint(gradients, self.rule_shardings(gradients))
+        return jax.tree.map(lambda x: psum_to_spec(x, P(), (axis,), dtype), gradients)
 
     def sums_per_replica(self, microbatches: int) -> bool:
-        """Whether a step takes `sum_per_replica`; otherwise the compiler sums where it sees fit.
+        """Whether a step uses `sum_per_replica`; otherwise the compiler sums where it sees fit.
 
-        That is in every turn of a loop: over micro-batches, or over chunks of logits. But where
-        there are axes beside the replicas it gathers more activations apart, to differentiate the
-        embedding: a loss with whole batches.
+        The compiler would sum in every iteration of a loop: over micro-batches, or over chunks of
+        logits. But where the mesh has axes other than the replicas', `sum_per_replica` gathers more
+        activations to differentiate the embedding, which costs more if the batch is not split into
+        micro-batches.
         """
-        if self.row.mapped or not self.replicas:
+        if self.entry.uses_pmap or not self.replica_axes:
             return False
-        return microbatches > 1 or self.size(*self.replicas) == self.mesh.size
+        return microbatches > 1 or self.axis_size(*self.replica_axes) == self.mesh.size
 
-    def sum_per_replica(
-        self, gradients: Callable[..., tuple[Any, Any]], dtype: DTypeLike
-    ) -> Callable[..., tuple[Any, Any]]:
-        """gradients(params, examples) -> (gradients, metrics), sums over examples: the same, where
-        each of the `replicas` sums up its own, and they are added once, in dtype.
+    def sum_per_replica(self, gradients: Gradients, dtype: DTypeLike) -> Gradients:
+        """Sums gradients within each replica first, then once over the replicas.
 
-        examples: a tree of [B, ...]; global here, and within the examples of a replica.
+        Args:
+          gradients: gradients(params, examples) -> (gradients, metrics), both sums over examples, a
+            tree of [B, ...]. It is called on the examples of a replica.
+          dtype: in which replicas add.
+
+        Returns:
+          The same function of global arrays.
         """
+        replicas = self.replica_axes
 
-        def of_replica(params: Any, examples: Any) -> tuple[Any, Any]:
+        def specs(params: Tree) -> Tree:
+            """How gradients are split over the replicas: like the optimizer state."""
+            shardings = self.rule_shardings(params)
+            return jax.tree.map(lambda x: restrict_to_axes(x.spec, replicas), shardings)
+
+        def of_replica(params: Tree, examples: Tree) -> tuple[Tree, Tree]:
             grads, metrics = gradients(params, examples)
             grads = jax.tree.map(
-                lambda x, place: total(x, place, self.replicas, dtype), grads, specs(params)
+                lambda x, spec: psum_to_spec(x, spec, replicas, dtype), grads, specs(params)
             )
-            return grads, jax.lax.psum(metrics, self.replicas)
+            return grads, jax.lax.psum(metrics, replicas)
 
-        def specs(params: Any) -> Any:
-            """Where gradients go along the replicas: like the optimizer state."""
-            return jax.tree.map(lambda x: only(x.spec, self.replicas), self.places(params))
-
-        def summed(params: Any, examples: Any) -> tuple[Any, Any]:
+        def over_replicas(params: Tree, examples: Tree) -> tuple[Tree, Tree]:
             grads, metrics = jax.shard_map(
                 of_replica,
                 mesh=self.mesh,
-                in_specs=(P(), P(self.replicas)),
+                in_specs=(P(), P(replicas)),
                 out_specs=(specs(params), P()),
-                axis_names=set(self.replicas),
+                axis_names=set(replicas),
                 check_vma=False,
             )(params, examples)
-            return jax.lax.with_sharding_constraint(grads, self.places(grads)), metrics
+            return jax.lax.with_sharding_constraint(grads, self.rule_shardings(grads)), metrics
 
-        return summed
+        return over_replicas
 
-    def program(self, step: Callable, state: Any) -> Any:
-        """step(state, batch) -> (state, metrics), to be lowered, compiled and run on global arrays.
+    def program(self, step: Callable, state: Tree) -> jax.stages.Wrapped:
+        """The train step as a program on global arrays, to be lowered, compiled and run.
 
-        state: (abstract) train state, donated. batch: of `put_train_batch`. Metrics lie on every
-        device. jax.pmap takes global arrays only as `lower(state, batch).compile()`.
+        Args:
+          step: step(state, batch) -> (state, metrics).
+          state: an (abstract) train state. That of a call is donated.
+
+        Returns:
+          The same function; batch is of `put_train_batch`, and every device holds the metrics.
+          jax.pmap takes global arrays only as `lower(state, batch).compile()`.
         """
-        if self.row.mapped:
-            devices = list(self.mesh.devices.flat)
+        if self.entry.uses_pmap:
             return jax.pmap(
                 step,
-                self.axis,
+                self.pmap_axis,
                 in_axes=(None, 0),
                 out_axes=None,
-                devices=devices,
+                devices=list(self.mesh.devices.flat),
                 donate_argnums=0,
             )
         shardings = self.state_shardings(state)
         return jax.jit(
             step,
-            in_shardings=(shardings, self.by_example),
+            in_shardings=(shardings, self.batch_sharding),
             out_shardings=(shardings, self.replicated),
             donate_argnums=0,
         )
 
-    def _global_size(self, own: int) -> int:
-        shards = self.size(*self.row.batch)
-        return own * shards // len(self.rows(shards))
+    def _global_size(self, local: int) -> int:
+        """The size of a global batch of which this process has so many rows."""
+        shards = self.axis_size(*self.entry.batch_axes)
+        return local * shards // len(self.local_rows(shards))
 
-    def _place(self, path: Sequence[Any], leaf: Any) -> NamedSharding:
+    def _leaf_sharding(self, path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
         spec = self.spec(name)
         for size, axis in zip(leaf.shape, spec, strict=False):
@@ -280,10 +317,12 @@ class Layout:
                 )
         return NamedSharding(self.mesh, spec)
 
-    def spec(self, name: str) -> P:
-        """What PLACES says of the parameter of this path."""
-        spec = next((spec for pattern, spec in PARTITION_RULES if re.search(pattern, name)), P())
-        return P(*(axis if axis in self.mesh.shape else None for axis in spec))
+
+def _first_slices(sharding: NamedSharding, size: int) -> Iterator[slice]:
+    """The part of an array [size] that each device of this process holds."""
+    for index in sharding.addressable_devices_indices_map((size,)).values():
+        assert index is not None  # jax gives one to every device
+        yield index[0]
 
 
 def make_layout(config: LayoutConfig, devices: Sequence[jax.Device]) -> Layout:
@@ -293,12 +332,13 @@ def make_layout(config: LayoutConfig, devices: Sequence[jax.Device]) -> Layout:
       UserError: there is no such layout, an axis that it does not have, or sizes that do not
         multiply to the number of devices.
     """
-    row = lookup(LAYOUTS, config.name, "config.layout.name")
-    sizes = _axis_sizes(config, row, len(devices))
-    if row.mapped:  # the order of jax.pmap
-        devices = sorted(devices, key=lambda d: (d.process_index, d.id))
-        return Layout(config.name, Mesh(np.array(devices), tuple(sizes)))
-    return Layout(config.name, Mesh(_arranged(tuple(sizes.values()), devices), tuple(sizes)))
+    entry = lookup(LAYOUTS, config.name, "config.layout.name")
+    sizes = axis_sizes(config, entry.axes, len(devices))
+    if entry.uses_pmap:  # the order of jax.pmap
+        array = np.array(sorted(devices, key=lambda d: (d.process_index, d.id)))
+    else:
+        array = device_array(tuple(sizes.values()), devices)
+    return Layout(config.name, Mesh(array, tuple(sizes)))
 
 
 def dp(devices: Sequence[jax.Device]) -> Layout:
@@ -309,47 +349,3 @@ def dp(devices: Sequence[jax.Device]) -> Layout:
 def local_dp(batch_size: int) -> Layout:
     """Data parallelism over as many local devices as divide a batch of this size."""
     return dp(jax.local_devices()[: math.gcd(batch_size, jax.local_device_count())])
-
-
-def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Neighbours in the mesh are neighbours in the network; the first axis crosses slices."""
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if slices == 1 or shape[0] % slices:
-        # a small axis may take a part of a dimension of the torus
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    within = (shape[0] // slices, *shape[1:])
-    across = (slices, *(1 for _ in shape[1:]))
-    return mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, allow_split_physical_axes=True
-    )
-
-
-def _axis_sizes(config: LayoutConfig, row: LayoutEntry, devices: int) -> dict[str, int]:
-    given = _parse_axes(config, row)
-    sizes = dict(given)
-    left = devices // math.prod(given.values())
-    for name in sorted(row.axes.keys() - given.keys(), key=lambda name: row.axes[name] is None):
-        most = left if row.axes[name] is None or len(sizes) == len(row.axes) - 1 else row.axes[name]
-        sizes[name] = max(n for n in range(1, min(most, left) + 1) if left % n == 0)
-        left //= sizes[name]
-    if math.prod(sizes.values()) != devices:
-        raise UserError(
-            f"config.layout.axes={config.axes!r} does not fit {devices} devices: the sizes of "
-            f"{', '.join(row.axes)} must multiply to {devices}; leave one of them out and it "
-            "follows, if the others divide that."
-        )
-    return {name: sizes[name] for name in row.axes}
-
-
-def _parse_axes(config: LayoutConfig, row: LayoutEntry) -> dict[str, int]:
-    given = {}
-    for part in filter(None, config.axes.split(",")):
-        name, _, size = part.partition("=")
-        if name not in row.axes or not size.isdigit() or not int(size):
-            raise UserError(
-                f"config.layout.axes={config.axes!r} does not fit config.layout.name="
-                f"{config.name!r}, whose axes are {', '.join(row.axes)}: give sizes of at least 1, "
-                f"such as {next(iter(row.axes))}=4, with commas between them."
-            )
-        given[name] = int(size)
-    return given

@@ -13,7 +13,7 @@ from ddm_jax.config import Config
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment, build
 from ddm_jax.parallel import processes
-from ddm_jax.parallel.placement import summary, table
+from ddm_jax.parallel.placement import layout_summary, layout_table
 from ddm_jax.recipes import make_config
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
@@ -161,10 +161,10 @@ class _Training:
         self._progress = Progress(start.step, config.train.steps, tokens)
         begin = "Resuming from" if start.resumed else "Starting at"
         self._progress.say(f"{begin} step {start.step} in {workdir}")
-        self._progress.say(summary(layout, program.state))
+        self._progress.say(layout_summary(layout, program.state))
         self._writers: Writers | None = None
         if processes.is_first():
-            write_atomically(workdir / "layout.txt", table(layout, program.state) + "\n")
+            write_atomically(workdir / "layout.txt", layout_table(layout, program.state) + "\n")
             project = config.train.wandb_project
             self._writers = Writers(workdir, start.step, project, dataclasses.asdict(config))
         self._profile = Profile(workdir / "profile", config.train.profile)

@@ -54,7 +54,7 @@ def start_run(experiment: Experiment, program: TrainProgram, workdir: Path) -> S
         experiment.data,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        rows=layout.rows,
+        rows=layout.local_rows,
         workers=config.data.workers,
     )
     restored = checkpoints.restore(program.state, layout)

@@ -79,7 +79,7 @@ def make_train_step(
       the steps since the last multiple of train.log_every (loss in nats per token, length_loss in
       nats per sequence), and `lr`, `bad_in_a_row`, `skipped` of this step.
     """
-    axis = layout.axis if layout else None
+    axis = layout.pmap_axis if layout else None
     if layout is not None and layout.sums_per_replica(config.train.microbatches):
         network = _with_hooks(network, replica_hooks(layout))
     names = metric_names(network, objective)
@@ -163,7 +163,7 @@ def _gradients(
     if layout.sums_per_replica(microbatches):
         return layout.sum_per_replica(own, dtype)(params, examples)
     grads, metrics = own(params, examples)
-    return layout.sum_gradients(grads, dtype), _sum_over_axis(metrics, layout.axis)
+    return layout.sum_gradients(grads, dtype), _sum_over_axis(metrics, layout.pmap_axis)
 
 
 def _over_microbatches(

@@ -75,7 +75,7 @@ def make_validation(experiment: Experiment, workdir: Path) -> Callable[[Params, 
             "validation",
             batch_size=config.eval.batch_size,
             limit=config.eval.sequences,
-            rows=experiment.layout.rows,
+            rows=experiment.layout.local_rows,
         )
         found = estimate(
             bound,

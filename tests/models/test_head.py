@@ -83,7 +83,7 @@ def test_the_same_on_eight_devices(layout):
     axes = "model=2" if layout == "tp" else ""  # as many as there are heads
     layout = make_layout(LayoutConfig(layout, axes), jax.devices()[:8])
     network, params = made(layout)
-    if not layout.row.mapped:
+    if not layout.entry.uses_pmap:
         params = jax.device_put(params, layout.param_shardings(params))
         jax.tree.map(close, answer(Readout.cross_entropy, network, params, None), alone())
         return

@@ -16,7 +16,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.models.head import chunk_rows
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
-from ddm_jax.parallel.placement import device_bytes, summary, table
+from ddm_jax.parallel.placement import device_bytes, layout_summary, layout_table
 from tests.parallel.runs import BATCH, STEPS, VOCAB, batches, compiled, make, start, train
 
 OBJECTIVES = ("radd_t_dce", "sedd_uniform", "d3pm", "ar")
@@ -105,7 +105,7 @@ def test_data_parallelism_only_sums_gradients(layout):
 )
 def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(layout, axes):
     parts = make("radd_t_dce", layout, 8, 4, axes=axes)
-    mesh, replicas = parts.layout.mesh, parts.layout.replicas
+    mesh, replicas = parts.layout.mesh, parts.layout.replica_axes
     assert replicas
     places = np.indices(mesh.devices.shape).reshape(mesh.devices.ndim, -1)
     of_replica = places[[mesh.axis_names.index(axis) for axis in replicas]].T
@@ -247,8 +247,8 @@ def test_devices_hold_what_the_table_says(layout):
     }[layout]
     # norms and biases stay whole, which count in so small a model
     assert most <= each / whole <= most + (0.05 if most < 1 else 0)
-    shown = table(parts.layout, parts.state)
-    assert summary(parts.layout, parts.state) in shown
+    shown = layout_table(parts.layout, parts.state)
+    assert layout_summary(parts.layout, parts.state) in shown
     assert f"{each / 2**20:,.1f} of {whole / 2**20:,.1f} MiB" in shown
     assert len(re.findall(r"^blocks/", shown, re.M)) == 10
 
@@ -299,6 +299,7 @@ def test_axes_follow_from_the_number_of_devices(name, axes, devices, sizes):
         ("fsdp_tp", "model=3", "config.layout.axes='model=3' does not fit 8 devices"),
         ("dp", "data=4", "config.layout.axes='data=4' does not fit 8 devices"),
         ("hsdp", "data=2,fsdp=2", "config.layout.axes='data=2,fsdp=2' does not fit 8 devices"),
+        ("tp", "model=16", "config.layout.axes='model=16' does not fit 8 devices"),
     ],
 )
 def test_axes_that_do_not_fit_are_refused(name, axes, message):
