@@ -68,7 +68,7 @@ def rows(batch: HostBatch) -> list[Row]:
 
 
 def expected(prepared: PreparedPairs, split: str) -> list[list[Row]]:
-    """The texts of a split by bucket, worked out from the texts alone; the last are too long."""
+    """The texts of a split by bucket, computed only from the texts; the last are too long."""
     shapes = [(32, 64), (64, 128), (128, 256), (10**9, 10**9)]
     found: list[list[Row]] = [[] for _ in shapes]
     for pair in prepared.texts(split):

@@ -40,7 +40,7 @@ STATED = {
 
 
 def letters(vocab: int) -> Tokenizer:
-    """A tokenizer of so many tokens; nothing is encoded."""
+    """A tokenizer of `vocab` tokens; nothing is encoded."""
     return Tokenizer("bytes", "bytes", vocab, 0, b"")
 
 
