@@ -1,7 +1,6 @@
 """What is compiled ahead of time: a recipe on a machine, and its train or sample program."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,8 @@ from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.parallel.placement import device_bytes
 from ddm_jax.samplers.signature import SampleSpec
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import TrainState, init_state
-from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.programs import make_train_program
+from ddm_jax.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -121,11 +119,8 @@ def make_aot_program(job: AotJob) -> AotProgram:
 
 def abstract_state(job: AotJob) -> TrainState:
     """The train state as shapes and dtypes, without arrays."""
-    _, objective, network = make_parts(job.config, job.vocab_size)
-    optimizer = make_optimizer(job.config.optim, job.config.train.steps)
-    names = metric_names(network, objective)
-    init = functools.partial(init_state, network, optimizer, metrics=names)
-    return jax.eval_shape(init, jax.random.key(0))
+    process, objective, network = make_parts(job.config, job.vocab_size)
+    return make_train_program(job.config, process, objective, network, job.layout).state
 
 
 def abstract_batch(config: Config, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -148,10 +143,8 @@ def abstract_batch(config: Config, size: int) -> dict[str, jax.ShapeDtypeStruct]
 def _train_program(job: AotJob) -> AotProgram:
     config, layout = job.config, job.layout
     process, objective, network = make_parts(config, job.vocab_size, hooks_of(layout))
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    step = make_train_step(config, network, objective, process, optimizer, layout)
-    state = abstract_state(job)
-    shardings = layout.state_shardings(state)
+    program = make_train_program(config, process, objective, network, layout)
+    shardings = layout.state_shardings(program.state)
 
     def as_put(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         shape = x.shape
@@ -160,8 +153,8 @@ def _train_program(job: AotJob) -> AotProgram:
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=layout.batch_sharding)
 
     batch = jax.tree.map(as_put, abstract_batch(config, job.batch_size))
-    args = (_with_shardings(state, shardings), batch)
-    return AotProgram(layout.program(step, state), args, device_bytes(state, shardings))
+    args = (_with_shardings(program.state, shardings), batch)
+    return AotProgram(program.jitted_step(), args, device_bytes(program.state, shardings))
 
 
 def _sample_program(job: AotJob) -> AotProgram:

@@ -1,1 +1,1 @@
-"""Train state, step, loop, optimizer, checkpoints and metric writers."""
+"""Training: the train state and step, the loop around it, validation, and metric writers."""

@@ -116,7 +116,7 @@ def train_experiment(
       UserError: the folder holds another run, its checkpoints cannot be read or are not those that
         other processes see, or the loss was not finite for train.max_bad_steps steps in a row.
     """
-    processes.barrier("to train")
+    processes.barrier("training starts")
     with processes.Watch(stall_timeout) as watch:
         training = _Training(experiment, workdir, watch)
         try:

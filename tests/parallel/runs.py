@@ -23,9 +23,7 @@ from ddm_jax.experiment import make_parts
 from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.settle import settle
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.programs import make_train_program
 
 VOCAB, LENGTH, BATCH, STEPS = 126, 8, 32, 20
 SOURCE_LENGTH = 12
@@ -77,13 +75,9 @@ def make(
         loss=functools.partial(_spied, objective.loss),
         metrics=(*objective.metrics, "checksum"),
     )
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    step = make_train_step(config, network, objective, process, optimizer, hooks)
-    names = metric_names(network, objective)
-    init = functools.partial(init_state, network, optimizer, metrics=names)
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    program = hooks.program(step, abstract)
-    return Parts(hooks, step, init, program, abstract, batch_size, pairs)
+    made = make_train_program(config, process, objective, network, hooks)
+    program = made.jitted_step()
+    return Parts(hooks, made.step, made.init, program, made.state, batch_size, pairs)
 
 
 def start(parts: Parts) -> Any:
