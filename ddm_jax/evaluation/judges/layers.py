@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ddm_jax.models.network import Params
+
 
 def make_nats(
-    params: Any, embedding: Array, hidden: Callable[[Any, Array], Array]
+    params: Params, embedding: Array, hidden: Callable[[Params, Array], Array]
 ) -> Callable[[np.ndarray], Array]:
     """nats(tokens int32[B, W]) -> float32[B, W] of a causal network with a tied head.
 
@@ -24,7 +25,7 @@ def make_nats(
     """
 
     @jax.jit
-    def nats(params: Any, embedding: Array, tokens: Array) -> Array:
+    def nats(params: Params, embedding: Array, tokens: Array) -> Array:
         def of_row(row: tuple[Array, Array]) -> Array:
             states, targets = row
             logits = states @ embedding.T

