@@ -236,7 +236,7 @@ def test_python_and_the_command_have_the_same_number(run, tmp_path):
     options = {"draws": 4, "num": 8, "batch_size": 4, "seed": 3}
     for given, split, changes in (
         (None, "validation", {}),
-        (dataset, None, {"dataset": dataset}),
+        (Path(dataset), None, {"dataset": dataset}),
         (texts, None, {"dataset": dataset}),
     ):
         found = likelihood(opened, given, split=split, **options)

@@ -1,7 +1,7 @@
 """How the protocols cut text: edge cases by hand, and the published loaders' blocks of real sets.
 
-The real sets are in DDM_DATA, or ../shared/data beside the repository. They are no part of the
-project: where the folder is absent the tests that read them are skipped.
+The real sets are in DDM_DATA, or ../shared/data next to the repository. They are not a part of the
+project: without the folder the tests that read them are skipped.
 """
 
 import dataclasses

@@ -44,12 +44,12 @@ def in_steps(run, steps):
     return dataclasses.replace(run, config=with_sampler(run.config, steps=steps))
 
 
-def test_report_has_perplexity_beside_entropy_and_the_settings(run, layout, judge, tmp_path):
+def test_report_has_perplexity_next_to_entropy_and_the_settings(run, layout, judge, tmp_path):
     real = ["the people of the states", "a message to the senate."]
     options = {"seed": 5, "batch_size": 4}
     report = evaluate_samples(in_steps(run, 3), layout, 6, tmp_path, judge, real, **options)
     lines = [json.loads(line) for line in Path(report["path"]).read_text().splitlines()]
-    assert len(lines) == 8  # whole batches are kept
+    assert len(lines) == 8  # whole batches are saved
     drawn = [np.array(line["tokens"]) for line in lines[:6]]
     nats = np.concatenate(token_nats(judge, drawn))  # the same tokenizer: as drawn
     assert report["samples"]["perplexity"] == pytest.approx(np.exp(nats.mean()), rel=1e-5)
@@ -62,7 +62,7 @@ def test_report_has_perplexity_beside_entropy_and_the_settings(run, layout, judg
     assert head.index("perplexity") < head.index("entropy")
 
 
-def test_samples_go_on_bit_for_bit(run, layout, tmp_path):
+def test_samples_resume_bit_for_bit(run, layout, tmp_path):
     whole = draw_samples(run, layout, 12, tmp_path / "a", batch_size=4).lines
     first = draw_samples(run, layout, 4, tmp_path / "b", batch_size=4)
     assert len(first.lines) == 4
@@ -106,13 +106,13 @@ def test_other_settings_have_other_files(run, layout, tmp_path):
     assert len(paths) == 4
 
 
-def test_kept_samples_are_not_drawn_again(run, layout, tmp_path, monkeypatch):
+def test_saved_samples_are_not_drawn_again(run, layout, tmp_path, monkeypatch):
     before = draw_samples(run, layout, 4, tmp_path, batch_size=4)
     monkeypatch.setattr(module, "compile_sampler", None)
     assert draw_samples(run, layout, 4, tmp_path, batch_size=4) == before
 
 
-def test_interrupted_samples_are_kept_and_said(run, layout, tmp_path, monkeypatch, capsys):
+def test_interrupted_samples_are_saved_and_reported(run, layout, tmp_path, monkeypatch, capsys):
     write = module.write_atomically
 
     def write_and_stop(path, text):
@@ -160,7 +160,7 @@ def blocks(text, number):
 
 
 def test_infilling_counts_the_tokens_that_come_back(layout):
-    """A run that says e alone is right where an e was taken out."""
+    """A run that writes only the letter e is right where an e was removed."""
     run, tokens = tiny_run(letter="e", push=1e4), blocks("been seen", 10)
     found = evaluate_infilling(run, layout, tokens, None, 3, share=0.5, span=2, batch_size=4)
     rng = np.random.default_rng(3)
@@ -174,7 +174,7 @@ def test_infilling_counts_the_tokens_that_come_back(layout):
     assert 0.1 < found["span_accuracy"] < found["token_accuracy"] < 0.9
 
 
-def test_infilling_judges_the_spans_alone(layout, judge):
+def test_infilling_judges_only_the_spans(layout, judge):
     run, tokens = tiny_run(letter="e", push=1e4), blocks("a bed, even a red one", 6)
     arguments = (run, layout, tokens)
     found = evaluate_infilling(*arguments, judge, 1, span=3, batch_size=2)

@@ -11,7 +11,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.text_scores import bleu, chrf, distinct, rouge_l, scores
 from ddm_jax.generation.candidates import mbr, self_bleu
 
-# letters alone, so that neither 13a nor ROUGE's tokenisation does more than split at spaces
+# only letters, so that neither 13a nor ROUGE's tokenisation does more than split at spaces
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]
 
 
@@ -98,7 +98,7 @@ def test_bleu_equals_brute_force(seed):
 @pytest.mark.parametrize(
     ("hypotheses", "references"),
     [
-        (["a b a b", "c d"], ["a c b d", "d c"]),  # words alone are right
+        (["a b a b", "c d"], ["a c b d", "d c"]),  # only the words are right
         (["the the the the the"], ["the cat sat the mat"]),  # matches are clipped
         (["a b c d e f g h"], ["a b c d"]),  # long: no brevity penalty
         (["a b c d"], ["a b c d e f g h"]),  # short

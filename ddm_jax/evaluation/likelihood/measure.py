@@ -69,7 +69,7 @@ class LikelihoodRequest:
 
 def likelihood(
     run: Run,
-    texts_or_dataset: Sequence[str] | str | None = None,
+    texts_or_dataset: Sequence[str] | str | Path | None = None,
     *,
     protocol: str = "",
     draws: int = DRAWS,
@@ -109,8 +109,8 @@ def likelihood(
     for name, value in {"num": num, "batch_size": batch_size, "seed": seed}.items():
         check_range(name, value, RANGES[name])
     estimator = estimators.choose(run.config, "auto", draws)
-    if texts_or_dataset is None or isinstance(texts_or_dataset, str):
-        dataset = texts_or_dataset or ""
+    if texts_or_dataset is None or isinstance(texts_or_dataset, str | Path):
+        dataset = str(texts_or_dataset or "")
         request = LikelihoodRequest(dataset=dataset, protocol=protocol, split=split, num=num)
         corpus = _corpus(run.config, run.tokenizer, request)
     elif split is not None:
