@@ -1,11 +1,17 @@
-"""What every test shares: eight CPU devices, the oracle loader, and a float64 switch."""
+"""What every test shares: eight CPU devices, the oracle loader, a float64 switch, and runs.
 
+Sets and runs are made once in a test session, by the first of its processes that asks. Tests read
+them; a test that would change one works on a copy.
+"""
+
+import fcntl
 import getpass
 import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # before jax is imported: it reads both only once
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,6 +30,9 @@ for _name, _setting in CACHE.items():
 
 import jax
 import pytest
+
+if TYPE_CHECKING:
+    from ddm_jax.data.sets.text import PreparedText
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,3 +57,55 @@ def float64() -> Iterator[None]:
     """Runs the test with 64-bit types in jax."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """make_once(name, make) -> the folder `name` of all test processes, filled by make(folder)."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, finished = root / name, root / f"{name}.finished"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def letters_set(make_once: Callable) -> "PreparedText":
+    """Forty short texts, prepared as bytes."""
+    from ddm_jax.data.sets.text import open_text
+    from tests.letters import prepare_letters
+
+    return open_text(make_once("letters_set", prepare_letters) / "set")
+
+
+@pytest.fixture(scope="session")
+def letters_run(make_once: Callable, letters_set: "PreparedText") -> Path:
+    """A run that says b at step 2 and a, in its newest checkpoint, at step 10."""
+    from tests.letters import make_run
+
+    return make_once("letters_run", lambda to: make_run(to, letters_set, {2: "b", 10: "a"}))
+
+
+@pytest.fixture(scope="session")
+def trained_run(make_once: Callable) -> Path:
+    """A language model after 40 steps on forty short texts, trained by `ddm_jax.train`."""
+    from tests.trained import train_on_texts
+
+    return make_once("trained", train_on_texts) / "run"
+
+
+@pytest.fixture(scope="session")
+def pairs_run(make_once: Callable) -> Path:
+    """A translator of few words after 6 steps, and next to it the files of its pairs."""
+    from tests.pairs_run import train_on_pairs
+
+    return make_once("pairs", train_on_pairs) / "run"

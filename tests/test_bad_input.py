@@ -1,87 +1,21 @@
 """Bad input to `python -m ddm_jax.main` ends in one sentence; bugs keep their traceback.
 
-Most command lines run in a fork of a process that has imported `ddm_jax.main` already, which takes
-50 ms instead of 4 s; some run for real, and must say the same.
+What a work directory is refused for: tests/runs/test_record.py.
 """
-
-import dataclasses
-import json
-import multiprocessing
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from configs.radd_tiny import get_config
-from ddm_jax.config import resolve
-from ddm_jax.data.build.text import prepare_text
-from ddm_jax.data.sets.text import TextSpec
-from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.runs.record import write_record
-from ddm_jax.settle import settle
-
-ROOT = Path(__file__).parents[1]
-RECIPE = "--config=configs/radd_tiny.py"
-LONGEST = 400  # characters of a message, past which nobody reads it
-
-
-class Ended(NamedTuple):
-    code: int
-    stdout: str
-    stderr: str
-
-
-def _main(argv, folder):
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
-    os.chdir(ROOT)
-    sys.argv = ["main.py", *argv]
-    from ddm_jax import cli, main
-
-    cli.run(main.main, main.define_flags)
+from tests import commands
+from tests.commands import RECIPE, assert_one_sentence
 
 
 @pytest.fixture
 def run(tmp_path):
-    """run(*args) -> Ended, in a fork; without a --workdir among them it is tmp_path/run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ddm_jax.main"])
-
-    def run(*args):
-        folder = tmp_path / "output"
-        folder.mkdir()
-        process = context.Process(target=_main, args=(_with_workdir(args, tmp_path), folder))
-        process.start()
-        process.join()
-        return Ended(process.exitcode, *((folder / n).read_text() for n in ("stdout", "stderr")))
-
-    return run
-
-
-def run_for_real(tmp_path, *args):
-    command = [sys.executable, "-m", "ddm_jax.main", *_with_workdir(args, tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def _with_workdir(args, tmp_path):
-    given = any(arg.startswith("--workdir") for arg in args)
-    return [*args] if given else [f"--workdir={tmp_path / 'run'}", *args]
-
-
-def assert_one_sentence(ended, *parts):
-    assert ended.code == 2, ended
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.endswith((".\n", "?\n"))
-    assert ended.stderr.count("\n") == 1
-    assert len(ended.stderr) < LONGEST
-    for part in parts:
-        assert part in ended.stderr
+    """run(*args) -> Ended, on eight devices; without a --workdir among them it is tmp_path/run."""
+    return lambda *args: commands.run(
+        "main", f"--workdir={tmp_path / 'run'}", *args, env=commands.EIGHT_DEVICES
+    )
 
 
 def overrides(**fields):
@@ -335,123 +269,12 @@ def test_text_without_a_held_out_block_is_refused_before_training(run, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    lines = "".join(json.dumps({"text": f"{i} bottles of beer " * 4}) + "\n" for i in range(100))
-    (folder / "text.jsonl").write_text(lines)
-    spec = TextSpec(f"jsonl:{folder}/text.jsonl", "bytes", 32)
-    return prepare_text(spec, folder / "set", progress=False)
-
-
 @pytest.mark.parametrize(
     ("field", "value", "has"),
-    [("tokenizer", "gpt2", "prepared with bytes"), ("length", 64, "length=32")],
+    [("tokenizer", "gpt2", "prepared with bytes"), ("length", 64, "length=16")],
 )
-def test_prepared_set_unlike_the_config_is_refused(run, prepared, field, value, has):
-    same = {"source": prepared.folder, "tokenizer": "bytes", "length": 32}
+def test_prepared_set_unlike_the_config_is_refused(run, letters_set, field, value, has):
+    same = {"source": letters_set.folder, "tokenizer": "bytes", "length": 16}
     settings = {f"data__{name}": setting for name, setting in (same | {field: value}).items()}
     ended = run(RECIPE, *overrides(**settings))
-    assert_one_sentence(ended, f"data.{field}={value}", str(prepared.folder), has)
-
-
-def config_with(**fields):
-    config = get_config()
-    for name, value in fields.items():
-        section, _, field = name.partition("__")
-        config[section][field] = value
-    return settle(resolve(config))
-
-
-# the work directory is looked at before data, which is not there
-NO_DATA = "--config.data.source=tfds:nonesuch"
-
-
-def test_workdir_of_another_config_is_refused_and_kept(run, tmp_path, prepared):
-    workdir = tmp_path / "run"
-    write_record(workdir, config_with(data__source="tfds:nonesuch", optim__lr=0.125), prepared)
-    before = (workdir / "config.json").read_bytes()
-    ended = run(RECIPE, NO_DATA, "--config.optim.lr=0.5")
-    assert_one_sentence(ended, str(workdir), "config.optim.lr=0.125, not 0.5", "another --workdir")
-    assert (workdir / "config.json").read_bytes() == before
-
-
-@pytest.mark.parametrize("content", [b"{not json", b"[]", b"3", b"{}", b'{"config": 3}', b"\xff"])
-def test_workdir_whose_record_is_damaged_is_refused_and_kept(run, tmp_path, content):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_bytes(content)
-    ended = run(RECIPE, NO_DATA)
-    assert_one_sentence(ended, "run/config.json is not the record of a run", "another --workdir")
-    assert (tmp_path / "run" / "config.json").read_bytes() == content
-
-
-@pytest.mark.parametrize("workdir", ["file", "file/run"])
-def test_workdir_that_cannot_be_written_is_named(run, tmp_path, workdir):
-    (tmp_path / "file").write_text("mine")
-    ended = run(RECIPE, NO_DATA, f"--workdir={tmp_path}/{workdir}")
-    assert_one_sentence(
-        ended, f"--workdir={tmp_path}/{workdir}", "Not a directory", "give a folder"
-    )
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-FREE = {"train__log_every": 7, "train__keep_last": 9, "eval__every": 3, "sampler__num": 1}
-
-
-@pytest.mark.parametrize("name", FREE)
-def test_what_no_number_depends_on_may_change(tmp_path, prepared, name):
-    write_record(tmp_path, config_with(), prepared)
-    write_record(tmp_path, config_with(**{name: FREE[name]}), prepared)
-    section, field = name.split("__")
-    record = json.loads((tmp_path / "config.json").read_text())
-    assert record["config"][section][field] == FREE[name]
-
-
-FIXED = {"model__width": 256, "optim__b1": 0.5, "data__length": 48, "objective__name": "radd_ao"}
-
-
-@pytest.mark.parametrize("name", FIXED)
-def test_what_numbers_depend_on_may_not_change(tmp_path, prepared, name):
-    write_record(tmp_path, config_with(), prepared)
-    with pytest.raises(UserError, match=f"config.{name.replace('__', '.')}="):
-        write_record(tmp_path, config_with(**{name: FIXED[name]}), prepared)
-
-
-def test_run_may_be_prolonged_where_the_learning_rate_is_constant(tmp_path, prepared):
-    for decay, steps in (("constant", 10), ("constant", 20)):
-        config = config_with(optim__decay=decay, train__steps=steps)
-        write_record(tmp_path / "constant", config, prepared)
-    write_record(tmp_path / "cosine", config_with(train__steps=10), prepared)
-    with pytest.raises(UserError, match=r"config.train.steps=10, not 20"):
-        write_record(tmp_path / "cosine", config_with(train__steps=20), prepared)
-
-
-def test_workdir_of_a_run_on_other_text_is_refused(tmp_path, prepared):
-    write_record(tmp_path, config_with(), prepared)
-    other_text = dataclasses.replace(prepared, source_fingerprint="0")
-    other_ids = dataclasses.replace(prepared.tokenizer, vocab_size=300)
-    for other in (other_text, dataclasses.replace(prepared, tokenizer=other_ids)):
-        with pytest.raises(UserError, match="other text or another tokenizer"):
-            write_record(tmp_path, config_with(), other)
-
-
-# one of each path through the command line; each takes some seconds
-FOR_REAL = {
-    "override": COMMAND_LINE["unknown field"][0],
-    "parts": [RECIPE, *TOGETHER["devices"][0]],
-    "data": [RECIPE, "--config.data.source=foo:bar"],
-}
-
-
-@pytest.mark.parametrize("case", FOR_REAL)
-def test_real_process_ends_like_the_fork(run, tmp_path, case):
-    real = run_for_real(tmp_path, *FOR_REAL[case])
-    assert_one_sentence(real)
-    assert real == run(*FOR_REAL[case])
-
-
-def test_real_process_keeps_the_traceback_of_a_bug(tmp_path):
-    real = run_for_real(tmp_path, recipe(tmp_path, "1 / 0"))
-    assert real.code == 1
-    assert "Traceback" in real.stderr
-    assert real.stderr.strip().endswith("ZeroDivisionError: division by zero")
+    assert_one_sentence(ended, f"data.{field}={value}", str(letters_set.folder), has)

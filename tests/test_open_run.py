@@ -12,26 +12,7 @@ from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs import checkpoint
 from ddm_jax.runs import run as trained
 from ddm_jax.runs.checkpoint import Checkpoints, restore_weights
-from tests.letters import (
-    LENGTH,
-    assert_refused,
-    config_of,
-    contents,
-    drawn,
-    make_run,
-    prepare_letters,
-)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_letters(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared):
-    """A run that says b at step 2 and a, in its newest checkpoint, at step 10."""
-    return make_run(tmp_path_factory.mktemp("run"), prepared, {2: "b", 10: "a"})
+from tests.letters import LENGTH, assert_refused, config_of, contents, drawn
 
 
 def test_averaged_weights_come_back_exactly(tmp_path):
@@ -56,8 +37,10 @@ def damage(folder):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_damaged_checkpoint_is_passed_over_and_left_where_it_is(run, tmp_path, caplog, capfd):
-    workdir = shutil.copytree(run, tmp_path / "run")
+def test_damaged_checkpoint_is_passed_over_and_left_where_it_is(
+    letters_run, tmp_path, caplog, capfd
+):
+    workdir = shutil.copytree(letters_run, tmp_path / "run")
     damage(workdir / "checkpoints" / "10")
     (workdir / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()  # one that is being written
     before = contents(workdir)
@@ -94,8 +77,10 @@ def test_checkpoint_that_a_run_deletes_meanwhile_does_no_harm(tmp_path, monkeypa
     assert restore_weights(folder, jax.eval_shape(lambda: ema), dp(jax.devices()))[0] == 10
 
 
-def test_other_sampler_leaves_the_options_of_the_run_behind(prepared):
-    config = config_of(prepared, sampler__name="ordered", sampler__order="left", sampler__steps=9)
+def test_other_sampler_leaves_the_options_of_the_run_behind(letters_set):
+    config = config_of(
+        letters_set, sampler__name="ordered", sampler__order="left", sampler__steps=9
+    )
     assert trained.with_sampler(config) == config
     assert trained.with_sampler(config, "ordered", 4).sampler.order == "left"
     again = trained.with_sampler(config, length=8, options={"order": "right"})

@@ -1,14 +1,11 @@
 """`python -m ddm_jax.sample` on runs whose weights are known: each checkpoint says one letter.
 
-Most command lines run in this process, one in its own; test_readme.py samples what was trained.
+Most command lines run in this process, one in a fork; test_readme.py samples what was trained.
 """
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +17,8 @@ from ddm_jax.generation import generate
 from ddm_jax.runs.files import write_new
 from ddm_jax.runs.progress import ProgressBar
 from ddm_jax.samplers.signature import Stats
-from tests.letters import LENGTH, ROOT, call, contents, drawn, make_run, prepare_letters
+from tests import commands
+from tests.letters import LENGTH, call, contents, drawn
 
 RANDOM = "--temperature=100"  # makes letters of weights that insist on one
 
@@ -42,24 +40,13 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_letters(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared):
-    """A run that says b at step 2 and a, in its newest checkpoint, at step 10."""
-    return make_run(tmp_path_factory.mktemp("run"), prepared, {2: "b", 10: "a"})
-
-
-def test_samples_are_printed_and_written_as_promised(run, tmp_path, capsys):
-    before = contents(run)
+def test_samples_are_printed_and_written_as_promised(letters_run, tmp_path, capsys):
+    before = contents(letters_run)
     args = ["--num=3", "--batch_size=2", "--steps=5", "--prefix=So: ", "--suffix=!", "--json"]
-    samples = drawn(tmp_path / "made" / "x.jsonl", f"--workdir={run}", *args)
+    samples = drawn(tmp_path / "made" / "x.jsonl", f"--workdir={letters_run}", *args)
     text = "So: " + "a" * (LENGTH - 5) + "!"
     shared = {
-        "workdir": str(run),
+        "workdir": str(letters_run),
         "checkpoint": 10,
         "weights": "ema",
         "sampler": "event_driven",
@@ -93,12 +80,12 @@ def test_samples_are_printed_and_written_as_promised(run, tmp_path, capsys):
     assert "Compiled the sampler in" in err
     assert "2/3 sequences" in err
     assert "tokens/s" in err
-    assert contents(run) == before
+    assert contents(letters_run) == before
 
 
-def test_samples_depend_on_seed_and_place_alone(run, tmp_path):
+def test_samples_depend_on_seed_and_place_alone(letters_run, tmp_path):
     """Neither on how many are drawn, nor on the devices that share a batch."""
-    args = [f"--workdir={run}", RANDOM, "--steps=2"]
+    args = [f"--workdir={letters_run}", RANDOM, "--steps=2"]
     one, many, other = (
         [line["text"] for line in drawn(tmp_path / f"{num}{seed}", *args, *more)]
         for num, seed in ((1, 7), (5, 7), (2, 8))
@@ -109,19 +96,19 @@ def test_samples_depend_on_seed_and_place_alone(run, tmp_path):
     assert not set(other) & set(many)
 
 
-def test_template_is_kept_and_greedy_draws_are_the_best(run, tmp_path):
+def test_template_is_kept_and_greedy_draws_are_the_best(letters_run, tmp_path):
     template = tmp_path / "template.txt"
     template.write_text("{{2}}x\n{{3}}y{{}}end\n")
     args = [f"--template={template}", "--temperature=0", "--num=1", "--sampler=ordered"]
     args += ["--option=order=right"]
-    (line,) = drawn(tmp_path / "out", f"--workdir={run}", *args)
+    (line,) = drawn(tmp_path / "out", f"--workdir={letters_run}", *args)
     assert line["text"] == "aax\naaay" + "a" * 5 + "end"
     assert (line["sampler"], line["options"]) == ("ordered", {"order": "right"})
     assert line["prompt"] == {"template": "{{2}}x\n{{3}}y{{}}end"}
 
 
-def test_files_that_are_there_are_left_alone(run, tmp_path):
-    workdir = shutil.copytree(run, tmp_path / "run")
+def test_files_that_are_there_are_left_alone(letters_run, tmp_path):
+    workdir = shutil.copytree(letters_run, tmp_path / "run")
     samples = workdir / "samples"
     samples.mkdir()
     for i in range(2):
@@ -165,7 +152,7 @@ def test_program_is_traced_once_for_all_prompts_and_specs():
     assert len(traces) == 1
 
 
-def test_interrupted_samples_are_written(run, tmp_path, monkeypatch):
+def test_interrupted_samples_are_written(letters_run, tmp_path, monkeypatch):
     update = ProgressBar.update
 
     def update_and_stop(self, done, numbers):
@@ -174,25 +161,13 @@ def test_interrupted_samples_are_written(run, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(ProgressBar, "update", update_and_stop)
-    args = [f"--workdir={run}", "--num=9", "--batch_size=2"]
+    args = [f"--workdir={letters_run}", "--num=9", "--batch_size=2"]
     assert len(drawn(tmp_path / "out", *args)) == 4
 
 
-def command(*args):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(
-        [sys.executable, "-m", "ddm_jax.sample", *args],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_command_runs_by_itself(run, tmp_path):
-    done = command(f"--workdir={run}", f"--out={tmp_path}/x", "--prefix=the ", "--num=2", "--json")
-    assert done.returncode == 0, done.stderr
+def test_command_runs_by_itself(letters_run, tmp_path):
+    flags = [f"--out={tmp_path}/x", "--prefix=the ", "--num=2", "--json"]
+    done = commands.run("sample", f"--workdir={letters_run}", *flags, code=0)
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["out"], result["num"], result["checkpoint"]) == (f"{tmp_path}/x", 2, 10)
     lines = (tmp_path / "x").read_text().splitlines()

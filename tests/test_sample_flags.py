@@ -12,19 +12,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.runs.record import write_record
 from ddm_jax.settle import fitting_samplers
-from tests.letters import ROOT, assert_refused, config_of, contents, make_run, prepare_letters
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_letters(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared):
-    """A run that says b at step 2 and a, in its newest checkpoint, at step 10."""
-    return make_run(tmp_path_factory.mktemp("run"), prepared, {2: "b", 10: "a"})
-
+from tests.letters import ROOT, assert_refused, config_of, contents
 
 FITTING = ", ".join(fitting_samplers(OBJECTIVES["radd_t_dce"], "absorbing", "none"))
 BAD_FLAGS = {
@@ -70,14 +58,14 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("case", BAD_FLAGS)
-def test_bad_flag_ends_in_one_sentence(run, case):
+def test_bad_flag_ends_in_one_sentence(letters_run, case):
     args, *parts = BAD_FLAGS[case]
-    before = contents(run)
-    assert_refused([f"--workdir={run}", *args], *parts)
-    assert contents(run) == before
+    before = contents(letters_run)
+    assert_refused([f"--workdir={letters_run}", *args], *parts)
+    assert contents(letters_run) == before
 
 
-def test_folder_that_is_no_run_ends_in_one_sentence(tmp_path, prepared):
+def test_folder_that_is_no_run_ends_in_one_sentence(tmp_path, letters_set):
     assert_refused([], "--workdir is missing")
     assert_refused([f"--workdir={tmp_path}/nope"], "nope is not the folder of a run")
     assert_refused([f"--workdir={tmp_path}"], f"{tmp_path} is not the folder of a run")
@@ -86,23 +74,23 @@ def test_folder_that_is_no_run_ends_in_one_sentence(tmp_path, prepared):
     for content in ("{not json", "[]", "{}", '{"config": 3}', '{"config": {}, "data": {}}'):
         (tmp_path / "config.json").write_text(content)
         assert_refused([f"--workdir={tmp_path}"], "config.json is not the record of a run")
-    write_record(tmp_path / "new", config_of(prepared), prepared)
+    write_record(tmp_path / "new", config_of(letters_set), letters_set)
     assert_refused([f"--workdir={tmp_path}/new"], "new/checkpoints has no checkpoint yet")
 
 
-def test_prepared_set_that_is_gone_or_another_ends_in_one_sentence(tmp_path, prepared):
-    moved = dataclasses.replace(prepared, folder=tmp_path / "set")
-    write_record(tmp_path / "run", config_of(prepared), moved)
+def test_prepared_set_that_is_gone_or_another_ends_in_one_sentence(tmp_path, letters_set):
+    moved = dataclasses.replace(letters_set, folder=tmp_path / "set")
+    write_record(tmp_path / "run", config_of(letters_set), moved)
     remedy = "run `python -m ddm_jax.prepare "
     assert_refused([f"--workdir={tmp_path}/run"], f"{tmp_path}/set, which is gone", remedy)
-    shutil.copytree(prepared.folder, tmp_path / "set")
+    shutil.copytree(letters_set.folder, tmp_path / "set")
     assert_refused([f"--workdir={tmp_path}/run"], "has no checkpoint yet")
-    dataclasses.replace(prepared.tokenizer, eos_id=0).save(tmp_path / "set")
+    dataclasses.replace(letters_set.tokenizer, eos_id=0).save(tmp_path / "set")
     assert_refused([f"--workdir={tmp_path}/run"], f"tokenizer in {tmp_path}/set is not the one")
 
 
-def test_network_that_knows_the_time_is_not_sampled_by_cached(tmp_path, prepared):
-    write_record(tmp_path, config_of(prepared, objective__name="sedd_absorb"), prepared)
+def test_network_that_knows_the_time_is_not_sampled_by_cached(tmp_path, letters_set):
+    write_record(tmp_path, config_of(letters_set, objective__name="sedd_absorb"), letters_set)
     assert_refused(
         [f"--workdir={tmp_path}", "--sampler=cached"],
         "config.sampler.name='cached'",
@@ -123,8 +111,8 @@ def test_option_has_the_type_of_its_field(monkeypatch, wanted, text, value):
             run_flags._parse_option("mine=x")
 
 
-def test_mistake_ends_the_program_with_one_line(run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sample", f"--workdir={run}", "--top_p=3"])
+def test_mistake_ends_the_program_with_one_line(letters_run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sample", f"--workdir={letters_run}", "--top_p=3"])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         cli.run(sample.main, sample.define_flags)
     assert ended.value.code == 2
