@@ -11,18 +11,24 @@ import jax.numpy as jnp
 from jax import Array
 
 from ddm_jax.models.call import Cache
-from ddm_jax.models.head import LOGIT_BYTES, weighted_losses
+from ddm_jax.models.head import LOGIT_BYTES, FusedLoss, weighted_losses
 from ddm_jax.models.layout_hooks import SINGLE_DEVICE, LayoutHooks
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Readout:
-    """Final hidden states [B, L, D] with the head that reads them.
+    """Final hidden states with the head that reads them.
 
-    `kernel` is [D, V_pad] and `bias` [V_pad]; only the first `vocab_size` ids are tokens: the mask
-    and the padding never receive probability. `cache`, where the call kept one, is the keys and
-    values of every layer. `gradient_dtype`: in which devices add up the gradients of the head.
+    Attributes:
+      hidden: [B, L, D].
+      kernel: [D, V_pad].
+      bias: [V_pad].
+      vocab_size: only the first V ids are tokens: the mask and the padding never receive
+        probability.
+      cache: keys and values of every layer, where the call kept them.
+      hooks: of the layout.
+      gradient_dtype: in which devices add up the gradients of the head.
     """
 
     hidden: Array
@@ -34,12 +40,12 @@ class Readout:
     gradient_dtype: str = field(default="float32", metadata={"static": True})
 
     def span(self, start: int | Array, length: int) -> "Readout":
-        """That of positions start .. start + length - 1 alone."""
+        """The Readout of positions start .. start + length - 1."""
         hidden = jax.lax.dynamic_slice_in_dim(self.hidden, start, length, axis=1)
         return dataclasses.replace(self, hidden=hidden)
 
     def at(self, positions: Array) -> "Readout":
-        """That of these positions alone, other ones in each sequence: int32[B, K]."""
+        """The Readout of positions int32[B, K], different ones in each sequence."""
         hidden = jnp.take_along_axis(self.hidden, positions[..., None], axis=1)
         return dataclasses.replace(self, hidden=hidden)
 
@@ -59,57 +65,52 @@ class Readout:
 
         def read(logits: Array, ids: Array) -> tuple[Array, Array]:
             # to take by index, the compiler would gather the parts of the vocabulary
-            of = take_logit if self.hooks.vocabulary_parts == 1 else pick_by_mask
-            return of(logits, ids), jax.nn.logsumexp(logits, axis=-1)
+            take = take_logit if self.hooks.vocabulary_parts == 1 else pick_by_mask
+            return take(logits, ids), jax.nn.logsumexp(logits, axis=-1)
 
         return self.read(read, targets)
 
     def cross_entropy(self, targets: Array, weight: Array) -> Array:
-        """weight * -log p(target), nats: float32[B, L], 0 where weight is 0; as in `losses`."""
+        """weight * -log p(target) in nats, by `losses`: float32[B, L], 0 where weight is 0."""
         return self.losses(token_nats, weight, targets)
 
     def losses(self, reduce: Callable[..., Array], weight: Array, *given: Array) -> Array:
         """weight * reduce(logits, *given) of each position: float32[B, L], 0 where weight is 0.
 
-        Only positions that have a weight are read, in chunks whose gradients are formed with them
-        (models/head.py).
+        Only positions with a weight are read, in chunks whose gradients are formed with their
+        logits (models/head.py).
 
         Args:
           reduce: (logits float32[N, V], *given [N, ...]) -> float32[N], position by position; it
             closes over no array.
-          weight: broadcasts to [B, L]. Nothing is differentiated by it, nor by what is given.
-          *given: arrays [B, L, ...].
+          weight: broadcasts to [B, L]. It has no gradient.
+          *given: arrays [B, L, ...], without gradients.
         """
         weight = jnp.broadcast_to(weight, self.hidden.shape[:2])
         weight = jax.lax.stop_gradient(weight.astype(jnp.promote_types(weight.dtype, jnp.float32)))
         given = jax.lax.stop_gradient(given)
-        return weighted_losses(
-            reduce,
-            self.vocab_size,
-            self.gradient_dtype,
-            self.hooks,
-            (self.hidden, weight, given),
-            (self.kernel, self.bias),
-        )
+        fused = FusedLoss(reduce, self.vocab_size, self.gradient_dtype, self.hooks)
+        return weighted_losses(fused, (self.hidden, weight, given), (self.kernel, self.bias))
 
     def read(self, reduce: Callable[..., Any], *given: Array) -> Any:
-        """What a loss wants of the logits of each position, without ever holding all of them.
+        """A function of the logits of each position, without ever holding all logits.
 
         Args:
           reduce: (logits float32[N, V], *given [N, ...]) -> arrays [N, ...], position by position.
           *given: arrays [B, L, ...].
 
         Returns:
-          The arrays of `reduce` as [B, L, ...]. A device holds LOGIT_BYTES of logits at once, if
-          not one position of each of its sequences is more: beyond that the positions are read in
-          chunks, some of every sequence, and the backward pass computes their logits again.
+          The arrays of `reduce` as [B, L, ...]. A device holds at most LOGIT_BYTES of logits at
+          once, or those of one position of each of its sequences if they are more. Positions are
+          then read in chunks, some of every sequence, and the backward pass computes their logits
+          again.
         """
 
         def of_positions(hidden: Array, *given: Array) -> Any:
             return reduce(self._logits(hidden)[:, : self.vocab_size], *given)
 
         def of_rows(*rows: Array) -> Any:
-            """Of [B, K, ...] arrays; one axis for both is faster, if devices do not split both."""
+            """Of [B, K, ...]; one axis for both is faster, unless devices split both."""
             if self.hooks.position_parts > 1:
                 return jax.vmap(of_positions)(*rows)
             shape = rows[0].shape[:2]
@@ -124,7 +125,7 @@ class Readout:
             return of_rows(self.hidden, *given)
 
         def split(x: Array) -> Array:
-            """[B, L, ...] -> [chunks, B, L / chunks, ...], so that devices keep what they have."""
+            """[B, L, ...] -> [chunks, B, L / chunks, ...], so that no row changes its device."""
             x = jnp.pad(x, [(0, 0), (0, -length % chunks)] + [(0, 0)] * (x.ndim - 2))
             return jnp.moveaxis(x.reshape(size, -1, chunks, *x.shape[2:]), 2, 0)
 
@@ -136,10 +137,16 @@ class Readout:
         return jax.tree.map(joined, out)
 
     def by_sequence(self, function: Callable[..., Any], *given: Array) -> Any:
-        """function(Readout of [1, L, D], *given [...] of the sequence) for every sequence.
+        """Calls a function for every sequence, one at a time on each device.
 
-        One at a time on each device, and again in the backward pass: for losses that need more
-        than the logits at once. given: [B, ...]; results are stacked, [B, ...].
+        The backward pass calls it again. For losses that hold more than the logits at once.
+
+        Args:
+          function: (Readout of [1, L, D], *given [...] of the sequence) -> arrays.
+          *given: arrays [B, ...].
+
+        Returns:
+          The arrays of `function`, stacked: [B, ...].
         """
         devices = self.hooks.batch_parts
 
@@ -149,7 +156,7 @@ class Readout:
             return function(dataclasses.replace(self, hidden=hidden[None]), *given)
 
         def split(x: Array) -> Array:
-            """[B, ...] -> [B / devices, devices, ...], so that devices keep what they have."""
+            """[B, ...] -> [B / devices, devices, ...], so that no row changes its device."""
             return jnp.swapaxes(x.reshape(devices, -1, *x.shape[1:]), 0, 1)
 
         rows = jax.tree.map(split, (self.hidden, *given))
@@ -170,11 +177,11 @@ def take_logit(values: Array, ids: Array) -> Array:
 
 
 def token_nats(logits: Array, targets: Array) -> Array:
-    """-log p(target): float[..., V], int32[...] -> float[...]."""
+    """-log p(target) in nats: float[..., V], int32[...] -> float[...]."""
     return jax.nn.logsumexp(logits, axis=-1) - pick_by_mask(logits, targets)
 
 
 def pick_by_mask(values: Array, ids: Array) -> Array:
-    """The same by a comparison with every id, whose gradient is no scatter."""
+    """Like `take_logit`, by one-hot comparison; its gradient needs no scatter."""
     is_id = jnp.arange(values.shape[-1]) == ids[..., None]
     return jnp.where(is_id, values, 0).sum(axis=-1)
