@@ -1,9 +1,9 @@
-"""Matrices and embeddings that keep float32 where gradients are summed.
+"""Linear layers and embeddings whose gradients are summed in float32.
 
-A layer computes in its compute dtype; its parameters are float32. What automatic differentiation
-makes of a cast before the matmul leaves the gradient of the weights in bfloat16, and so would the
-sums of it over devices be, and over the rows of an embedding. Here it leaves the matmul, which
-accumulates in float32 anyway, in `gradient_dtype`.
+A layer computes in its compute dtype; its parameters are float32. If the weights were cast before
+the matmul, automatic differentiation would return their gradient in bfloat16, and the sums of it
+over devices, and over the rows of an embedding, would be in bfloat16 too. Here the gradient leaves
+the matmul, which accumulates in float32 anyway, in `gradient_dtype`.
 """
 
 import functools
@@ -20,13 +20,13 @@ from jax.typing import DTypeLike
 from ddm_jax.config import ModelConfig
 from ddm_jax.models.layout_hooks import LayoutHooks
 
-MATMUL = "matmul"
+MATMUL = "matmul"  # checkpoint name of what a matmul returns
 
 
 class Linear(nnx.Module):
     """[..., *inputs] -> [..., *outputs], with or without a bias.
 
-    kernel: float32[*inputs, *outputs], drawn as a matrix of prod(inputs) and prod(outputs).
+    The kernel, float32[*inputs, *outputs], is drawn as a matrix of prod(inputs) and prod(outputs).
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else nnx.data(None)
 
     def __call__(self, x: Array) -> Array:
-        """In the compute dtype."""
+        """[..., *inputs] -> [..., *outputs] in the compute dtype."""
         kernel = self.kernel[...]
         y = matmul(self.axes, self.gradient_dtype, x.astype(self.dtype), kernel)
-        y = checkpoint_name(y, MATMUL)  # what remat may save; it does not look into custom_vjp
+        y = checkpoint_name(y, MATMUL)  # remat may save it; remat does not look into custom_vjp
         return y if self.bias is None else add_bias(y, self.bias[...])
 
 
@@ -105,7 +105,8 @@ def _backward(
     dx = _contracted(
         g, kernel.astype(x.dtype), [len(lead) + i for i in outputs], [axes + i for i in outputs]
     )
-    # XLA on a CPU transposes the first factor: the smaller, then. It cannot always in bfloat16.
+    # XLA on a CPU transposes the first factor, so that is the smaller one; in bfloat16 it cannot
+    # always
     if g.size < x.size and x.dtype != jnp.bfloat16:
         dkernel = _contracted(g, x, lead, lead, gradient_dtype)
         dkernel = jnp.moveaxis(dkernel, range(len(outputs)), range(-len(outputs), 0))

@@ -1,8 +1,8 @@
 """Splash attention, the flash attention of jax for TPUs (Dao et al. 2022, arXiv:2205.14135).
 
 The scores [T, S] are never written to memory. The kernel is jax's own
-(jax.experimental.pallas.ops.tpu.splash_attention); here is what it needs to be called on [B, T, H,
-D], for every query sees every key, or those up to its own position.
+(jax.experimental.pallas.ops.tpu.splash_attention). This file calls it on [B, T, H, D], where every
+query sees every key, or the keys up to its own position.
 """
 
 import functools
@@ -28,10 +28,17 @@ def fits(queries: int, keys: int) -> bool:
 
 
 def splash(q: Array, k: Array, v: Array, causal: bool, interpret: bool = False) -> Array:
-    """softmax(q k / sqrt D) v of [B, T, H, D] over [B, S, H, D]: [B, T, H, D].
+    """softmax(q k / sqrt D) v, with scores and sums in float32.
 
-    causal: a query sees the keys up to its own position. interpret: runs the kernel on the CPU,
-    slowly. Scores and sums are float32. Only for T and S that are multiples of 128.
+    Args:
+      q: [B, T, H, D], T a multiple of 128.
+      k: [B, S, H, D], S a multiple of 128.
+      v: [B, S, H, D].
+      causal: whether a query sees only the keys up to its own position.
+      interpret: runs the kernel on the CPU, slowly.
+
+    Returns:
+      [B, T, H, D].
     """
     (_, queries, heads, width), keys = q.shape, k.shape[1]
     mask = (CausalMask if causal else FullMask)((queries, keys))
