@@ -23,7 +23,7 @@ from ddm_jax.config import Config, field_type, lookup, resolve
 from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.parallel.processes import BY_HAND
+from ddm_jax.parallel.processes import MANUAL_VARIABLES
 from ddm_jax.runs.checkpoint import folder_of
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.record import check_workdir
@@ -250,7 +250,7 @@ def parse_objective(entry: str) -> tuple[str, dict[str, Any]]:
 
 def process_suffix() -> str:
     """The suffix of this process's files, where several share the work directory (a pod)."""
-    number = os.environ.get(BY_HAND[2]) or os.environ.get("SLURM_PROCID", "0")
+    number = os.environ.get(MANUAL_VARIABLES[2]) or os.environ.get("SLURM_PROCID", "0")
     return f"-{socket.gethostname()}-{number}"
 
 

@@ -68,7 +68,7 @@ def train(
         from its `get_config()` or `ddm_jax.config.resolve`.
       workdir: the folder of the run, on this machine; made if it is missing.
       stall_timeout: seconds without a finished step after which a run of several processes ends
-        (parallel.processes.Watch). They must have called `parallel.processes.initialize`.
+        (parallel.processes.Watchdog). They must have called `parallel.processes.initialize`.
       overrides: fields of the config to change, such as {"train.steps": 200}.
 
     Returns:
@@ -117,7 +117,7 @@ def train_experiment(
         other processes see, or the loss was not finite for train.max_bad_steps steps in a row.
     """
     processes.barrier("training starts")
-    with processes.Watch(stall_timeout) as watch:
+    with processes.Watchdog(stall_timeout) as watch:
         training = _Training(experiment, workdir, watch)
         try:
             with Interrupt() as interrupt:
@@ -144,7 +144,7 @@ class _Training:
       validation: the last validation; None before the first.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Path, watch: processes.Watch):
+    def __init__(self, experiment: Experiment, workdir: Path, watch: processes.Watchdog):
         config, layout = experiment.config, experiment.layout
         program = make_train_program(
             config, experiment.process, experiment.objective, experiment.network, layout
@@ -247,7 +247,7 @@ class _Training:
         wanted = metrics if logged else {"bad_in_a_row": metrics["bad_in_a_row"]}
         values = {name: float(x) for name, x in jax.device_get(wanted).items()}
         self._progress.tick(step)
-        self._watch.beat(step)
+        self._watch.step_finished(step)
         if values["bad_in_a_row"] >= config.max_bad_steps:
             raise UserError(
                 f"The loss or its gradient was not finite for {config.max_bad_steps} steps in a "

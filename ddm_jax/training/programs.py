@@ -80,7 +80,7 @@ class CompiledSteps:
     """
 
     def __init__(
-        self, program: TrainProgram, workdir: Path, progress: Progress, watch: processes.Watch
+        self, program: TrainProgram, workdir: Path, progress: Progress, watch: processes.Watchdog
     ):
         self._step = program.jitted_step()
         self._devices = program.layout.mesh.size

@@ -73,7 +73,7 @@ def start_run(experiment: Experiment, program: TrainProgram, workdir: Path) -> S
 def _checkpoint_folder(workdir: Path, config: TrainConfig) -> epath.Path:
     """The folder of the run's checkpoints, which all processes see."""
     folder = folder_of(workdir, config)
-    if not processes.all_see(folder):
+    if not processes.is_shared(folder):
         raise UserError(
             f"{folder} is not the same folder on all processes: give a --workdir that they share, "
             "or a config.train.checkpoints that all can reach."

@@ -1,4 +1,4 @@
-"""Several real processes are one run: the same numbers, one log, stopped together, gone on with.
+"""Several real processes are one run: the same numbers, one log, stopped together, and resumed.
 
 Every run is the real command, in processes with CPU devices of their own.
 """
@@ -81,7 +81,7 @@ def corpus(tmp_path_factory):
 
 
 def start(workdir, corpus, count, devices, layout="dp", program=("-m", "ddm_jax.main"), extra=()):
-    """The processes of a run, which write what they say into files beside `workdir`."""
+    """The processes of a run, whose output goes to files next to `workdir`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +94,7 @@ def start(workdir, corpus, count, devices, layout="dp", program=("-m", "ddm_jax.
         env = os.environ | {"XLA_FLAGS": f"{xla} --xla_backend_optimization_level=0"}
         if count > 1:
             by_hand = (f"127.0.0.1:{port}", str(count), str(number))
-            env |= dict(zip(processes.BY_HAND, by_hand, strict=True))
+            env |= dict(zip(processes.MANUAL_VARIABLES, by_hand, strict=True))
         with output_file(workdir, number).open("w") as output:
             made.append(
                 subprocess.Popen(
@@ -165,7 +165,7 @@ def test_two_processes_are_one_run_with_one_log(together, alone_run):
 
 
 @pytest.mark.parametrize(("layout", "count", "devices"), [("dp", 1, 1), ("pmap", 4, 1)])
-def test_other_numbers_of_processes_go_on_from_a_checkpoint_of_two(
+def test_other_numbers_of_processes_resume_from_a_checkpoint_of_two(
     together, alone_run, corpus, tmp_path, layout, count, devices
 ):
     workdir = tmp_path / "run"
@@ -179,7 +179,7 @@ def test_other_numbers_of_processes_go_on_from_a_checkpoint_of_two(
 
 
 def saved(workdir, before=0):
-    """The step of the newest checkpoint, or of so many before it; 0 where there is none."""
+    """The step of the newest checkpoint, or the one `before` places earlier; 0 without one."""
     folder = workdir / "checkpoints"
     found = folder.iterdir() if folder.is_dir() else []
     steps = sorted(int(p.name) for p in found if p.name.isdigit())
@@ -187,7 +187,7 @@ def saved(workdir, before=0):
 
 
 def interrupted(workdir, corpus, which, how):
-    """Sends `how` to the processes `which` when a new checkpoint is there; what all then say."""
+    """Sends `how` to the processes `which` after a new checkpoint -> (codes, outputs, step before)."""
     before = saved(workdir)
     extra = () if how == signal.SIGTERM else ("--stall_timeout=15",)
     made = start(workdir, corpus, 2, 2, "fsdp", ("-c", UNHURRIED), extra)
@@ -204,7 +204,7 @@ def interrupted(workdir, corpus, which, how):
     return codes, outputs(workdir, 2), before
 
 
-def test_run_that_is_stopped_in_every_way_goes_on_bit_for_bit(together, corpus, tmp_path):
+def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
     workdir = tmp_path / "run"
     for how, victim in ((signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)):
         codes, said, _ = interrupted(workdir, corpus, [victim], how)
@@ -212,7 +212,7 @@ def test_run_that_is_stopped_in_every_way_goes_on_bit_for_bit(together, corpus, 
         last = said[1 - victim].strip().splitlines()[-1]
         assert last.startswith(f"error: process {1 - victim} of 2: "), said
         assert "another process" in last
-        assert "the same command on each of them goes on from the last checkpoint" in last
+        assert "Run the same command on each of them to resume from the last checkpoint" in last
         if how == signal.SIGSTOP:
             assert "nothing has happened for 15 s" in last
     codes, said, before = interrupted(workdir, corpus, [1], signal.SIGTERM)
@@ -229,7 +229,7 @@ def test_run_that_is_stopped_in_every_way_goes_on_bit_for_bit(together, corpus, 
     assert numbers(workdir) == numbers(together[0])
 
 
-def test_mistake_of_all_is_told_by_each(corpus, tmp_path):
+def test_each_process_reports_a_mistake_of_all(corpus, tmp_path):
     made = start(tmp_path / "run", corpus, 2, 2, extra=("--config.train.batch_size=6",))
     codes = [p.wait(timeout=600) for p in made]
     said = outputs(tmp_path / "run", 2)
@@ -250,20 +250,20 @@ def test_mistake_of_all_is_told_by_each(corpus, tmp_path):
         (("10.0.0.1:12", "2", "2"), "JAX_PROCESS_ID=2 is not below JAX_NUM_PROCESSES=2"),
     ],
 )
-def test_variables_by_hand_are_checked(monkeypatch, given, match):
-    for name, value in zip(processes.BY_HAND, given, strict=True):
+def test_manual_variables_are_checked(monkeypatch, given, match):
+    for name, value in zip(processes.MANUAL_VARIABLES, given, strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=match):
         processes.initialize()
 
 
-def test_where_several_processes_are_looked_for(monkeypatch):
+def test_environments_in_which_processes_join(monkeypatch):
     joined = []
     monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **x: joined.append(x))
-    monkeypatch.setattr(processes, "_say_a_sentence_on_abort", lambda: None)
+    monkeypatch.setattr(processes, "_explain_aborts", lambda: None)
     monkeypatch.setattr(processes, "_label", "")
     monkeypatch.setattr(processes.jax.config, "update", lambda *_: None)
-    for name in [*processes.BY_HAND, *(n for n in os.environ if n.startswith("SLURM"))]:
+    for name in [*processes.MANUAL_VARIABLES, *(n for n in os.environ if n.startswith("SLURM"))]:
         monkeypatch.delenv(name, raising=False)
     processes.initialize()
     assert not joined
@@ -318,8 +318,8 @@ def test_commands_of_one_process_refuse_to_be_one_of_several(command, tmp_path):
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1", "JAX_PLATFORMS": "cpu"}, ""),
     ],
 )
-def test_what_tells_of_several_processes(monkeypatch, given, several):
-    for name in [*processes.BY_HAND, *(n for n in os.environ if n.startswith("SLURM"))]:
+def test_variable_that_says_there_are_several_processes(monkeypatch, given, several):
+    for name in [*processes.MANUAL_VARIABLES, *(n for n in os.environ if n.startswith("SLURM"))]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: object())
