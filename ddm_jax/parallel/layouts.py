@@ -300,7 +300,7 @@ class Layout:
         )
 
     def _global_size(self, local: int) -> int:
-        """The size of a global batch of which this process has so many rows."""
+        """The size of the global batch whose rows on this process are `local` in number."""
         shards = self.axis_size(*self.entry.batch_axes)
         return local * shards // len(self.local_rows(shards))
 
@@ -329,7 +329,7 @@ def make_layout(config: LayoutConfig, devices: Sequence[jax.Device]) -> Layout:
     """The layout of a config on these devices, which must be all that take part.
 
     Raises:
-      UserError: there is no such layout, an axis that it does not have, or sizes that do not
+      UserError: an unknown layout, an axis that the layout does not have, or sizes that do not
         multiply to the number of devices.
     """
     entry = lookup(LAYOUTS, config.name, "config.layout.name")

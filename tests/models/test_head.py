@@ -1,4 +1,4 @@
-"""Losses read where they are wanted are those of all logits, gradients included."""
+"""Losses of the fused head equal those of all logits, gradients included."""
 
 import functools
 
@@ -65,7 +65,7 @@ def both(network, params, share, of_losses=jnp.mean):
 
 
 @functools.cache
-def alone():
+def single_device():
     return answer(plainly, *made(), None)
 
 
@@ -85,7 +85,7 @@ def test_the_same_on_eight_devices(layout):
     network, params = made(layout)
     if not layout.entry.uses_pmap:
         params = jax.device_put(params, layout.param_shardings(params))
-        jax.tree.map(close, answer(Readout.cross_entropy, network, params, None), alone())
+        jax.tree.map(close, answer(Readout.cross_entropy, network, params, None), single_device())
         return
     tokens, targets, weight = given(None)
 
@@ -100,7 +100,7 @@ def test_the_same_on_eight_devices(layout):
 
     (value, losses), grads = of_device(params, *(x[:, None] for x in (tokens, targets, weight)))
     first = functools.partial(jax.tree.map, lambda x: x[0])
-    jax.tree.map(close, ((value[0], losses[:, 0]), first(grads)), alone())
+    jax.tree.map(close, ((value[0], losses[:, 0]), first(grads)), single_device())
 
 
 def test_gradients_of_losses_that_count_differently():
@@ -124,7 +124,7 @@ def test_losses_that_count_differently_on_some_devices_of_a_split_vocabulary():
     jax.tree.map(functools.partial(close, atol=1e-5), fused, want)
 
 
-def test_what_is_no_number_where_no_loss_is_stays_there():
+def test_nan_where_there_is_no_loss_does_not_spread():
     network, params = made()
     hidden = network.apply(params, given(None)[0]).hidden
     _, targets, weight = given(None)
@@ -160,7 +160,7 @@ def test_any_loss_of_the_logits():
 
 
 def test_bfloat16_accumulates_in_float32():
-    exact = alone()[1]
+    exact = single_device()[1]
     _, grads = answer(Readout.cross_entropy, *made(compute_dtype="bfloat16"), None)
     assert grads["head"]["kernel"].dtype == jnp.float32
     np.testing.assert_allclose(grads["head"]["kernel"], exact["head"]["kernel"], atol=2e-3)

@@ -94,7 +94,7 @@ def test_what_is_padding_and_how_much_changes_nothing(given):
     close(wide.k[:, :, :SOURCE][:, given.valid], memory.k[:, given.valid])
 
 
-def test_an_example_is_the_same_alone(given):
+def test_an_example_does_not_depend_on_the_batch(given):
     memory, hidden = outcome(given)
     of = slice(2, 3)
     alone = {
@@ -236,11 +236,11 @@ def test_program_does_not_grow_with_depth(kind):
     assert size(24) < 1.05 * size(2)
 
 
-def test_text_alone_has_no_memory():
+def test_a_network_of_text_has_no_memory():
     assert make_network(ModelConfig(width=32, depth=2, heads=4), VOCAB).encode is None
 
 
-def test_parameters_of_an_objective_lie_beside_the_networks(given):
+def test_parameters_of_an_objective_are_kept_from_the_network(given):
     more = with_parameters(given.network, "objective", lambda key: {"w": jnp.ones(3)})
     params = given.params | {"objective": {"w": jnp.ones(3)}}
     memory = more.encode(params, given.source, given.valid)

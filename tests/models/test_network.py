@@ -101,7 +101,7 @@ def test_constant_time_is_adaln_at_sigma_zero():
     assert not np.allclose(adaln.apply(params, x, jnp.ones(len(x))).hidden, at_zero, atol=1e-3)
 
 
-def test_parameters_of_an_objective_lie_beside_the_networks():
+def test_parameters_of_an_objective_are_kept_from_the_network():
     network = make_network(ModelConfig(**SMALL), VOCAB)
     more = with_parameters(network, "objective", lambda key: {"w": jax.random.normal(key, (3,))})
     key = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""A prefix network is one sequence, source before target, through the network of text alone."""
+"""A prefix network is one sequence, source before target, through the network of text."""
 
 import dataclasses
 import functools

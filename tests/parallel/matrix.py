@@ -4,7 +4,7 @@
 
 Too long for the suite, which runs a part of it (test_layouts.py). A line of OUT per cell: the
 objective, layout, devices and micro-batches, the largest relative difference of its losses to those
-of one device, and whether every corrupted batch was the same. The same command goes on where it was
+of one device, and whether every corrupted batch was the same. The same command resumes where it
 stopped; it exits with 1 if a cell differs.
 """
 

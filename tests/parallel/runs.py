@@ -68,20 +68,20 @@ def make(
             train=TrainConfig(steps=100, batch_size=batch_size, microbatches=parts, log_every=1),
         )
     )
-    hooks = make_layout(LayoutConfig(layout, axes), jax.devices()[:devices])
-    process, objective, network = make_parts(config, VOCAB, hooks_of(hooks))
+    on_mesh = make_layout(LayoutConfig(layout, axes), jax.devices()[:devices])
+    process, objective, network = make_parts(config, VOCAB, hooks_of(on_mesh))
     objective = dataclasses.replace(
         objective,
         loss=functools.partial(_spied, objective.loss),
         metrics=(*objective.metrics, "checksum"),
     )
-    made = make_train_program(config, process, objective, network, hooks)
+    made = make_train_program(config, process, objective, network, on_mesh)
     program = made.jitted_step()
-    return Parts(hooks, made.step, made.init, program, made.state, batch_size, pairs)
+    return Parts(on_mesh, made.step, made.init, program, made.state, batch_size, pairs)
 
 
 def start(parts: Parts) -> Any:
-    """A fresh state, where the layout wants it."""
+    """A new state, with the shardings of the layout."""
     shardings = parts.layout.state_shardings(parts.state)
     return jax.jit(parts.init, out_shardings=shardings)(jax.random.key(0))
 
@@ -112,7 +112,7 @@ def compiled(parts: Parts) -> Any:
 def train(
     parts: Parts, steps: int = STEPS, program: Any = None
 ) -> tuple[np.ndarray, np.ndarray, Any]:
-    """(losses, checksums, last state) of so many steps."""
+    """(losses, checksums, last state) of `steps` steps."""
     state, program = start(parts), program or compiled(parts)
     seen = []
     for batch in batches(steps, parts.batch_size, parts.pairs):

@@ -1,4 +1,4 @@
-"""A layout changes how a run is spread, and nothing else; and it is what it says."""
+"""A layout changes how a run is split over devices, not its numbers; and what devices send."""
 
 import functools
 import re
@@ -67,9 +67,9 @@ def test_gaussian_d3pm_is_mapped_on_each_device():
     losses, checksums, _ = train(make("d3pm", process="d3pm_gaussian"), 2)
     parts = make("d3pm", "dp", 8, process="d3pm_gaussian")
     program = compiled(parts)
-    spread, same, _ = train(parts, 2, program)
+    split, same, _ = train(parts, 2, program)
     np.testing.assert_array_equal(same, checksums)
-    np.testing.assert_allclose(spread, losses, rtol=1e-5)
+    np.testing.assert_allclose(split, losses, rtol=1e-5)
     assert not collectives(parts, program)["all-gather"]
 
 
@@ -97,7 +97,7 @@ def test_data_parallelism_only_sums_gradients(layout):
     assert not any(found.values())
     # those of the blocks once a layer, within the loop, or of both layers at the end
     moved = sum(n * (2 if in_loop else 1) for in_loop, n in sums)
-    assert moved - parameters(parts) in range(20)  # beside them some metrics
+    assert moved - parameters(parts) in range(20)  # and some metrics
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def saved(workdir, before=0):
 
 
 def interrupted(workdir, corpus, which, how):
-    """Sends `how` to the processes `which` after a new checkpoint -> (codes, outputs, step before)."""
+    """Sends `how` to processes `which` after a new checkpoint: (codes, outputs, step before)."""
     before = saved(workdir)
     extra = () if how == signal.SIGTERM else ("--stall_timeout=15",)
     made = start(workdir, corpus, 2, 2, "fsdp", ("-c", UNHURRIED), extra)
