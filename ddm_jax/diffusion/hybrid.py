@@ -137,6 +137,6 @@ class Hybrid:
         when, whether, what = jnp.moveaxis(
             jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0
         )
-        drawn = uniform_tokens(what, x.shape[1], self.vocab_size)
-        token = jnp.where(uniforms(whether, x.shape[1:]) < redrawn, drawn, x)
+        redraw = uniforms(whether, x.shape[1:]) < redrawn
+        token = jnp.where(redraw, uniform_tokens(what, x.shape[1], self.vocab_size), x)
         return jnp.where(uniforms(when, x.shape[1:]) < masked, self.vocab_size, token)
