@@ -1,1 +1,1 @@
-"""The transformer and its functional boundary; Flax NNX stays inside this folder."""
+"""The networks as pure functions (network.py); only this package uses Flax NNX."""

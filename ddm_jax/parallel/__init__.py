@@ -1,1 +1,1 @@
-"""Meshes, sharding layouts, multi-process set-up."""
+"""Meshes, layouts of parameters and batches over them, and runs of several processes."""

@@ -90,7 +90,12 @@ LAYOUTS: dict[str, LayoutEntry] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """An entry of LAYOUTS on a mesh of devices."""
+    """An entry of LAYOUTS on a mesh of devices.
+
+    Attributes:
+      name: of the entry; config.layout.name.
+      mesh: devices along the axes of the entry.
+    """
 
     name: str
     mesh: Mesh
