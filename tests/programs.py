@@ -5,14 +5,20 @@ from collections.abc import Iterator
 import jax
 
 
-def outputs(jaxpr) -> Iterator[tuple[str, jax.core.AbstractValue]]:
-    """(name of the primitive, shape and dtype) of every array that the program computes."""
+def equations(jaxpr) -> Iterator:
+    """Every equation of the program."""
     for equation in jaxpr.eqns:
-        for out in equation.outvars:
-            yield equation.primitive.name, out.aval
+        yield equation
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
         ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from outputs(inner)
+                yield from equations(inner)
+
+
+def outputs(jaxpr) -> Iterator[tuple[str, jax.core.AbstractValue]]:
+    """(name of the primitive, shape and dtype) of every array that the program computes."""
+    for equation in equations(jaxpr):
+        for out in equation.outvars:
+            yield equation.primitive.name, out.aval

@@ -4,22 +4,15 @@ A chain is as published: weights of the next state of each position, negative on
 denoiser as the last step. Q[x, y] is the rate from y to x, as in the paper.
 """
 
-import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import expm
 
-from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.randomness import step_key
-from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.readout import Readout
-from ddm_jax.samplers.signature import SampleSpec
 from tests.enumerable import all_sequences
-
-PROCESS = {"absorbing": Absorbing, "uniform": Uniform}
-MOST, BATCH = 8, 20_000  # steps and sequences of one program
+from tests.laws import chain_law
 
 
 def rates(kind, vocab):
@@ -47,22 +40,22 @@ def scores(joint, q, sigma_bar):
 class Chain:
     """`steps` steps for a joint distribution and a network whose scores are off by a factor.
 
-    kind: a key of PROCESS. wrong: by how much log scores are off, and where.
+    kind: "absorbing" or "uniform". wrong: by how much log scores are off, and where.
     """
 
     def __init__(self, joint, kind, schedule, steps, wrong=0.0):
         self.vocab, self.length, self.kind = joint.shape[0], joint.ndim, kind
-        self.schedule, self.steps, self.q = schedule, steps, rates(kind, joint.shape[0])
+        self.steps, self.q = steps, rates(kind, joint.shape[0])
         self.states = all_sequences(len(self.q), self.length)
         with jax.enable_x64(True):
-            t = 1 - np.arange(steps) / steps
-            self.sigma_bar = np.append(schedule.sigma_bar(t), 0)  # clean at the end
-            self.rate = np.array(schedule.rate(t))
+            t = np.resize(1 - np.arange(steps) / steps, 128)  # jax compiles for each shape
+            self.sigma_bar = np.append(np.array(schedule.sigma_bar(t))[:steps], 0)  # clean at last
+            self.rate = np.array(schedule.rate(t))[:steps]
         self.is_x = np.eye(len(self.q))[self.states]
         noise = wrong * np.random.default_rng(0).normal(size=self.is_x.shape) * (1 - self.is_x)
         self.scores = [scores(joint, self.q, s) * np.exp(noise) for s in self.sigma_bar[:-1]]
 
-    def moves(self, rule, i):
+    def moves(self, rule: str, i: int) -> np.ndarray:
         """p(x_s | x_t) of every position in every state at step i: float64[S^L, L, S]."""
         last = i == self.steps - 1
         if rule == "euler" and not last:
@@ -77,78 +70,44 @@ class Chain:
         weights = np.maximum(weights, 0)
         return weights / weights.sum(-1, keepdims=True)
 
-    def law(self, rule, fixed=None, prompt=None, sharpen=None):
+    def law(
+        self,
+        rule: str,
+        start: Sequence[int] | None = None,
+        sharpen: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
         """p(x) at the end, from the prior: float64[V^L]. sharpen: of the law of a jump."""
-        fixed = np.zeros(self.length, bool) if fixed is None else fixed
-        starts = (~fixed | (self.states == prompt)).all(1)
-        if self.kind == "absorbing":
-            starts &= (fixed | (self.states == self.vocab)).all(1)
-        law = starts / starts.sum()
+        size = len(self.q)
+        absorbing = self.kind == "absorbing"
+        prior = np.eye(size)[-1] if absorbing else np.full(size, 1 / size)
+        start = [self.vocab] * self.length if start is None else start
+        return chain_law(prior, self._sharpened(rule, sharpen), start, self.vocab)
+
+    def _sharpened(self, rule, sharpen) -> Iterator[np.ndarray]:
         for i in range(self.steps):
             moves = self.moves(rule, i)
             if sharpen:
                 leave = moves * (1 - self.is_x)
                 chance = leave.sum(-1, keepdims=True)
-                jump = sharpen(leave / np.maximum(chance, 1e-300))
-                moves = moves * self.is_x + chance * jump
-            moves = np.where(fixed[:, None], self.is_x, moves)
-            law = law @ moves[:, np.arange(self.length), self.states].prod(-1)
-        clean = (self.states < self.vocab).all(1)
-        np.testing.assert_allclose(law[clean].sum(), 1)
-        return law[clean]
+                moves = moves * self.is_x + chance * sharpen(leave / np.maximum(chance, 1e-300))
+            yield moves
 
-    def outputs(self, scale_by_sigma):
-        """What a network says, with junk where nothing is to be read: (float32[MOST, ..], sigmas).
+    def says(self, scale_by_sigma: bool, most: int) -> dict[str, jax.Array]:
+        """What a network says, with junk where nothing is to be read: the params of `told`.
 
-        The rows behind `steps` are there for the shape alone.
+        The rows behind `steps`, up to `most`, are there for the shape alone.
         """
         said = np.log(np.maximum(self.scores, 1e-30))
         if scale_by_sigma and self.kind == "absorbing":
             # log1p(-1) at the end of some schedules is no score's fault
-            said += (np.log(np.expm1(self.sigma_bar[:-1])) + np.log(self.vocab))[
-                :, None, None, None
-            ]
+            scale = np.log(np.expm1(self.sigma_bar[:-1])) + np.log(self.vocab)
+            said += scale[:, None, None, None]
         junk = 50 * self.is_x
         if self.kind == "absorbing":  # tokens do not move, whatever is said of them
             junk = 50 * (self.states < self.vocab)[..., None] * np.arange(1.0, self.vocab + 2)
         said = (said + junk)[..., : self.vocab]
-        room = MOST - self.steps
-        said = np.pad(said, ((0, room), (0, 0), (0, 0), (0, 0)))
+        room = most - self.steps
         return {
-            "said": jnp.asarray(said, jnp.float32),
+            "says": jnp.asarray(np.pad(said, ((0, room), *[(0, 0)] * 3)), jnp.float32),
             "sigma": jnp.asarray(np.pad(self.sigma_bar[:-1], (0, room), constant_values=1e9)),
         }
-
-    def sample(self, sampler, count, fixed=None, prompt=None, scale_by_sigma=True, **spec):
-        """(tokens, nfe) of the jitted sampler; spec: temperature, top_k, top_p."""
-        fixed = np.zeros(self.length, bool) if fixed is None else fixed
-        prompt = np.zeros(self.length, np.int32) if prompt is None else prompt
-        fixed, prompt = (np.broadcast_to(x, (count, self.length)) for x in (fixed, prompt))
-        process = PROCESS[self.kind](self.schedule, self.vocab)
-        run = _jitted(sampler, process, scale_by_sigma, len(self.q))
-        spec = SampleSpec(self.steps, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **spec})
-        outputs = self.outputs(scale_by_sigma)
-        draws = []
-        for start in range(0, count, BATCH):
-            rows = slice(start, start + BATCH)
-            tokens, stats = run(outputs, step_key(0, start), prompt[rows], fixed[rows], spec)
-            draws.append((np.asarray(tokens), np.asarray(stats.nfe)))
-        return tuple(np.concatenate(each) for each in zip(*draws, strict=True))
-
-
-@functools.cache
-def _jitted(sampler, process, scale_by_sigma, number):
-    """One function for all tables of a size: it compiles once."""
-
-    def apply(params, tokens, sigma):
-        step = jnp.argmin(abs(sigma[:, None] - params["sigma"]), axis=1)
-        row = (tokens * number ** np.arange(tokens.shape[1])[::-1]).sum(-1)
-        hidden = params["said"][step, row]
-        vocab = hidden.shape[-1]
-        return Readout(hidden, jnp.eye(vocab), jnp.zeros(vocab), vocab)
-
-    def run(params, key, prompt, fixed, spec):
-        options = {"scale_by_sigma": False} if not scale_by_sigma else {}
-        return sampler(apply, params, key, prompt, fixed, process, spec, **options)
-
-    return jax.jit(run)

@@ -25,7 +25,7 @@ from ddm_jax.parallel.layouts import Layout, make_layout
 from ddm_jax.settle import settle
 from ddm_jax.training.programs import make_train_program
 
-VOCAB, LENGTH, BATCH, STEPS = 126, 8, 32, 20
+VOCAB, LENGTH, BATCH, STEPS = 126, 8, 32, 12
 SOURCE_LENGTH = 12
 MODEL = ModelConfig(width=32, depth=2, heads=8, mlp_ratio=2, cond_width=16, dropout=0.1)
 
@@ -106,14 +106,15 @@ def batches(count: int, size: int = BATCH, pairs: bool = False) -> list[dict[str
 
 def compiled(parts: Parts) -> Any:
     batch = parts.layout.put_train_batch(batches(1, parts.batch_size, parts.pairs)[0])
-    return parts.program.lower(start(parts), batch).compile()
+    return parts.program.lower(parts.state, batch).compile()
 
 
 def train(
-    parts: Parts, steps: int = STEPS, program: Any = None
+    parts: Parts, steps: int = STEPS, program: Any = None, state: Any = None
 ) -> tuple[np.ndarray, np.ndarray, Any]:
-    """(losses, checksums, last state) of `steps` steps."""
-    state, program = start(parts), program or compiled(parts)
+    """(losses, checksums, last state) of `steps` steps; program and state are made if not given."""
+    state = start(parts) if state is None else state
+    program = program or compiled(parts)
     seen = []
     for batch in batches(steps, parts.batch_size, parts.pairs):
         state, metrics = program(state, parts.layout.put_train_batch(batch))

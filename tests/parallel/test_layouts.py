@@ -17,31 +17,61 @@ from ddm_jax.models.head import chunk_rows
 from ddm_jax.models.network import padded_vocab
 from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, layout_summary, layout_table
-from tests.parallel.runs import BATCH, STEPS, VOCAB, batches, compiled, make, start, train
+from tests.parallel.runs import BATCH, STEPS, VOCAB, Parts, batches, compiled, make, start, train
 
-OBJECTIVES = ("radd_t_dce", "sedd_uniform", "d3pm", "ar")
-PARTS = (1, 2, 4)
-# every layout on 8 devices and every number of devices, with each number of micro-batches for one
-# or another objective
+# objective, layout, devices, micro-batches: every layout on 8 devices in one step and in several;
+# every objective where the head, the positions or whole programs are split; fewer devices
 RUNS = [
-    (name, layout, devices, PARTS[(i + k) % 3])
-    for k, name in enumerate(OBJECTIVES)
-    for i, (layout, devices) in enumerate(
-        [*((layout, 8) for layout in LAYOUTS), ("pmap", 2), ("fsdp_tp", 4), ("zero1", 1)]
-    )
+    *(("radd_t_dce", layout, 8, 4 if layout == "hsdp" else 1) for layout in LAYOUTS),
+    ("radd_t_dce", "pmap", 2, 2),
+    ("radd_t_dce", "fsdp_tp", 4, 4),
+    ("radd_t_dce", "zero1", 1, 2),
+    ("sedd_uniform", "dp", 8, 4),
+    ("sedd_uniform", "fsdp_tp", 8, 2),
+    ("sedd_uniform", "sp", 8, 2),
+    ("d3pm", "zero1", 8, 4),
+    ("d3pm", "fsdp", 8, 2),
+    ("d3pm", "pmap", 8, 2),
+    ("d3pm", "tp", 8, 1),
+    ("ar", "sp", 8, 4),
+    ("ar", "tp", 8, 2),
+    ("ar", "pmap", 8, 4),
 ]
 
 
 @functools.cache
+def built(name: str, *args: Any, **options: Any) -> tuple[Parts, Any]:
+    """(the parts of `make`, their compiled step); compiled once for all tests of this file."""
+    parts = make(name, *args, **options)
+    return parts, compiled(parts)
+
+
+@functools.cache
+def first_state(name: str, **options: Any) -> Any:
+    """The state that a run on one device starts from, on the host."""
+    return jax.device_get(start(make(name, **options)))
+
+
+def run(name: str, *args: Any, steps: int = STEPS, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(losses, checksums) of a run."""
+    parts, program = built(name, *args, **options)
+    shardings = parts.layout.state_shardings(parts.state)
+    state = jax.device_put(first_state(name, **options), shardings)
+    losses, checksums, _ = train(parts, steps, program, state)
+    return losses, checksums
+
+
+@functools.cache
 def reference(name: str, steps: int = STEPS, **model: Any) -> tuple[np.ndarray, np.ndarray]:
-    losses, checksums, _ = train(make(name, **model), steps)
+    """A run on one device."""
+    losses, checksums = run(name, steps=steps, **model)
     assert len(set(losses)) == len(set(checksums)) == len(losses)
     return losses, checksums
 
 
 @pytest.mark.parametrize(("name", "layout", "devices", "parts"), RUNS)
 def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
-    losses, checksums, _ = train(make(name, layout, devices, parts))
+    losses, checksums = run(name, layout, devices, parts)
     np.testing.assert_array_equal(checksums, reference(name)[1])
     np.testing.assert_allclose(losses, reference(name)[0], rtol=1e-5)
 
@@ -56,7 +86,7 @@ def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
 )
 def test_pairs_train_on_the_same_numbers(kind, layout, parts):
     model = {"kind": kind, "max_length": 16}
-    losses, checksums, _ = train(make("rdm_absorb", layout, 8, parts, **model), 4)
+    losses, checksums = run("rdm_absorb", layout, 8, parts, steps=4, **model)
     expected = reference("rdm_absorb", 4, **model)
     np.testing.assert_array_equal(checksums, expected[1])
     np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
@@ -64,20 +94,19 @@ def test_pairs_train_on_the_same_numbers(kind, layout, parts):
 
 def test_gaussian_d3pm_is_mapped_on_each_device():
     """Its loss takes sequences one by one, but brings nothing of the network to other devices."""
-    losses, checksums, _ = train(make("d3pm", process="d3pm_gaussian"), 2)
-    parts = make("d3pm", "dp", 8, process="d3pm_gaussian")
-    program = compiled(parts)
-    split, same, _ = train(parts, 2, program)
+    losses, checksums = reference("d3pm", 2, process="d3pm_gaussian")
+    spread, same = run("d3pm", "dp", 8, steps=2, process="d3pm_gaussian")
     np.testing.assert_array_equal(same, checksums)
-    np.testing.assert_allclose(split, losses, rtol=1e-5)
-    assert not collectives(parts, program)["all-gather"]
+    np.testing.assert_allclose(spread, losses, rtol=1e-5)
+    _, program = built("d3pm", "dp", 8, process="d3pm_gaussian")
+    assert not collectives(program)["all-gather"]
 
 
-def collectives(parts, program=None) -> dict[str, list[tuple[bool, int]]]:
+def collectives(program) -> dict[str, list[tuple[bool, int]]]:
     """Kind -> (whether it is in a loop, elements) of each collective of the compiled step."""
     kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
     found = {kind: [] for kind in kinds}
-    for line in (program or compiled(parts)).as_text().splitlines():
+    for line in program.as_text().splitlines():
         if match := re.search(rf"= (.+?) ({'|'.join(kinds)})(?:-start)?\(", line):
             shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
             elements = sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)
@@ -91,8 +120,8 @@ def parameters(parts) -> int:
 
 @pytest.mark.parametrize("layout", ["dp", "pmap"])
 def test_data_parallelism_only_sums_gradients(layout):
-    parts = make("radd_t_dce", layout, 8)
-    found = collectives(parts)
+    parts, program = built("radd_t_dce", layout, 8, 1)
+    found = collectives(program)
     sums = found.pop("all-reduce")
     assert not any(found.values())
     # those of the blocks once a layer, within the loop, or of both layers at the end
@@ -101,15 +130,22 @@ def test_data_parallelism_only_sums_gradients(layout):
 
 
 @pytest.mark.parametrize(
-    ("layout", "axes"), [("dp", ""), ("zero1", ""), ("tp", "model=2"), ("hsdp", ""), ("sp", "")]
+    ("name", "layout", "axes"),
+    [
+        ("sedd_uniform", "dp", {}),
+        ("d3pm", "zero1", {}),
+        ("radd_t_dce", "tp", {"axes": "model=2"}),
+        ("radd_t_dce", "hsdp", {}),
+        ("ar", "sp", {}),
+    ],
 )
-def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(layout, axes):
-    parts = make("radd_t_dce", layout, 8, 4, axes=axes)
+def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(name, layout, axes):
+    parts, program = built(name, layout, 8, 4, **axes)
     mesh, replicas = parts.layout.mesh, parts.layout.replica_axes
     assert replicas
     places = np.indices(mesh.devices.shape).reshape(mesh.devices.ndim, -1)
     of_replica = places[[mesh.axis_names.index(axis) for axis in replicas]].T
-    program = hlo.parse(compiled(parts).as_text())
+    program = hlo.parse(program.as_text())
     across = [
         one
         for one in find_collectives(program, 8)
@@ -124,7 +160,7 @@ def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(layout, ax
     assert sum(one.operand_bytes for one in sums) - held in range(4 * 20)
 
 
-@pytest.mark.parametrize("layout", ["dp", "zero1", "fsdp_tp"])
+@pytest.mark.parametrize("layout", ["zero1", "fsdp_tp"])
 def test_micro_batches_take_the_memory_of_one(layout):
     def temporaries(parts: int, layout: str = layout) -> int:
         program = compiled(make("radd_t_dce", layout, 8, parts, batch_size=512))
@@ -136,8 +172,9 @@ def test_micro_batches_take_the_memory_of_one(layout):
 
 @pytest.mark.parametrize("batch_size", [BATCH, 2048])
 def test_fsdp_gathers_parameters_in_every_layer(batch_size):
-    parts = make("radd_t_dce", "fsdp", 8, batch_size=batch_size)
-    found = collectives(parts)
+    larger = {"batch_size": batch_size} if batch_size > BATCH else {}
+    parts, program = built("radd_t_dce", "fsdp", 8, 1, **larger)
+    found = collectives(program)
     block = sum(x.size for x in jax.tree.leaves(parts.state.params["blocks"]) if x.ndim > 2) // 2
     gathered = [n for in_loop, n in found["all-gather"] if in_loop]
     assert sum(gathered) == 2 * block  # one layer, forward and backward
@@ -159,16 +196,16 @@ def test_fsdp_gathers_parameters_in_every_layer(batch_size):
 
 
 def test_zero1_gathers_updates_once():
-    parts = make("radd_t_dce", "zero1", 8)
-    found = collectives(parts)
+    parts, program = built("radd_t_dce", "zero1", 8, 1)
+    found = collectives(program)
     assert not any(in_loop for in_loop, _ in found["all-gather"])
     split = sum(x.size for x in jax.tree.leaves(parts.state.params) if x.ndim > 1 and x.size > 200)
     assert sum(n for _, n in found["all-gather"]) == split
 
 
 def test_tp_sums_activations_in_every_layer():
-    parts = make("radd_t_dce", "tp", 8)
-    found = collectives(parts)
+    _, program = built("radd_t_dce", "tp", 8, 1)
+    found = collectives(program)
     in_loops = [n for in_loop, n in found.pop("all-reduce") if in_loop]
     hidden = BATCH * 8 * 32
     assert [n for n in in_loops if n >= hidden] == [hidden] * 4  # attention and MLP, both ways
@@ -181,8 +218,8 @@ def test_tp_sums_activations_in_every_layer():
 
 
 def test_sp_gathers_keys_and_values():
-    parts = make("radd_t_dce", "sp", 8)
-    found = collectives(parts)
+    _, program = built("radd_t_dce", "sp", 8, 1)
+    found = collectives(program)
     keys = BATCH // 4 * 8 * 32
     gathered = [n for in_loop, n in found["all-gather"] if in_loop]
     assert gathered
@@ -225,12 +262,14 @@ def test_remat_saves_memory_step_by_step():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_devices_hold_what_the_table_says(layout):
+    """And all layouts begin with the same numbers."""
     parts = make("radd_t_dce", layout, 8)
     state = start(parts)
     held = {device: 0 for device in jax.devices()[:8]}
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             held[shard.device] += shard.data.nbytes
+    jax.tree.map(np.testing.assert_array_equal, state, first_state("radd_t_dce"))
     (each,) = set(held.values())
     assert each == device_bytes(parts.state, parts.layout.state_shardings(parts.state))
     whole = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -254,14 +293,13 @@ def test_devices_hold_what_the_table_says(layout):
 
 
 def test_state_goes_from_one_layout_to_another():
-    """Steps under fsdp_tp, then dp, then pmap: the losses of a run that stayed where it was."""
+    """Steps under fsdp_tp, then on one device, then under pmap: the losses of a run that stayed."""
     want, _ = reference("radd_t_dce")
     state, seen = None, []
-    for k, layout in enumerate(("fsdp_tp", "dp", "pmap")):
-        parts = make("radd_t_dce", layout, (8, 1, 4)[k])
+    for k, layout in enumerate((("fsdp_tp", 8, 1), (), ("pmap", 2, 2))):
+        parts, program = built("radd_t_dce", *layout)
         shardings = parts.layout.state_shardings(parts.state)
         state = jax.device_put(state, shardings) if state else start(parts)
-        program = compiled(parts)
         for batch in batches(9)[3 * k : 3 * k + 3]:
             state, metrics = program(state, parts.layout.put_train_batch(batch))
             seen.append(float(metrics["loss"]))

@@ -1,4 +1,4 @@
-"""Sampling from the left draws the joint distribution, exactly. Chi-squares: wrong once in 10^6."""
+"""Sampling from the left: its prefix, cache and stop; the law of samples is in test_laws.py."""
 
 import functools
 
@@ -18,7 +18,7 @@ from tests.enumerable import random_joint
 from tests.laws import chi_square
 from tests.visible import exact_table, visible_network
 
-VOCAB, LENGTH, COUNT = 3, 3, 100_000
+VOCAB, LENGTH, COUNT = 3, 3, 40_000
 JOINT = random_joint(VOCAB, LENGTH, seed=3)
 
 
@@ -34,22 +34,18 @@ def sampler():
     )
 
 
-def sample(prompt, fixed, seed=0):
-    tokens, stats = sampler()({}, step_key(seed, 0), jnp.asarray(prompt), jnp.asarray(fixed))
+def sample(prompt, fixed):
+    tokens, stats = sampler()({}, step_key(0, 0), jnp.asarray(prompt), jnp.asarray(fixed))
     prefix = np.cumprod(np.asarray(fixed).all(0)).sum()  # read in one evaluation
     np.testing.assert_array_equal(stats.nfe, np.full(len(prompt), LENGTH - prefix + (prefix > 0)))
     return np.asarray(tokens)
 
 
-def test_samples_follow_the_joint():
-    empty = np.zeros((COUNT, LENGTH), np.int32)
-    tokens = sample(empty, np.zeros(empty.shape, bool))
-    statistic, limit = chi_square(tokens, JOINT.reshape(-1))
-    assert statistic < limit
-
-
 def test_prefix_is_conditioned_on_and_what_is_fixed_later_only_kept():
-    """x_1 = 2 and x_3 = 1 fixed: x_2 follows p(x_2 | x_1), and not p(x_2 | x_1, x_3)."""
+    """Chi-squares reject the right law once in 10^6.
+
+    x_1 = 2 and x_3 = 1 fixed: x_2 follows p(x_2 | x_1), and not p(x_2 | x_1, x_3).
+    """
     prompt = np.broadcast_to(np.array([2, 0, 1], np.int32), (COUNT, LENGTH))
     fixed = np.broadcast_to([True, False, True], prompt.shape)
     tokens = sample(prompt, fixed)
@@ -84,16 +80,6 @@ def test_greedy_tokens_are_the_best_of_one_causal_pass():
     tokens, _ = jax.jit(run)(params, step_key(0, 0), prompt, fixed)
     logits = network.apply(params, shifted(tokens, 20), attend="causal").logits()
     np.testing.assert_array_equal(tokens, jnp.where(fixed, prompt, logits.argmax(-1)))
-
-
-def test_sequence_depends_on_the_key_and_its_number_alone():
-    prompt = np.random.default_rng(0).integers(0, VOCAB, (COUNT, LENGTH)).astype(np.int32)
-    fixed = np.random.default_rng(1).random(prompt.shape) < 0.3
-    all_of_them = sample(prompt, fixed)
-    np.testing.assert_array_equal(all_of_them[fixed], prompt[fixed])
-    others = np.concatenate([prompt[:5], 1 - prompt[5:] % 2])
-    np.testing.assert_array_equal(sample(others, fixed)[:5], all_of_them[:5])
-    assert (sample(prompt, fixed, seed=1) != all_of_them).any()
 
 
 def test_drawing_ends_where_every_sequence_has_drawn_the_stop():

@@ -1,11 +1,10 @@
-"""First-hitting sampling: the times of independent positions, and no error from steps.
+"""First-hitting sampling: the times of independent positions; test_laws.py has the law of samples.
 
 In the limit of many steps every position has a clock of its own: 1 - alpha at its time, relative to
 that at t = 1, is uniform. Chi-squares reject the right law once in 10^6.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -18,70 +17,14 @@ from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers.first_hitting import first_hitting, hitting_times
 from ddm_jax.samplers.signature import SampleSpec
-from tests.chain_rule import law_of_order
-from tests.enumerable import exact_denoiser, random_joint, table_network
-from tests.laws import absorbing_law, chi_square
-from tests.visible import wrong_table
+from tests.laws import chi_square
 
-VOCAB, LENGTH, COUNT = 3, 3, 108_000
-JOINT = random_joint(VOCAB, LENGTH, seed=3)
-MASKS = [VOCAB] * LENGTH
+LENGTH = 3
 
 
-def sampler(apply, schedule="log_linear", mask_id=VOCAB):
+def sampler(apply, schedule, mask_id):
     process = Absorbing(SCHEDULES[schedule].make(), mask_id)
     return jax.jit(functools.partial(first_hitting, apply, {}, process=process, spec=SampleSpec(1)))
-
-
-@functools.cache
-def exact():
-    return sampler(exact_denoiser(JOINT))
-
-
-def sample(run, prompt=None, fixed=None, seed=0):
-    """(tokens, nfe)."""
-    prompt = np.zeros((COUNT, LENGTH), np.int32) if prompt is None else prompt
-    fixed = np.zeros(prompt.shape, bool) if fixed is None else fixed
-    tokens, stats = run(step_key(seed, 0), jnp.asarray(prompt), jnp.asarray(fixed))
-    return np.asarray(tokens), np.asarray(stats.nfe)
-
-
-def test_the_exact_denoiser_samples_the_joint():
-    """And not what a chain of 64 steps makes of it."""
-    tokens, nfe = sample(exact())
-    np.testing.assert_array_equal(nfe, np.full(COUNT, LENGTH))
-    statistic, limit = chi_square(tokens, JOINT.reshape(-1))
-    assert statistic < limit
-    statistic, limit = chi_square(tokens, absorbing_law(JOINT, 64, MASKS))
-    assert statistic > limit
-
-
-def test_every_order_of_the_positions_is_as_likely():
-    """Seen in a network that is wrong, and so has another law in every order."""
-    log_p = wrong_table(VOCAB, LENGTH)
-    tokens, _ = sample(sampler(table_network(np.float32(log_p))))
-    orders = itertools.permutations(range(LENGTH))
-    laws = np.array([law_of_order(np.exp(log_p), list(order), MASKS) for order in orders])
-    statistic, limit = chi_square(tokens, laws.mean(0))
-    assert statistic < limit
-    for i in range(len(laws)):
-        statistic, limit = chi_square(tokens, np.delete(laws, i, axis=0).mean(0))
-        assert statistic > limit
-
-
-def test_fixed_positions_stay_and_the_rest_follows_given_them():
-    """Every token at every position at once; what the prompt says elsewhere is ignored."""
-    position, given = (x.reshape(-1) for x in np.indices((LENGTH, VOCAB)))
-    position, given = (np.tile(x, COUNT // 9) for x in (position, given))
-    fixed = position[:, None] == np.arange(LENGTH)
-    prompt = np.where(fixed, given[:, None], 1).astype(np.int32)
-    tokens, nfe = sample(exact(), prompt, fixed)
-    np.testing.assert_array_equal(nfe, np.full(len(prompt), LENGTH - 1))
-    for i, token in itertools.product(range(LENGTH), range(VOCAB)):
-        law = np.where(np.indices(JOINT.shape)[i] == token, JOINT, 0).reshape(-1)
-        here = tokens[(position == i) & (given == token)]
-        statistic, limit = chi_square(here, law / law.sum())
-        assert statistic < limit
 
 
 BINS = 4
@@ -106,7 +49,8 @@ def test_every_position_has_its_own_clock(schedule):
     fixed = np.zeros((50_000, LENGTH), bool)
     fixed[::2, 1] = True
     run = sampler(clock(schedule), schedule, mask_id=BINS)
-    tokens, _ = sample(run, np.full(fixed.shape, 2, np.int32), fixed)
+    tokens, _ = run(step_key(0, 0), jnp.full(fixed.shape, 2, jnp.int32), jnp.asarray(fixed))
+    tokens = np.asarray(tokens)
     statistic, limit = chi_square(tokens[1::2], np.full(BINS**LENGTH, BINS**-LENGTH))
     assert statistic < limit
     assert (tokens[::2, 1] == 2).all()
@@ -135,16 +79,3 @@ def test_times_are_those_of_the_formula(schedule):
             want = process.schedule.one_minus_alpha(np.float64(times[here, event]))
             expected = np.maximum(noise, clean)[here]
             np.testing.assert_allclose(want, expected, rtol=2e-5, atol=1e-9)
-
-
-def test_sequence_depends_on_the_key_and_its_number_alone():
-    prompt = np.random.default_rng(0).integers(0, VOCAB, (64, LENGTH)).astype(np.int32)
-    fixed = np.random.default_rng(1).random(prompt.shape) < 0.3
-    tokens, nfe = sample(exact(), prompt, fixed)
-    np.testing.assert_array_equal(tokens[fixed], prompt[fixed])
-    np.testing.assert_array_equal(nfe, (~fixed).sum(1))
-    few, _ = sample(exact(), prompt[:5], fixed[:5])
-    np.testing.assert_array_equal(few, tokens[:5])
-    others = np.concatenate([prompt[:5], 1 - prompt[5:] % 2])
-    np.testing.assert_array_equal(sample(exact(), others, fixed)[0][:5], tokens[:5])
-    assert (sample(exact(), prompt, fixed, seed=1)[0] != tokens).any()
