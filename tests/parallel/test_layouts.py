@@ -70,6 +70,7 @@ def reference(name: str, steps: int = STEPS, **model: Any) -> tuple[np.ndarray, 
 
 
 @pytest.mark.parametrize(("name", "layout", "devices", "parts"), RUNS)
+@pytest.mark.slow
 def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
     losses, checksums = run(name, layout, devices, parts)
     np.testing.assert_array_equal(checksums, reference(name)[1])
@@ -84,6 +85,7 @@ def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
         ("prefix", "fsdp_tp", 1),
     ],
 )
+@pytest.mark.slow
 def test_pairs_train_on_the_same_numbers(kind, layout, parts):
     model = {"kind": kind, "max_length": 16}
     losses, checksums = run("rdm_absorb", layout, 8, parts, steps=4, **model)
@@ -92,6 +94,7 @@ def test_pairs_train_on_the_same_numbers(kind, layout, parts):
     np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gaussian_d3pm_is_mapped_on_each_device():
     """Its loss takes sequences one by one, but brings nothing of the network to other devices."""
     losses, checksums = reference("d3pm", 2, process="d3pm_gaussian")
@@ -119,6 +122,7 @@ def parameters(parts) -> int:
 
 
 @pytest.mark.parametrize("layout", ["dp", "pmap"])
+@pytest.mark.slow
 def test_data_parallelism_only_sums_gradients(layout):
     parts, program = built("radd_t_dce", layout, 8, 1)
     found = collectives(program)
@@ -133,12 +137,13 @@ def test_data_parallelism_only_sums_gradients(layout):
     ("name", "layout", "axes"),
     [
         ("sedd_uniform", "dp", {}),
-        ("d3pm", "zero1", {}),
+        ("radd_t_dce", "zero1", {}),
         ("radd_t_dce", "tp", {"axes": "model=2"}),
         ("radd_t_dce", "hsdp", {}),
-        ("ar", "sp", {}),
+        ("radd_t_dce", "sp", {}),
     ],
 )
+@pytest.mark.slow
 def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(name, layout, axes):
     parts, program = built(name, layout, 8, 4, **axes)
     mesh, replicas = parts.layout.mesh, parts.layout.replica_axes
@@ -161,6 +166,7 @@ def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(name, layo
 
 
 @pytest.mark.parametrize("layout", ["zero1", "fsdp_tp"])
+@pytest.mark.slow
 def test_micro_batches_take_the_memory_of_one(layout):
     def temporaries(parts: int, layout: str = layout) -> int:
         program = compiled(make("radd_t_dce", layout, 8, parts, batch_size=512))
@@ -171,6 +177,7 @@ def test_micro_batches_take_the_memory_of_one(layout):
 
 
 @pytest.mark.parametrize("batch_size", [BATCH, 2048])
+@pytest.mark.slow
 def test_fsdp_gathers_parameters_in_every_layer(batch_size):
     larger = {"batch_size": batch_size} if batch_size > BATCH else {}
     parts, program = built("radd_t_dce", "fsdp", 8, 1, **larger)
@@ -195,6 +202,7 @@ def test_fsdp_gathers_parameters_in_every_layer(batch_size):
     assert not found["collective-permute"]
 
 
+@pytest.mark.slow
 def test_zero1_gathers_updates_once():
     parts, program = built("radd_t_dce", "zero1", 8, 1)
     found = collectives(program)
@@ -203,6 +211,7 @@ def test_zero1_gathers_updates_once():
     assert sum(n for _, n in found["all-gather"]) == split
 
 
+@pytest.mark.slow
 def test_tp_sums_activations_in_every_layer():
     _, program = built("radd_t_dce", "tp", 8, 1)
     found = collectives(program)
@@ -217,6 +226,7 @@ def test_tp_sums_activations_in_every_layer():
     assert not any(found.values())
 
 
+@pytest.mark.slow
 def test_sp_gathers_keys_and_values():
     _, program = built("radd_t_dce", "sp", 8, 1)
     found = collectives(program)
@@ -242,6 +252,7 @@ def test_weight_gradients_leave_their_matmuls_in_the_type_that_is_asked_for(dtyp
     assert summed == wanted
 
 
+@pytest.mark.slow
 def test_all_gradients_are_summed_in_float32_by_default():
     """Also those of norms, biases and embeddings, when the network computes in bfloat16."""
     program = compiled(make("radd_t_dce", "dp", 8, compute_dtype="bfloat16"))
@@ -261,6 +272,7 @@ def test_remat_saves_memory_step_by_step():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.slow
 def test_devices_hold_what_the_table_says(layout):
     """And all layouts begin with the same numbers."""
     parts = make("radd_t_dce", layout, 8)
@@ -269,7 +281,8 @@ def test_devices_hold_what_the_table_says(layout):
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             held[shard.device] += shard.data.nbytes
-    jax.tree.map(np.testing.assert_array_equal, state, first_state("radd_t_dce"))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, state, first_state("radd_t_dce"))
     (each,) = set(held.values())
     assert each == device_bytes(parts.state, parts.layout.state_shardings(parts.state))
     whole = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -292,6 +305,7 @@ def test_devices_hold_what_the_table_says(layout):
     assert len(re.findall(r"^blocks/", shown, re.M)) == 10
 
 
+@pytest.mark.slow
 def test_state_goes_from_one_layout_to_another():
     """Steps under fsdp_tp, then on one device, then under pmap: the losses of a run that stayed."""
     want, _ = reference("radd_t_dce")

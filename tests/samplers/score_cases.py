@@ -1,5 +1,6 @@
 """Rows of the table of samplers that step by scores: SEDD's rules, with true and wrong scores."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ def stepped(
     """A row. sharpen: what `spec` does to the law of a jump. wrong: how far scores are off."""
     rule = sampler.removesuffix("_x0")
 
+    @functools.cache
     def chain(steps: int, wrong: float = wrong) -> Chain:
         return Chain(JOINT[3], kind, schedule, steps, wrong)
 

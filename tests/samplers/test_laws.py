@@ -5,6 +5,7 @@ chains is the joint distribution only as N grows. Chi-squares reject the right l
 """
 
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -60,7 +61,13 @@ def assert_law(name: str, steps: int, start: int) -> None:
         assert statistic < limit, f"evaluations in {steps} steps from {begin}"
 
 
-@pytest.mark.parametrize("name", CASES)
+def rows(names: Iterable[str]) -> list:
+    """Rows of the table as parameters; only a few are fast."""
+    fast = ("ancestral", "autoregressive")
+    return [pytest.param(x, marks=() if x in fast else pytest.mark.slow) for x in names]
+
+
+@pytest.mark.parametrize("name", rows(CASES))
 def test_samples_follow_the_law_of_the_chain(name):
     """For several numbers of steps, and not that of another chain."""
     case = CASES[name]
@@ -72,7 +79,7 @@ def test_samples_follow_the_law_of_the_chain(name):
         assert statistic > limit
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rows(CASES))
 def test_fixed_positions_stay_and_the_rest_follows_given_them(name):
     case = CASES[name]
     for start in range(1, len(STARTS[case.length])):
@@ -87,7 +94,7 @@ def a_row_of_each_program() -> list[str]:
     return list(found.values())
 
 
-@pytest.mark.parametrize("name", a_row_of_each_program())
+@pytest.mark.parametrize("name", rows(a_row_of_each_program()))
 def test_a_sequence_depends_on_its_own_key_prompt_and_number_only(name):
     """Whatever the other sequences of the batch are; test_table.py: and however many there are."""
     case = CASES[name]
@@ -104,6 +111,7 @@ def test_a_sequence_depends_on_its_own_key_prompt_and_number_only(name):
     assert (other_key != tokens).any()
 
 
+@pytest.mark.slow
 def test_cached_draws_the_samples_of_event_driven_from_the_same_key():
     """Of whose evaluations a batch needs at least as many as its slowest sequence."""
     for steps in CASES["cached"].steps:
