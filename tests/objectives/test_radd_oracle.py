@@ -36,7 +36,7 @@ def setup(oracle, case, schedule, dtype):
     # the published geometric schedule keeps its ends in float32
     ends = {k: float(np.float32(noise[k])) for k in ("sigma_min", "sigma_max")}
     options = ends if schedule == "geometric" else {}
-    process = Absorbing(SCHEDULES[SCHEDULE[schedule]](**options), mask_id=tokens)
+    process = Absorbing(SCHEDULES[SCHEDULE[schedule]].make(**options), mask_id=tokens)
     x0 = jnp.asarray(arrays[f"{case}_x0"])
     batch = {"tokens": x0, "valid": jnp.ones(x0.shape, bool)}
     return jax.jit(network.apply), params, batch, jnp.asarray(arrays[f"{case}_xt"]), arrays, process

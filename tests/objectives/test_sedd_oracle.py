@@ -25,7 +25,7 @@ def setup(oracle, kind, schedule):
     # the published geometric schedule keeps its ends in float32
     ends = {"sigma_min": float(np.float32(1e-4)), "sigma_max": float(np.float32(20))}
     process = make(
-        SCHEDULES[SCHEDULE[schedule]](**(ends if schedule == "geometric" else {})),
+        SCHEDULES[SCHEDULE[schedule]].make(**(ends if schedule == "geometric" else {})),
         meta["config"]["tokens"],
     )
     return arrays, meta, process, loss_at
