@@ -24,8 +24,11 @@ MODULES = {
     name: f"ddm_jax.{name}"
     for name in ("main", "sample", "translate", "evaluate", "judge", "prepare", "convert")
 } | {name: f"ddm_jax.{name}.__main__" for name in ("compare", "aot")}
-# one device; a test compiles far longer than it computes. XLA_FLAGS="" compiles as users do
-VARIABLES = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+# one device, compiled as in tests/conftest.py. XLA_FLAGS="" compiles as users do
+VARIABLES = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+}
 EIGHT_DEVICES = {"XLA_FLAGS": f"{VARIABLES['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
 RECIPE = "--config=configs/radd_tiny.py"
 LONGEST = 400  # characters of a message, past which nobody reads it
