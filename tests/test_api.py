@@ -1,6 +1,7 @@
 """`import ddm_jax`: train, open_run, generate and likelihood from Python, equal to the commands."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,25 +14,14 @@ import ddm_jax
 from ddm_jax import evaluate
 from ddm_jax.generation.translation import translate_sources
 from tests import letters
-
-SIZES = {name: x for name, x in letters.SETTINGS.items() if not name.startswith("data.")}
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """Three steps of a recipe found by its name, on a prepared set."""
-    folder = tmp_path_factory.mktemp("api")
-    data = letters.prepare_letters(folder)
-    overrides = {**SIZES, "data.source": str(data.folder), "data.length": letters.LENGTH}
-    overrides |= {"data.tokenizer": "bytes", "train.log_every": 1, "eval.every": 3}
-    outcome = ddm_jax.train("radd_tiny", folder / "run", overrides=overrides)
-    assert (outcome.step, outcome.finished) == (3, True)
-    return folder / "run"
+from tests.trained import LENGTH, STEPS
 
 
 @pytest.fixture(scope="module")
-def run(workdir):
-    return ddm_jax.open_run(str(workdir))
+def run(trained_run, tmp_path_factory):
+    """Of a copy: evaluations are written into it."""
+    folder = shutil.copytree(trained_run, tmp_path_factory.mktemp("copy") / "run")
+    return ddm_jax.open_run(str(folder))
 
 
 def test_import_is_light_and_names_are_listed():
@@ -48,13 +38,14 @@ def test_import_is_light_and_names_are_listed():
         assert getattr(ddm_jax, name)
 
 
-def test_run_says_what_it_is(run, workdir):
-    assert (run.step, run.weights, run.workdir) == (3, "ema", workdir)
-    assert run.config.train.steps == 3
+def test_run_says_what_it_is(trained_run):
+    run = ddm_jax.open_run(str(trained_run))
+    assert (run.step, run.weights, run.workdir) == (STEPS, "ema", trained_run)
+    assert run.config.train.steps == STEPS
     assert run.tokenizer.name == "bytes"
     text = repr(run)
     assert len(text) < 300  # it does not print the weights
-    assert "step=3" in text
+    assert f"step={STEPS}" in text
     assert "objective='radd_t_dce'" in text
 
 
@@ -62,20 +53,20 @@ def test_metrics_are_columns(run):
     metrics = run.metrics
     lines = [json.loads(x) for x in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     steps, loss = metrics.curve("loss")
-    assert steps.tolist() == [1, 2, 3]
+    assert steps.tolist() == [10, 20, 30, 40]
     assert loss.tolist() == [line["loss"] for line in lines if "loss" in line]
     assert len(metrics) == len(metrics["nll"]) == len(lines)
-    assert np.isnan(metrics["nll"]).sum() == 3
-    assert metrics.curve("nll")[0].tolist() == [3]
+    assert np.isnan(metrics["nll"]).sum() == 4
+    assert metrics.curve("nll")[0].tolist() == [STEPS]
     assert "bits_per_byte" in str(metrics)
     assert "<th>loss</th>" in metrics._repr_html_()
     with pytest.raises(ddm_jax.UserError, match=r"no field 'los': choose one of step, .*loss"):
         metrics["los"]
 
 
-def test_run_that_has_logged_nothing_has_empty_metrics(workdir, tmp_path):
-    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
-    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+def test_run_that_has_logged_nothing_has_empty_metrics(trained_run, tmp_path):
+    (tmp_path / "config.json").write_text((trained_run / "config.json").read_text())
+    (tmp_path / "checkpoints").symlink_to(trained_run / "checkpoints")
     metrics = ddm_jax.open_run(tmp_path).metrics
     assert len(metrics) == 0
     assert str(metrics) == "\n0 lines, fields: none"
@@ -110,7 +101,7 @@ def test_generated_text_is_shown_as_text(run):
 def test_options_of_the_sampler(run):
     options = {"order": "right"}
     made = ddm_jax.generate(run, 2, sampler="ordered", options=options, temperature=0)
-    assert made.nfe.tolist() == [letters.LENGTH] * 2
+    assert made.nfe.tolist() == [LENGTH] * 2
     assert made.texts[0] == made.texts[1]
 
 
@@ -177,8 +168,8 @@ def test_train_says_in_one_sentence_what_is_wrong(tmp_path, config, overrides, s
     assert not (tmp_path / "run").exists()
 
 
-def test_open_run_says_in_one_sentence_what_is_wrong(workdir, tmp_path):
+def test_open_run_says_in_one_sentence_what_is_wrong(trained_run, tmp_path):
     with pytest.raises(ddm_jax.UserError, match=r"is not the folder of a run"):
         ddm_jax.open_run(tmp_path)
     with pytest.raises(ddm_jax.UserError, match=r"weights='best' is unknown: give one of ema"):
-        ddm_jax.open_run(workdir, "best")
+        ddm_jax.open_run(trained_run, "best")

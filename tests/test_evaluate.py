@@ -4,8 +4,7 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import jax
@@ -25,29 +24,21 @@ from ddm_jax.evaluation.likelihood.monte_carlo import estimate, make_bound
 from ddm_jax.evaluation.likelihood.partial_results import PartialResults
 from ddm_jax.evaluation.reports import weights_hash
 from ddm_jax.evaluation.samples.measure import SamplesRequest, measure_samples
-from ddm_jax.experiment import build, with_options
+from ddm_jax.experiment import with_options
 from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
-from ddm_jax.training import loop
-from tests.text_run import LENGTH, make_config, write_texts
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
+from tests import commands
+from tests.commands import assert_one_sentence
+from tests.trained import LENGTH, STEPS
 
 
 @pytest.fixture(scope="module")
-def run(files, tmp_path_factory):
-    """(workdir, config, tokenizer) of 40 steps on forty short texts."""
-    workdir = tmp_path_factory.mktemp("run")
-    loop.train_experiment(build(make_config(files)), workdir)
-    return workdir, *read_record(workdir)
+def run(trained_run, tmp_path_factory):
+    """A copy: evaluations are written into it."""
+    return shutil.copytree(trained_run, tmp_path_factory.mktemp("copy") / "run")
 
 
 NUMBERS = ("nll", "stderr", "mc_stderr", "text_stderr", "sequences", "tokens", "bytes")
@@ -60,8 +51,8 @@ def test_estimators_agree_on_a_trained_run(run):
     """
     request = LikelihoodRequest(num=24, draws=32)
     found = {
-        name: measure_likelihood(run[0], dataclasses.replace(request, estimator=name))
-        for name in estimators.fitting(run[1])
+        name: measure_likelihood(run, dataclasses.replace(request, estimator=name))
+        for name in estimators.fitting(read_record(run)[0])
     }
     pseudo, loose = found.pop("mlm_pseudo"), found.pop("sedd_absorb")
     assert set(found) == {
@@ -79,10 +70,10 @@ def test_estimators_agree_on_a_trained_run(run):
 
 def test_own_split_is_the_bound_of_validation_with_other_draws(run):
     """On the whole split; within 5 joint errors of the draws, whose error is the same in both."""
-    workdir, config, _ = run
-    report = measure_likelihood(run[0], LikelihoodRequest(split="validation", draws=16))
+    config = read_record(run)[0]
+    report = measure_likelihood(run, LikelihoodRequest(split="validation", draws=16))
     data = open_or_prepare(config.data)
-    opened = open_run(workdir, layout=dp(jax.devices()))
+    opened = open_run(run, layout=dp(jax.devices()))
     loss = with_options(OBJECTIVES["radd_ao"], config).loss
     bound = jax.jit(make_bound(opened.network, loss, opened.process, 16))
     batches = eval_batches(data, "validation", batch_size=16)
@@ -100,12 +91,12 @@ def test_own_split_is_the_bound_of_validation_with_other_draws(run):
 
 
 def test_report_says_how_the_number_was_made(run):
-    workdir, _, tokenizer = run
+    tokenizer = read_record(run)[1]
     report = measure_likelihood(
-        run[0], LikelihoodRequest(num=5, draws=4, estimator="mdlm", time_steps=10, seed=3)
+        run, LikelihoodRequest(num=5, draws=4, estimator="mdlm", time_steps=10, seed=3)
     )
     said = {
-        "checkpoint": 40,
+        "checkpoint": STEPS,
         "weights": "ema",
         "estimator": "mdlm",
         "estimates": "an upper bound",
@@ -132,8 +123,8 @@ def test_report_says_how_the_number_was_made(run):
     assert report["versions"]["jax"] == jax.__version__
     written = json.loads(Path(report["out"]).read_text())
     assert written == {name: x for name, x in report.items() if name != "out"}
-    assert Path(report["out"]).parent == workdir / "evaluation"
-    params = open_run(workdir, layout=dp(jax.devices()[:1])).params
+    assert Path(report["out"]).parent == run / "evaluation"
+    params = open_run(run, layout=dp(jax.devices()[:1])).params
     assert report["weights_sha256"] == weights_hash(params)
     params["embed"]["embedding"] = params["embed"]["embedding"].at[0, 0].add(1)
     assert report["weights_sha256"] != weights_hash(params)
@@ -150,11 +141,11 @@ def test_interrupted_evaluation_resumes_with_the_same_numbers(run, tmp_path, mon
             os.kill(os.getpid(), 2)  # Ctrl-C
 
     monkeypatch.setattr(PartialResults, "append", stop_after_two)
-    assert measure_likelihood(run[0], request) is None
+    assert measure_likelihood(run, request) is None
     assert "Stopped after 16 of 36 sequences" in capsys.readouterr().out
     (file,) = (
         path
-        for path in (run[0] / "evaluation").glob("*.batches.jsonl")
+        for path in (run / "evaluation").glob("*.batches.jsonl")
         if '"seed": 11' in path.read_text()
     )
     with file.open("a") as torn:
@@ -166,13 +157,13 @@ def test_interrupted_evaluation_resumes_with_the_same_numbers(run, tmp_path, mon
         append(self, nats, tokens)
 
     monkeypatch.setattr(PartialResults, "append", count)
-    report = measure_likelihood(run[0], dataclasses.replace(request, batch_size=16))
+    report = measure_likelihood(run, dataclasses.replace(request, batch_size=16))
     assert counted == [16, 4]
     assert report["sequences_from_before"] == 16
-    again = measure_likelihood(run[0], request)
+    again = measure_likelihood(run, request)
     assert counted == [16, 4]  # all was there
     file.unlink()
-    fresh = measure_likelihood(run[0], request)
+    fresh = measure_likelihood(run, request)
     for other in (again, fresh):
         for name in NUMBERS:
             assert other[name] == pytest.approx(report[name], rel=1e-6), name
@@ -190,16 +181,14 @@ def test_partial_results_of_other_numbers_are_discarded(tmp_path):
 def test_each_identity_has_partial_results_of_its_own(run):
     """Seeds, draws and weights do not share partial results; batch sizes do."""
     request = LikelihoodRequest(num=8, draws=2, seed=21)
-    first = measure_likelihood(run[0], request)
+    first = measure_likelihood(run, request)
     changes = ({"seed": 22}, {"draws": 4}, {"weights": "last"}, {"num": 7})
     for change in changes:
-        other = measure_likelihood(run[0], dataclasses.replace(request, **change))
+        other = measure_likelihood(run, dataclasses.replace(request, **change))
         assert other["sequences_from_before"] == 0, change
         assert other["nll"] != first["nll"]
     assert (
-        measure_likelihood(run[0], dataclasses.replace(request, batch_size=4))[
-            "sequences_from_before"
-        ]
+        measure_likelihood(run, dataclasses.replace(request, batch_size=4))["sequences_from_before"]
         == 8
     )
 
@@ -207,7 +196,7 @@ def test_each_identity_has_partial_results_of_its_own(run):
 def test_protocol_works_with_another_tokenizer_and_says_so(run, tmp_path):
     (tmp_path / "ptb.txt").write_text("it was N not the one 's\n" * 40)
     request = LikelihoodRequest(dataset=f"ptb={tmp_path}/ptb.txt", protocol="mdlm", draws=2)
-    report = measure_likelihood(run[0], request)
+    report = measure_likelihood(run, request)
     assert (report["protocol"], report["dataset"], report["split"]) == ("mdlm", "ptb", "validation")
     assert report["comparable"] == "no: the run's tokenizer is bytes, the papers' gpt2"
     assert report["detokeniser"] == "ptb"
@@ -221,7 +210,7 @@ def test_protocol_works_with_another_tokenizer_and_says_so(run, tmp_path):
 
 def test_one_block_has_no_error_over_sequences(run, tmp_path):
     (tmp_path / "a.txt").write_text("so the one that we saw was not there")
-    report = measure_likelihood(run[0], LikelihoodRequest(dataset=f"{tmp_path}/a.txt", draws=4))
+    report = measure_likelihood(run, LikelihoodRequest(dataset=f"{tmp_path}/a.txt", draws=4))
     assert report["sequences"] == 1
     assert report["stderr"] is None
     assert report["mc_stderr"] > 0
@@ -229,7 +218,7 @@ def test_one_block_has_no_error_over_sequences(run, tmp_path):
 
 def test_python_and_the_command_have_the_same_number(run, tmp_path):
     """Of the run's own split, of a file, and of the texts in it."""
-    opened = open_run(run[0], layout=dp(jax.devices()[:1]))
+    opened = open_run(run, layout=dp(jax.devices()[:1]))
     texts = ["so the one that we saw was not there", "", "é that was told", "so we saw"] * 4
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     dataset = f"{tmp_path}/texts.jsonl"
@@ -241,7 +230,7 @@ def test_python_and_the_command_have_the_same_number(run, tmp_path):
     ):
         found = likelihood(opened, given, split=split, **options)
         request = LikelihoodRequest(split=split, **changes, **options)
-        report = measure_likelihood(run[0], request)
+        report = measure_likelihood(run, request)
         for name in ("nll", "stderr", "ppl", "bits_per_byte", "tokens", "sequences", "draws"):
             assert getattr(found, name) == report[name], (given, name)
         assert found.estimates == report["estimates"] == "an upper bound"
@@ -265,7 +254,7 @@ def test_python_and_the_command_have_the_same_number(run, tmp_path):
 )
 def test_errors_of_likelihood_name_what_is_wrong(run, given, said):
     with pytest.raises(UserError) as error:
-        likelihood(open_run(run[0], layout=dp(jax.devices()[:1])), **given)
+        likelihood(open_run(run, layout=dp(jax.devices()[:1])), **given)
     assert said in str(error.value)
 
 
@@ -286,7 +275,7 @@ def test_errors_of_likelihood_name_what_is_wrong(run, given, said):
 )
 def test_errors_name_what_is_wrong(run, request_, said):
     with pytest.raises(UserError) as error:
-        measure_likelihood(run[0], LikelihoodRequest(data_root="/nowhere", **request_))
+        measure_likelihood(run, LikelihoodRequest(data_root="/nowhere", **request_))
     assert said in str(error.value)
 
 
@@ -295,40 +284,22 @@ def test_samples_are_measured_from_python(run):
     request = SamplesRequest(
         samples=3, infill=4, split="validation", sampling=SamplingRequest(steps=2, batch_size=2)
     )
-    report = measure_samples(run[0], request)
+    report = measure_samples(run, request)
     assert report["drawn"]["samples"]["texts"] == report["drawn"]["reference"]["texts"] == 3
     assert (report["sampler"]["steps"], report["batch_size"], report["weights"]) == (2, 2, "ema")
     assert report["infilling"]["blocks"] == 4
     written = json.loads(Path(report["out"]).read_text())
     assert written == {name: x for name, x in report.items() if name != "out"}
-    again = measure_samples(run[0], dataclasses.replace(request, infill=0))
+    again = measure_samples(run, dataclasses.replace(request, infill=0))
     assert again["drawn"] == report["drawn"]
     with pytest.raises(UserError, match="--mauve compares samples with held-out text"):
-        measure_samples(run[0], SamplesRequest(infill=2, mauve=True))
-
-
-def evaluate(*flags):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(
-        [sys.executable, "-m", "ddm_jax.evaluate", *flags],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def command(*flags):
-    done = evaluate(*flags)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
+        measure_samples(run, SamplesRequest(infill=2, mauve=True))
 
 
 def test_command_prints_a_table_progress_and_json(run):
-    folder = f"--workdir={run[0]}"
-    out, said = command(folder, "--split=validation", "--num=4", "--draws=2", "--json")
+    folder = f"--workdir={run}"
+    sizes = ("--split=validation", "--num=4", "--draws=2")
+    _, out, said = commands.run("evaluate", folder, *sizes, "--json", code=0)
     report = json.loads(out.splitlines()[-1])
     assert report["split"] == "validation"
     assert f"nll {' ' * 19}{report['nll']:.5g}" in out
@@ -337,14 +308,13 @@ def test_command_prints_a_table_progress_and_json(run):
 
 
 def test_flags_of_pairs_are_refused_for_text(run):
-    said = evaluate(f"--workdir={run[0]}", "--source=pairs:reverse").stderr
-    assert "--source does not apply: the run is a language model" in said
-    assert "Traceback" not in said
+    ended = commands.run("evaluate", f"--workdir={run}", "--source=pairs:reverse")
+    assert_one_sentence(ended, "--source does not apply: the run is a language model")
 
 
 def test_command_scores_samples_and_infilling(run):
     sizes = ("--samples=3", "--infill=5", "--batch_size=4", "--steps=2", "--split=validation")
-    out, said = command(f"--workdir={run[0]}", *sizes, "--json")
+    _, out, said = commands.run("evaluate", f"--workdir={run}", *sizes, "--json", code=0)
     report = json.loads(out.splitlines()[-1])
     drawn, infilling = report["drawn"], report["infilling"]
     assert drawn["samples"]["texts"] == drawn["reference"]["texts"] == 3
@@ -368,4 +338,4 @@ def test_command_scores_samples_and_infilling(run):
     ],
 )
 def test_flags_of_samples_are_checked(run, given, said):
-    assert said in evaluate(f"--workdir={run[0]}", *given).stderr
+    assert_one_sentence(commands.run("evaluate", f"--workdir={run}", *given), said)

@@ -1,11 +1,8 @@
 """The README tells the truth: its links, its tables, its recipe and its commands."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from ddm_jax.config import resolve
@@ -14,6 +11,7 @@ from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.samplers import SAMPLERS
+from tests import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,19 +69,12 @@ def test_override_command_of_the_readme_runs(tmp_path):
     words += ["--config.data.tokenizer=bytes", f"--config.data.root={tmp_path / 'root'}"]
     words += ["--config.train.steps=20", "--config.model.width=32", "--config.model.depth=1"]
     words += ["--config.data.validation_fraction=0.2", "--config.sampler.steps=4", "--json"]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = commands.run(words[1].removeprefix("ddm_jax."), *words[2:], code=0)
     assert '"finished": true' in done.stdout.splitlines()[-1]
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     # and what was trained there can be sampled
-    words = ["-m", "ddm_jax.sample", f"--workdir={tmp_path / 'run'}", "--prefix=Message", "--json"]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    words = [f"--workdir={tmp_path / 'run'}", "--prefix=Message", "--json"]
+    done = commands.run("sample", *words, code=0)
     out = json.loads(done.stdout.splitlines()[-1])["out"]
     lines = Path(out).read_text(encoding="utf-8").splitlines()
     assert all(json.loads(line)["text"].startswith("Message") for line in lines)

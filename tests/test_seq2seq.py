@@ -1,14 +1,10 @@
 """From pairs in a file to scores, as a user does it: train, resume, translate, evaluate.
 
-The targets are the sources backwards, word by word, of few words: a small network learns some of it
-in a few seconds, but nothing here depends on how much.
+The pairs and the run: tests/pairs_run.py.
 """
 
 import json
-import os
-import random
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import jax
@@ -17,7 +13,6 @@ import pytest
 from etils import epath
 
 import ddm_jax
-from ddm_jax.config import defaults, resolve
 from ddm_jax.data.loading.loader import train_iterator
 from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
@@ -35,53 +30,19 @@ from ddm_jax.training import loop
 from ddm_jax.training.optimizer import make_optimizer
 from ddm_jax.training.state import init_state
 from ddm_jax.training.step import make_train_step, metric_names
+from tests import commands
+from tests.pairs_run import make_config, pairs
 
-ROOT = Path(__file__).parents[1]
-WORDS = ("ba", "de", "gi", "ko", "lu", "ma")
 
-
-def pairs(count, seed):
-    rng = random.Random(seed)
-    sources = [" ".join(rng.choices(WORDS, k=rng.randrange(1, 5))) for _ in range(count)]
-    return [(source, " ".join(source.split()[::-1])) for source in sources]
+@pytest.fixture(scope="session")
+def files(pairs_run):
+    return pairs_run.parent
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    for name, seed in (("train", 0), ("valid", 1), ("test", 2)):
-        lines = [f"{source}\t{target}\n" for source, target in pairs(60, seed)]
-        (folder / f"{name}.tsv").write_text("".join(lines))
-    return folder
-
-
-def make_config(files, kind="encoder_decoder", **changes):
-    config = defaults()
-    config.model.update({"kind": kind, "width": 16, "depth": 1, "heads": 2, "max_length": 16})
-    config.model.dropout = 0.1
-    config.data.update(
-        {"source": f"pairs:{files}/train.tsv", "validation": f"pairs:{files}/valid.tsv"}
-    )
-    config.data.update({"test": f"pairs:{files}/test.tsv", "tokenizer": "bytes"})
-    config.data.update({"length": 16, "source_length": 16, "buckets": 2, "root": f"{files}/sets"})
-    config.objective.name = "rdm_absorb"
-    config.process.steps = 5
-    config.optim.warmup_steps = 1
-    config.train.update({"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 2})
-    config.train.keep_last = 3
-    config.eval.update({"every": 6, "batch_size": 8, "sequences": 16, "draws": 1})
-    config.eval.translations = 16
-    config.sampler.update({"name": "rdm", "steps": 2, "num": 2, "temperature": 0.0})
-    for name, value in changes.items():
-        section, field = name.split("__")
-        config[section][field] = value
-    return resolve(config)
-
-
-@pytest.fixture(scope="module")
-def run(files, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    return workdir, loop.train_experiment(build(make_config(files)), workdir)
+def run(pairs_run, tmp_path_factory):
+    """A copy: translations and evaluations are written into it."""
+    return shutil.copytree(pairs_run, tmp_path_factory.mktemp("copy") / "run")
 
 
 def numbers(workdir):
@@ -89,22 +50,21 @@ def numbers(workdir):
     return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "step_s")} for r in records]
 
 
-def test_training_shows_the_length_loss_and_translations(run, files):
-    workdir, outcome = run
-    trained = [r for r in numbers(workdir) if "loss" in r]
+def test_training_shows_the_length_loss_and_translations(pairs_run):
+    trained = [r for r in numbers(pairs_run) if "loss" in r]
+    assert len(trained) == 6
     assert all(r["length_loss"] > 0 for r in trained)
-    assert outcome.finished
-    scores = outcome.validation.scores
+    scores = numbers(pairs_run)[-1]
     held_out = pairs(60, 1)[:16]
     sources, references = zip(*held_out, strict=True)
     assert scores["bleu_copy"] == bleu(sources, references)[0]
-    written = (workdir / "samples" / "00000006.txt").read_text()
+    written = (pairs_run / "samples" / "00000006.txt").read_text()
     assert written.count("reference: ") == 2
     assert f"source:      {sources[0]}\n" in written
     assert f"reference:   {references[1]}\n" in written
 
 
-def test_stopped_training_goes_on_with_the_same_numbers(run, files, tmp_path):
+def test_stopped_training_goes_on_with_the_same_numbers(pairs_run, files, tmp_path):
     class Stop(Exception):
         pass
 
@@ -120,7 +80,7 @@ def test_stopped_training_goes_on_with_the_same_numbers(run, files, tmp_path):
         with pytest.raises(Stop):
             loop.train_experiment(build(make_config(files)), tmp_path)
     assert loop.train_experiment(build(make_config(files)), tmp_path).finished
-    assert numbers(tmp_path) == numbers(run[0])
+    assert numbers(tmp_path) == numbers(pairs_run)
 
 
 def test_devices_and_parts_of_a_batch_do_not_change_a_step(files):
@@ -145,14 +105,13 @@ def test_devices_and_parts_of_a_batch_do_not_change_a_step(files):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
 
 
-def test_weights_of_several_checkpoints_are_averaged(run):
-    workdir, _ = run
+def test_weights_of_several_checkpoints_are_averaged(pairs_run):
     layout = dp(jax.devices())
-    runs = {w: open_run(workdir, w, layout) for w in ("ema", "last", "average:1", "average:3")}
+    runs = {w: open_run(pairs_run, w, layout) for w in ("ema", "last", "average:1", "average:3")}
     assert {r.step for r in runs.values()} == {6}
     for name in ("last", "average:1"):
         jax.tree.map(np.testing.assert_array_equal, runs[name].params, runs["last"].params)
-    manager = Checkpoints(epath.Path(workdir / "checkpoints"), 3, 10**6)
+    manager = Checkpoints(epath.Path(pairs_run / "checkpoints"), 3, 10**6)
     read = [
         manager._manager.restore(step)["state"]["params"]["length"]["kernel"] for step in (2, 4, 6)
     ]
@@ -162,33 +121,16 @@ def test_weights_of_several_checkpoints_are_averaged(run):
     assert np.abs(np.asarray(runs["ema"].params["length"]["kernel"]) - read[-1]).max() > 0
 
 
-def command(module, *flags, code=0, text=None):
-    """stdout and stderr of a command line."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", f"ddm_jax.{module}", *flags],
-        cwd=ROOT,
-        env=environment,
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
-
-
 def test_command_lines_translate_and_score(run):
-    workdir, _ = run
-    folder = f"--workdir={workdir}"
-    out, _ = command("translate", folder, "--input=-", "--json", text="ba de\n\nko\n")
-    *lines, last = out.splitlines()
+    folder = f"--workdir={run}"
+    done = commands.run("translate", folder, "--input=-", "--json", stdin="ba de\n\nko\n", code=0)
+    *lines, last = done.stdout.splitlines()
     assert len(lines) == 3
     assert lines[1] == ""
     assert json.loads(last)["num"] == 3
 
-    out, said = command("evaluate", folder, "--num=20", "--option=lengths=2", "--json")
+    flags = ["--num=20", "--option=lengths=2", "--json"]
+    out = commands.run("evaluate", folder, *flags, code=0).stdout
     report = json.loads(out.splitlines()[-1])
     assert (report["pairs"], report["left_out"], report["nfe"]) == (20, 0, 4)
     made = [json.loads(line) for line in Path(report["out"]).with_suffix(".jsonl").open()]
@@ -199,19 +141,18 @@ def test_command_lines_translate_and_score(run):
     assert all(len(m["candidates"]) == 2 for m in made)
     assert "bleu_copy" in out.splitlines()[8:20][0] or "bleu_copy" in out
 
-    _, said = command("translate", folder, "--text=" + "ba " * 20, code=2)
-    assert "Line 1 of --text has" in said
-    _, said = command("sample", folder, code=2)
-    assert "use `python -m ddm_jax.translate`" in said
+    refused = commands.run("translate", folder, "--text=" + "ba " * 20, code=2)
+    assert "Line 1 of --text has" in refused.stderr
+    refused = commands.run("sample", folder, code=2)
+    assert "use `python -m ddm_jax.translate`" in refused.stderr
 
 
 def test_pairs_are_measured_from_python(run):
     """Without flags; what the run makes of the sources is scored as the command does it."""
-    workdir, _ = run
     request = PairsRequest(
         num=5, split="validation", sampling=SamplingRequest(options={"lengths": 2}, batch_size=8)
     )
-    report = measure_pairs(workdir, request)
+    report = measure_pairs(run, request)
     assert (report["pairs"], report["sampler"]["lengths"], report["batch_size"]) == (5, 2, 8)
     assert report["data"].startswith("validation of pairs:")
     lines = Path(report["out"]).with_suffix(".jsonl").read_text().splitlines()
@@ -219,15 +160,14 @@ def test_pairs_are_measured_from_python(run):
     texts, references = ([m[name] for m in made] for name in ("translation", "reference"))
     assert (report["bleu"], report["bleu_signature"]) == bleu(texts, references)
     with pytest.raises(UserError, match=r"nowhere\.tsv"):
-        measure_pairs(workdir, PairsRequest(source="pairs:nowhere.tsv"))
+        measure_pairs(run, PairsRequest(source="pairs:nowhere.tsv"))
 
 
 def test_python_translates_what_the_command_translates(run):
-    workdir, _ = run
-    opened, sources = ddm_jax.open_run(workdir), ["ba de gi", "", "ko"]
+    opened, sources = ddm_jax.open_run(run), ["ba de gi", "", "ko"]
     request = SamplingRequest(options={"lengths": 2}, seed=3)
     made = translate_sources(opened, sources, request)
-    other, translator = open_translator(workdir, request)
+    other, translator = open_translator(run, request)
     expected = translate(translator, other.params, sources, request.seed)
     assert (made.texts, made.candidates, made.nfe) == (
         (expected.texts, expected.candidates, expected.nfe)

@@ -3,9 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -22,8 +19,8 @@ from ddm_jax.costs.topology import devices_of, places_of
 from ddm_jax.errors import UserError
 from ddm_jax.parallel.layouts import make_layout
 from ddm_jax.settle import settle
+from tests import commands
 
-ROOT = Path(__file__).parents[2]
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(
     not HAS_LIBTPU, reason='compiles for TPUs: pip install "jax[tpu]"'
@@ -49,8 +46,7 @@ def job(layout="dp", batch_size=64, microbatches=1, **model):
 
 
 def run(*flags):
-    command = [sys.executable, "-m", "ddm_jax.aot", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return commands.run("aot", *flags)
 
 
 @pytest.mark.parametrize("name", ["h100", "h100:2x8", "v5e:", "v5e:4", "v5e:0x4", "v5e:4x4x4x4"])
@@ -193,7 +189,7 @@ def test_the_sampler_is_lowered_too():
 
 def test_flags_are_checked_before_anything_is_compiled():
     done = run(*TINY)
-    assert done.returncode == 2
+    assert done.code == 2
     assert "--topology is missing" in done.stderr.splitlines()[-1]
 
 
@@ -221,7 +217,7 @@ def test_the_report_as_text_and_as_one_flat_json_object():
 @needs_libtpu
 def test_a_small_step_compiles_for_a_tpu():
     done = run(*TINY, "--topology=v5e:2x4", "--layout=fsdp", "--config.data.length=128", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["fits"]
     assert result["devices"] == 8
@@ -237,7 +233,7 @@ def test_a_small_step_compiles_for_a_tpu():
 def test_a_small_step_compiles_for_gpus():
     flags = "--topology=h200:4", "--slices=2", "--layout=hsdp", "--axes=data=2,fsdp=4", "--json"
     done = run(*TINY, *flags)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["fits"]
     assert result["devices"] == 8
@@ -254,7 +250,7 @@ def test_a_small_step_compiles_for_gpus():
 @needs_plugin
 def test_cudnn_cannot_be_compiled_without_a_gpu():
     done = run(*TINY, "--topology=h200:4", "--config.model.attention=cudnn")
-    assert done.returncode == 2
+    assert done.code == 2
     assert "use auto" in done.stderr.splitlines()[-1]
 
 
@@ -266,5 +262,5 @@ def test_cudnn_cannot_be_compiled_without_a_gpu():
 ])  # fmt: skip
 def test_mistakes_about_the_machine_end_in_a_sentence(flags, message):
     done = run(*TINY, *flags)
-    assert done.returncode == 2
+    assert done.code == 2
     assert message in done.stderr.splitlines()[-1]

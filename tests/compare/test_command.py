@@ -1,19 +1,16 @@
 """`python -m ddm_jax.compare` as a whole: stopped, killed, resumed; a failing cell; --from."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from ddm_jax.runs.files import read_metrics
+from tests import commands
+from tests.commands import assert_one_sentence
 
-ROOT = Path(__file__).parents[2]
 STEPS = 400
 # twelve examples do not split over eight devices, and need not under tp=8
 SETTINGS = {
@@ -34,25 +31,19 @@ SETTINGS = {
 SAMPLES = ["--samples=2", "--sample_steps=2"]
 
 
-def start(*flags, stderr=subprocess.STDOUT):
-    return subprocess.Popen(
-        [sys.executable, "-m", "ddm_jax.compare", *flags],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-    )
+def start(*flags):
+    return commands.start("compare", *flags)
 
 
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == code, output
-    return output
+def finish(command, code=0):
+    """All that it says; what it prints as its result comes last."""
+    ended = command.finish(code)
+    return ended.stderr + ended.stdout
 
 
-def wait_for_step(process, cell, step):
+def wait_for_step(command, cell, step):
     while not any(r["step"] >= step for r in read_metrics(cell / "metrics.jsonl")):
-        assert process.poll() is None, process.communicate()[0]
+        assert command.poll() is None, command.stderr
         time.sleep(0.02)
 
 
@@ -85,7 +76,7 @@ def finished(comparison):
     process = start(*flags)
     wait_for_step(process, cell, at + 20)
     process.kill()  # its cell keeps running
-    process.communicate()
+    process.wait()
     output = finish(start(*flags, "--json"))
     return workdir, stopped, early, output
 
@@ -164,21 +155,13 @@ def test_the_same_page_from_work_directories(finished, tmp_path):
 )
 def test_mistakes_end_in_a_sentence(flags, sentence, tmp_path):
     recipe = ["--config=configs/compare_tiny.py", f"--workdir={tmp_path}"]
-    output = finish(start(*recipe, *flags), code=2)
-    assert output.startswith("error: ")
-    assert sentence in output
-    assert len(output.splitlines()) == 1
+    assert_one_sentence(commands.run("compare", *recipe, *flags), sentence)
 
 
 def test_of_several_processes_none_makes_the_page(tmp_path):
-    environment = os.environ | {"JAX_NUM_PROCESSES": "2"}
     flags = ["--config=configs/compare_tiny.py", f"--workdir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ddm_jax.compare", *flags],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert (
+    done = commands.run("compare", *flags, env={"JAX_NUM_PROCESSES": "2"})
+    wanted = (
         f"add --cells_only, and make the page afterwards in one process, with --from={tmp_path}"
-        in done.stderr
     )
+    assert_one_sentence(done, wanted)

@@ -1,11 +1,8 @@
 import dataclasses
-import functools
 import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,18 +11,14 @@ import pytest
 from ddm_jax.data.open import prepare_command
 from ddm_jax.data.sets.kinds import open_folder
 from ddm_jax.data.sets.text import TextSpec, open_text
+from tests import commands
 from tests.data.corpora import make_documents, pair_spec, write_jsonl
-
-
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "ddm_jax.prepare", *flags]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
 def test_command_of_a_spec_prepares_it(tmp_path: Path, corpus: str):
     spec = TextSpec(corpus, "bytes", 16, "pad", validation_fraction=0.2, test_fraction=0.1)
-    done = run(*shlex.split(prepare_command(spec, tmp_path / "set"))[3:], "--json")
-    assert done.returncode == 0, done.stderr
+    flags = shlex.split(prepare_command(spec, tmp_path / "set"))[3:]
+    done = commands.run("prepare", *flags, "--json", code=0)
     prepared = open_text(tmp_path / "set")
     assert prepared.spec == spec
     record = json.loads(done.stdout.splitlines()[-1])
@@ -35,8 +28,8 @@ def test_command_of_a_spec_prepares_it(tmp_path: Path, corpus: str):
 
 
 def test_bad_flag_value_ends_in_one_sentence(tmp_path: Path):
-    done = run("--source=text:/no/such/*.txt", f"--out={tmp_path}/set")
-    assert done.returncode == 2
+    done = commands.run("prepare", "--source=text:/no/such/*.txt", f"--out={tmp_path}/set")
+    assert done.code == 2
     assert done.stderr.count("\n") == 1
     assert "matches no file" in done.stderr
 
@@ -47,26 +40,22 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path):
     sets = tmp_path / "sets"
     sets.mkdir()
     flags = [f"--source=jsonl:{source}", "--tokenizer=sentencepiece:2000", f"--out={sets}/one"]
-    line = [sys.executable, "-m", "ddm_jax.prepare", *flags]
-    # a shell's background jobs ignore Ctrl-C, and so would this one under them
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, preexec_fn=listen)
+    process = commands.start("prepare", *flags)
     deadline = time.monotonic() + 60
     while not list(sets.glob(".one.unfinished-*/token_files/*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"nothing is left behind" in stderr
+    assert process.wait(60) == 130
+    assert "nothing is left behind" in process.stderr
     assert not list(sets.iterdir())
 
 
 def test_command_of_a_pair_spec_prepares_it(tmp_path: Path, pair_source: str):
     spec = pair_spec(pair_source, validation=pair_source)
-    done = run(*shlex.split(prepare_command(spec, tmp_path / "set"))[3:], "--json")
-    assert done.returncode == 0, done.stderr
+    flags = shlex.split(prepare_command(spec, tmp_path / "set"))[3:]
+    done = commands.run("prepare", *flags, "--json", code=0)
     prepared = open_folder(tmp_path / "set")
     assert prepared.spec == spec
     record = json.loads(done.stdout.splitlines()[-1])
@@ -88,7 +77,7 @@ def test_command_of_a_pair_spec_prepares_it(tmp_path: Path, pair_source: str):
     ],
 )
 def test_flag_of_the_other_kind_of_data_is_refused(tmp_path: Path, source: str, flag: str):
-    done = run(f"--source={source}", flag, f"--out={tmp_path}/set")
-    assert done.returncode == 2
+    done = commands.run("prepare", f"--source={source}", flag, f"--out={tmp_path}/set")
+    assert done.code == 2
     assert done.stderr.count("\n") == 1
     assert f"{flag} does not apply to --source={source}: leave it out" in done.stderr

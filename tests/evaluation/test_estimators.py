@@ -9,7 +9,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.evaluation.likelihood import estimators
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.settle import settle
-from tests.text_run import make_config
+from tests.trained import make_config
 
 NOWHERE = Path("nowhere")  # no text is read
 

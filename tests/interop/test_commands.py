@@ -1,10 +1,6 @@
 """The commands themselves: published weights in, trained further, and out again."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,10 +12,10 @@ from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
 from ddm_jax.interop.to_published import published_tensors
 from ddm_jax.runs.record import check_workdir
+from tests import commands
 from tests.interop.oracle_files import write_hub_folder
 from tests.interop.runs import STATED, new_run
 
-ROOT = Path(__file__).parents[2]
 TRAIN = {
     "train": {"steps": 2, "batch_size": 8},
     "data": {"tokenizer": "bytes", "length": 16},
@@ -31,12 +27,8 @@ TRAIN = {
 }
 
 
-def run(module, *args):
-    command = [sys.executable, "-m", f"ddm_jax.{module}", *args]
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(command, *flags):
+    return commands.run(command, *flags, code=0).stdout
 
 
 def test_autoregressive_weights_come_in_learn_to_denoise_and_go_out(tmp_path):

@@ -1,6 +1,6 @@
 """Several real processes are one run: the same numbers, one log, stopped together, and resumed.
 
-Every run is the real command, in processes with CPU devices of their own.
+Every run is the command, in forks (tests/commands.py) with CPU devices of their own.
 """
 
 import json
@@ -9,11 +9,8 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +19,9 @@ from ddm_jax.data.build.atomic_folder import exclusive_lock
 from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.runs.files import read_metrics
+from tests import commands
+from tests.commands import RECIPE, VARIABLES
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
 SETTINGS = {
     "model.width": 16,
@@ -46,28 +44,28 @@ SETTINGS = {
     "sampler.num": 1,
 }
 TIMINGS = {"step_s", "tokens_per_s"}
-# steps that last long enough for a signal to come between two of them
-UNHURRIED = """
-import time
-from ddm_jax import cli, main
-from ddm_jax.runs.progress import Progress
-tick = Progress.tick
-Progress.tick = lambda self, step: (time.sleep(0.05), tick(self, step))
-cli.run(main.main, main.define_flags)
-"""
-# each process reads its own part of the arrays, and that of process 1 is torn
-TORN_FOR_ONE = """
-import os
-import orbax.checkpoint as ocp
-from ddm_jax import cli, main
-restore = ocp.Checkpointer.restore
-def torn(self, folder, *args, **kwargs):
-    if folder.name == "NEWEST" and os.environ["JAX_PROCESS_ID"] == "1":
-        raise ValueError("torn")
-    return restore(self, folder, *args, **kwargs)
-ocp.Checkpointer.restore = torn
-cli.run(main.main, main.define_flags)
-"""
+
+
+def make_steps_slow():
+    """Steps last long enough for a signal to come between two of them."""
+    from ddm_jax.runs.progress import Progress
+
+    tick = Progress.tick
+    Progress.tick = lambda self, step: (time.sleep(0.05), tick(self, step))
+
+
+def tear_for_one():
+    """Each process reads its own part of the arrays, and that of process 1 is torn."""
+    import orbax.checkpoint as ocp
+
+    restore = ocp.Checkpointer.restore
+
+    def torn(self, folder, *args, **kwargs):
+        if folder.name == os.environ["TORN"] and os.environ["JAX_PROCESS_ID"] == "1":
+            raise ValueError("torn")
+        return restore(self, folder, *args, **kwargs)
+
+    ocp.Checkpointer.restore = torn
 
 
 @pytest.fixture(scope="module")
@@ -80,46 +78,33 @@ def corpus(tmp_path_factory):
     return {"data.source": f"text:{folder}/*.txt", "data.root": str(folder / "prepared")}
 
 
-def start(workdir, corpus, count, devices, layout="dp", program=("-m", "ddm_jax.main"), extra=()):
-    """The processes of a run, whose output goes to files next to `workdir`."""
+def start(workdir, corpus, count, devices, layout="dp", extra=(), before=None, **variables):
+    """The processes of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {**SETTINGS, **corpus, "layout.name": layout}
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    recipe = ["--config=configs/radd_tiny.py", f"--workdir={workdir}"]
+    flags = commands.flags_of({**SETTINGS, **corpus, "layout.name": layout})
+    xla = f"{VARIABLES['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     made = []
     for number in range(count):
-        xla = f"--xla_force_host_platform_device_count={devices}"
-        env = os.environ | {"XLA_FLAGS": f"{xla} --xla_backend_optimization_level=0"}
+        env = {"XLA_FLAGS": xla, **variables}
         if count > 1:
             by_hand = (f"127.0.0.1:{port}", str(count), str(number))
             env |= dict(zip(processes.MANUAL_VARIABLES, by_hand, strict=True))
-        with output_file(workdir, number).open("w") as output:
-            made.append(
-                subprocess.Popen(
-                    [sys.executable, *program, *recipe, *flags, *extra],
-                    cwd=ROOT,
-                    env=env,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+        words = (RECIPE, f"--workdir={workdir}", *flags, *extra)
+        made.append(commands.start("main", *words, env=env, before=before))
     return made
 
 
-def output_file(workdir, number):
-    return workdir.with_name(f"{workdir.name}-{number}.txt")
+def outputs(made):
+    """What each has said; errors are last."""
+    return [process.stdout + process.stderr for process in made]
 
 
-def outputs(workdir, count):
-    return [output_file(workdir, k).read_text(errors="replace") for k in range(count)]
-
-
-def finish(made, workdir):
-    codes = [process.wait(timeout=600) for process in made]
-    assert not any(codes), "\n".join(outputs(workdir, len(made)))
-    return outputs(workdir, len(made))
+def finish(made):
+    codes = [process.wait() for process in made]
+    assert not any(codes), "\n".join(outputs(made))
+    return outputs(made)
 
 
 def numbers(workdir):
@@ -132,7 +117,7 @@ def numbers(workdir):
 def alone_run(tmp_path_factory, corpus):
     """One process with four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    finish(start(workdir, corpus, 1, 4), workdir)
+    finish(start(workdir, corpus, 1, 4))
     return numbers(workdir)
 
 
@@ -141,7 +126,7 @@ def together(tmp_path_factory, corpus, alone_run):
     """Two processes with two devices each, which share the state and find the data prepared."""
     del alone_run
     workdir = tmp_path_factory.mktemp("together") / "run"
-    said = finish(start(workdir, corpus, 2, 2, "fsdp"), workdir)
+    said = finish(start(workdir, corpus, 2, 2, "fsdp"))
     return workdir, said
 
 
@@ -173,7 +158,7 @@ def test_other_numbers_of_processes_resume_from_a_checkpoint_of_two(
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     before = saved(workdir)
     assert 0 < before < STEPS
-    said = finish(start(workdir, corpus, count, devices, layout), workdir)
+    said = finish(start(workdir, corpus, count, devices, layout))
     assert f"Resuming from step {before}" in said[0]
     assert_close(numbers(workdir), alone_run)
 
@@ -190,18 +175,18 @@ def interrupted(workdir, corpus, which, how):
     """Sends `how` to processes `which` after a new checkpoint: (codes, outputs, step before)."""
     before = saved(workdir)
     extra = () if how == signal.SIGTERM else ("--stall_timeout=15",)
-    made = start(workdir, corpus, 2, 2, "fsdp", ("-c", UNHURRIED), extra)
+    made = start(workdir, corpus, 2, 2, "fsdp", extra, make_steps_slow)
     while saved(workdir) <= before:
-        assert all(p.poll() is None for p in made), "\n".join(outputs(workdir, 2))
+        assert all(p.poll() is None for p in made), "\n".join(outputs(made))
         time.sleep(0.02)
     for number in which:
         made[number].send_signal(how)
     others = [p for k, p in enumerate(made) if k not in which or how == signal.SIGTERM]
-    codes = [p.wait(timeout=600) for p in others]
+    codes = [p.wait() for p in others]
     for process in made:
         process.kill()
         process.wait()
-    return codes, outputs(workdir, 2), before
+    return codes, outputs(made), before
 
 
 def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
@@ -222,8 +207,8 @@ def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
     newest, older = saved(workdir), saved(workdir, before=1)
     assert f"Stopped and saved at step {newest}. Run the same command to resume." in said[0]
     assert numbers(workdir)[-1]["step"] == newest < STEPS
-    program = TORN_FOR_ONE.replace("NEWEST", str(newest))
-    said = finish(start(workdir, corpus, 2, 2, "fsdp", ("-c", program)), workdir)
+    torn = {"before": tear_for_one, "TORN": str(newest)}
+    said = finish(start(workdir, corpus, 2, 2, "fsdp", **torn))
     assert f"Checkpoint {newest} cannot be read (another process cannot read it)" in said[0]
     assert f"Resuming from step {older}" in said[0]
     assert numbers(workdir) == numbers(together[0])
@@ -231,9 +216,8 @@ def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
 
 def test_each_process_reports_a_mistake_of_all(corpus, tmp_path):
     made = start(tmp_path / "run", corpus, 2, 2, extra=("--config.train.batch_size=6",))
-    codes = [p.wait(timeout=600) for p in made]
-    said = outputs(tmp_path / "run", 2)
-    assert codes == [2, 2], said
+    assert [p.wait() for p in made] == [2, 2]
+    said = outputs(made)
     for number, text in enumerate(said):
         assert f"error: process {number} of 2: config.train.batch_size" in text
         assert "does not split over 4 devices" in text
@@ -290,15 +274,7 @@ def test_environments_in_which_processes_join(monkeypatch):
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_commands_of_one_process_refuse_to_be_one_of_several(command, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", f"ddm_jax.{command}", f"--workdir={tmp_path}"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_NUM_PROCESSES": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
+    done = commands.run(command, f"--workdir={tmp_path}", env={"JAX_NUM_PROCESSES": "2"}, code=2)
     assert done.stderr.splitlines()[-1] == (
         "error: JAX_NUM_PROCESSES says that there are several processes, and this command runs in "
         "one: start it once, without JAX_NUM_PROCESSES, where the folder of the run can be read."

@@ -1,6 +1,6 @@
 """A run that was killed, interrupted or damaged resumes bit for bit.
 
-Most tests start the real command in a subprocess, compiled as users compile it.
+Most tests start the command, compiled as users compile it, in a fork (tests/commands.py).
 """
 
 import json
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,8 +19,9 @@ from ddm_jax.costs import hlo
 from ddm_jax.experiment import build
 from ddm_jax.runs.files import read_metrics
 from ddm_jax.training import loop
+from tests import commands
+from tests.commands import RECIPE, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
 SETTINGS = {
     "model.width": 32,
@@ -73,37 +73,27 @@ def small_experiment(corpus, **changes):
 
 
 def start(workdir, corpus, **changes):
-    settings = with_changes(corpus, changes)
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    recipe = ["--config=configs/radd_tiny.py", f"--workdir={workdir}"]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "ddm_jax.main", *recipe, *flags],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    flags = commands.flags_of(with_changes(corpus, changes))
+    return commands.start("main", RECIPE, f"--workdir={workdir}", *flags, env={"XLA_FLAGS": ""})
 
 
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output
-    return output
+def finish(command, code=0):
+    """All that it says."""
+    ended = command.finish(code)
+    return ended.stdout + ended.stderr
 
 
-def wait_for_step(process, workdir, step):
+def wait_for_step(command, workdir, step):
     """Returns once metrics.jsonl has reached `step`."""
     while not any(r["step"] >= step for r in read_metrics(workdir / "metrics.jsonl")):
-        assert process.poll() is None, process.communicate()[0]
+        assert command.poll() is None, command.stderr
         time.sleep(0.02)
 
 
-def wait_for_checkpoint(process, workdir):
+def wait_for_checkpoint(command, workdir):
     """Returns once one is complete; they are written asynchronously, slowly under load."""
     while not any(p.name.isdigit() for p in (workdir / "checkpoints").iterdir()):
-        assert process.poll() is None, process.communicate()[0]
+        assert command.poll() is None, command.stderr
         time.sleep(0.02)
 
 
