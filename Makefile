@@ -19,10 +19,10 @@ compare: $(VENV)/core
 	  --devices=8 --objectives=radd_t_dce,udlm:model.time=adaln,ar:optim.lr=3e-4
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check

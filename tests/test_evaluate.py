@@ -34,6 +34,8 @@ from tests import commands
 from tests.commands import assert_one_sentence
 from tests.trained import LENGTH, STEPS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(trained_run, tmp_path_factory):

@@ -37,6 +37,7 @@ def damage(folder):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_passed_over_and_left_where_it_is(
     letters_run, tmp_path, caplog, capfd
 ):

@@ -5,6 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from ddm_jax.config import resolve
 from ddm_jax.diffusion.processes import PROCESSES
 from ddm_jax.diffusion.schedules import SCHEDULES
@@ -54,6 +56,7 @@ def test_recipe_of_the_readme_resolves():
     assert resolve(namespace["get_config"]()).objective.name == "radd_lambda_dce"
 
 
+@pytest.mark.slow
 def test_override_command_of_the_readme_runs(tmp_path):
     """The command with a variant, at fewer steps and on text that the test writes."""
     start = README.index("python -m ddm_jax.main --config=configs/radd_tiny.py:loss=ao")

@@ -83,6 +83,7 @@ def test_samples_are_printed_and_written_as_promised(letters_run, tmp_path, caps
     assert contents(letters_run) == before
 
 
+@pytest.mark.slow
 def test_samples_depend_on_seed_and_place_alone(letters_run, tmp_path):
     """Neither on how many are drawn, nor on the devices that share a batch."""
     args = [f"--workdir={letters_run}", RANDOM, "--steps=2"]
@@ -96,6 +97,7 @@ def test_samples_depend_on_seed_and_place_alone(letters_run, tmp_path):
     assert not set(other) & set(many)
 
 
+@pytest.mark.slow
 def test_template_is_kept_and_greedy_draws_are_the_best(letters_run, tmp_path):
     template = tmp_path / "template.txt"
     template.write_text("{{2}}x\n{{3}}y{{}}end\n")
@@ -107,6 +109,7 @@ def test_template_is_kept_and_greedy_draws_are_the_best(letters_run, tmp_path):
     assert line["prompt"] == {"template": "{{2}}x\n{{3}}y{{}}end"}
 
 
+@pytest.mark.slow
 def test_files_that_are_there_are_left_alone(letters_run, tmp_path):
     workdir = shutil.copytree(letters_run, tmp_path / "run")
     samples = workdir / "samples"
@@ -165,6 +168,7 @@ def test_interrupted_samples_are_written(letters_run, tmp_path, monkeypatch):
     assert len(drawn(tmp_path / "out", *args)) == 4
 
 
+@pytest.mark.slow
 def test_command_runs_by_itself(letters_run, tmp_path):
     flags = [f"--out={tmp_path}/x", "--prefix=the ", "--num=2", "--json"]
     done = commands.run("sample", f"--workdir={letters_run}", *flags, code=0)

@@ -33,6 +33,8 @@ from ddm_jax.training.step import make_train_step, metric_names
 from tests import commands
 from tests.pairs_run import make_config, pairs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def files(pairs_run):

@@ -81,6 +81,7 @@ def finished(comparison):
     return workdir, stopped, early, output
 
 
+@pytest.mark.slow
 def test_stopped_it_saves_and_makes_the_page_of_the_cells_so_far(finished):
     _, stopped, early, _ = finished
     assert "Stopped and saved. Run the same command to resume." in stopped
@@ -89,6 +90,7 @@ def test_stopped_it_saves_and_makes_the_page_of_the_cells_so_far(finished):
     assert early["texts"] is None
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_nothing_run_twice(finished):
     workdir, *_ = finished
     cell = workdir / "cells" / "ar-tp-0"
@@ -100,6 +102,7 @@ def test_nothing_is_lost_and_nothing_run_twice(finished):
     assert said.count("Starting at step 0") == 1
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_shows_its_sentence_on_the_page(finished):
     workdir, _, _, output = finished
     sentence = "=12 does not split over 8 devices: make it a multiple of 8."
@@ -110,6 +113,7 @@ def test_a_cell_that_fails_shows_its_sentence_on_the_page(finished):
     assert report["objectives"][0]["layouts"] == ["tp"]
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_page_and_one_json_object(finished):
     workdir, _, _, output = finished
     *_, page, result = output.splitlines()
@@ -119,6 +123,7 @@ def test_it_ends_with_the_page_and_one_json_object(finished):
     assert found["objectives"][0]["label"] == "ar"
 
 
+@pytest.mark.slow
 def test_texts_are_drawn_judged_by_the_autoregressive_cell_and_kept(finished):
     workdir, *_ = finished
     texts = json.loads((workdir / "report.json").read_text())["texts"]
@@ -129,6 +134,7 @@ def test_texts_are_drawn_judged_by_the_autoregressive_cell_and_kept(finished):
     assert texts["real"]["scores"]["entropy"] > 0
 
 
+@pytest.mark.slow
 def test_the_same_page_from_work_directories(finished, tmp_path):
     workdir, *_ = finished
     drawn = {p: p.stat().st_mtime_ns for p in (workdir / "samples").iterdir()}

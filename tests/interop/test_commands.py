@@ -16,6 +16,8 @@ from tests import commands
 from tests.interop.oracle_files import write_hub_folder
 from tests.interop.runs import STATED, new_run
 
+pytestmark = pytest.mark.slow
+
 TRAIN = {
     "train": {"steps": 2, "batch_size": 8},
     "data": {"tokenizer": "bytes", "length": 16},

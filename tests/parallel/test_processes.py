@@ -137,6 +137,7 @@ def assert_close(found, wanted):
         np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_with_one_log(together, alone_run):
     workdir, said = together
     assert_close(numbers(workdir), alone_run)
@@ -150,6 +151,7 @@ def test_two_processes_are_one_run_with_one_log(together, alone_run):
 
 
 @pytest.mark.parametrize(("layout", "count", "devices"), [("dp", 1, 1), ("pmap", 4, 1)])
+@pytest.mark.slow
 def test_other_numbers_of_processes_resume_from_a_checkpoint_of_two(
     together, alone_run, corpus, tmp_path, layout, count, devices
 ):
@@ -189,6 +191,7 @@ def interrupted(workdir, corpus, which, how):
     return codes, outputs(made), before
 
 
+@pytest.mark.slow
 def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
     workdir = tmp_path / "run"
     for how, victim in ((signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)):
@@ -326,6 +329,7 @@ def test_second_process_waits_until_the_first_has_prepared(tmp_path, capsys):
     assert seen == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_config_of_the_run_is_written_once(together):
     """Process 1 writes nothing: the record names the devices of all, as process 0 sees them."""
     record = json.loads((together[0] / "config.json").read_text())

@@ -22,6 +22,8 @@ from ddm_jax.training import loop
 from tests import commands
 from tests.commands import RECIPE, ROOT
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 SETTINGS = {
     "model.width": 32,
