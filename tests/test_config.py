@@ -202,11 +202,11 @@ def test_every_variant_of_every_recipe_fits_together(path, monkeypatch, tmp_path
     table = tmp_path / "table.npy"
     np.save(table, np.random.default_rng(0).normal(size=(100, 4)))
     data = SimpleNamespace(
-        tokenizer=SimpleNamespace(vocab_size=100), blocks=lambda split: SimpleNamespace()
+        tokenizer=SimpleNamespace(vocab_size=100), records=lambda split: SimpleNamespace()
     )
 
     class Pairs(PreparedPairs):
-        def pairs(self, split):
+        def records(self, split):
             return None
 
     pairs = Pairs(None, None, "", "", data.tokenizer, {})
