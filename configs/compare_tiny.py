@@ -1,7 +1,7 @@
 """Objectives against each other on two CPU cores, for ddm_jax.compare: minutes for many runs.
 
 One small network for all, with adaLN blocks at a constant time, so that none has more parameters
-than another; --objectives=udlm:model.time=adaln tells the time to one that must be told. Batches
+than another; --objectives=udlm:model.time=adaln adds the time input for those that need it. Batches
 and heads split over eight devices.
 """
 

@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objective.name = "d3pm"
     config.process.name = f"d3pm_{chosen['process']}"
     config.process.steps = 1_000  # *
-    # published: lambda = 0.01 against the MEAN of the T terms, for absorbing noise alone; against
+    # published: lambda = 0.01 against the MEAN of the T terms, only for absorbing noise; against
     # their sum, which is what this loss is, that is T * 0.01
     config.objective.ce_weight = 10.0 if chosen["process"] == "absorbing" else 0.0  # *
 

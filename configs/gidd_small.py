@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objective.weighting = "dynamic"  # *
     config.process.p_uniform = 0.2  # *
 
-    config.optim.lr = 5e-4  # beside 1e-3 in the copy that has this file; not verified
+    config.optim.lr = 5e-4  # 1e-3 in the copy that has this file; not verified
     config.optim.warmup_steps = 10_000  # *
     config.optim.decay = "cosine"  # *
     config.optim.b2 = 0.99  # *

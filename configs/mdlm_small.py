@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.tied_head = False  # *
     config.model.cond_width = 128  # *
     config.model.norm_bias = False  # *
-    config.model.time = "constant"  # *: adaLN layers that are always told sigma = 0
+    config.model.time = "constant"  # *: adaLN layers whose input is always sigma = 0
     config.model.compute_dtype = "bfloat16"  # *
 
     config.data.source = "hf:Skylion007/openwebtext"  # *

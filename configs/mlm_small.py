@@ -1,7 +1,7 @@
 """A masked language model of the size of BERT-base (Devlin et al. 2018, arXiv:1810.04805).
 
 Values marked * are the paper's (section 3, appendix A.2). The network, text and tokenizer are those
-of RADD-small, to compare with: BERT has learnt positions, LayerNorm after each layer, its own
+of RADD-small, to compare with: BERT has learned positions, LayerNorm after each layer, its own
 word pieces, books and Wikipedia, and a second loss (next sentence prediction).
 """
 

@@ -1,7 +1,7 @@
 """One network for AR, D3PM, RADD and MLM on two CPU cores, for benchmarks.study.
 
 adaLN blocks at a constant time, so that none has more parameters than another; an objective that
-must be told the time is told it (model.time=adaln). Every value is ours.
+needs the time gets it as input (model.time=adaln). Every value is ours.
 """
 
 from ml_collections import ConfigDict

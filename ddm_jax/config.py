@@ -40,7 +40,7 @@ class ModelConfig:
     # none: RADD's blocks; adaln: SEDD's, conditioned on sigma; constant: SEDD's, at sigma = 0;
     # input: encoder_decoder, an embedding of the time added to those of the tokens
     time: str = choice("auto", "none", "adaln", "constant", "input")
-    # for kind=lm: rotary angles, or GPT-2's, a learnt vector for each of max_length positions
+    # for kind=lm: rotary angles, or GPT-2's, a learned vector for each of max_length positions
     positions: str = choice("rotary", "learned")
     max_length: int = number(256, low=2)  # with a source: of positions, and of target lengths
     cond_width: int = number(128, low=1)  # of the time embedding; of adaLN blocks
@@ -120,7 +120,7 @@ class DataConfig:
     test: str = ""
     source_length: int = number(256, low=2)  # of the longest source, its EOS included
     buckets: int = number(3, low=1, high=8)  # number of batch shapes, each twice the last
-    eos: str = choice("auto", "given", "predicted")  # whether a target's EOS is noised and learnt
+    eos: str = choice("auto", "given", "predicted")  # whether a target's EOS is noised and learned
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "temperature", None, "of the draws; 0 takes the best token; the run's by default"
     )
-    flags.DEFINE_integer("top_k", 0, "draw from so many best tokens; 0: from all")
+    flags.DEFINE_integer("top_k", 0, "draw from the best N tokens only; 0: from all tokens")
     flags.DEFINE_float("top_p", 1.0, "draw from the best tokens of this total probability")
     flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
 

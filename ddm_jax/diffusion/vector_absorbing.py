@@ -1,7 +1,7 @@
 """Masking with a schedule for each token: GenMD4 (Shi et al. 2024, arXiv:2406.04329, section 6).
 
 alpha_v(t) = 1 - (1 - eps) t^{w_v} for token v: a token of large w is masked late, and so revealed
-early. The w are learnt; the parameters hold softplus^{-1}(w).
+early. The w are learned; the parameters hold softplus^{-1}(w).
 """
 
 from collections.abc import Mapping
@@ -83,9 +83,9 @@ class VectorAbsorbing:
         return jnp.where(reveal, categorical(what, log_p), xt)
 
 
-def with_learnt_powers(process: Absorbing, learnt: Mapping[str, jax.Array]) -> VectorAbsorbing:
-    """The process whose w an objective has learnt, {"raw_power": float[V]}."""
-    return VectorAbsorbing(process, jax.nn.softplus(learnt["raw_power"]))
+def with_learned_powers(process: Absorbing, learned: Mapping[str, jax.Array]) -> VectorAbsorbing:
+    """The process whose w an objective has learned, {"raw_power": float[V]}."""
+    return VectorAbsorbing(process, jax.nn.softplus(learned["raw_power"]))
 
 
 def equal_powers(process: Absorbing, power: float) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""GenMD4 (Shi et al. 2024, arXiv:2406.04329, section 6): each token has its schedule, all learnt.
+"""GenMD4 (Shi et al. 2024, arXiv:2406.04329, section 6): each token has its schedule, all learned.
 
 With alpha_v(t) = 1 - (1 - eps) t^{w_v} (diffusion/vector_absorbing.py) a masked v is revealed at
 the rate w_v / t. The bound weighs the rates of the data against those of the network,
@@ -20,7 +20,7 @@ from ddm_jax.diffusion.vector_absorbing import (
     EPS,
     VectorAbsorbing,
     equal_powers,
-    with_learnt_powers,
+    with_learned_powers,
 )
 from ddm_jax.models.network import Apply, Params
 from ddm_jax.models.readout import take_logit
@@ -37,7 +37,7 @@ def genmd4(
     apply: Apply, params: Params, batch: Batch, noise: Noise, process: Absorbing
 ) -> LossOutput:
     """GenMD4's loss with both its corruptions drawn. Optimises a bound on -log p(x0)."""
-    vector = with_learnt_powers(process, params["objective"])
+    vector = with_learned_powers(process, params["objective"])
     t = uniform_time(noise.u)
     first, second = jnp.moveaxis(jax.vmap(jax.random.split)(noise.keys), 1, 0)
     x1, x2 = (vector.corrupt(k, batch["tokens"], t, batch["valid"]) for k in (first, second))
@@ -62,7 +62,7 @@ def genmd4_at(
     whose mean is that of E_q L. The published code has t ~ U(1e-3, 1) without the factor 1 - 1e-3,
     and leaves out the prior.
     """
-    vector = with_learnt_powers(process, params["objective"])
+    vector = with_learned_powers(process, params["objective"])
 
     def estimate(x: Array) -> tuple[Array, Array]:
         return diffusion_at(apply, params, batch, x, t, vector)

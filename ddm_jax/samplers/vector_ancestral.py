@@ -7,7 +7,7 @@ large w come first.
 from jax import Array
 
 from ddm_jax.diffusion.absorbing import Absorbing
-from ddm_jax.diffusion.vector_absorbing import with_learnt_powers
+from ddm_jax.diffusion.vector_absorbing import with_learned_powers
 from ddm_jax.models.network import Apply, Params
 from ddm_jax.samplers.ancestral import ancestral
 from ddm_jax.samplers.signature import SampleSpec, Stats
@@ -22,9 +22,9 @@ def vector_ancestral(
     process: Absorbing,
     spec: SampleSpec,
 ) -> tuple[Array, Stats]:
-    """Samples in spec.steps equal steps of time, with the w that GenMD4 has learnt.
+    """Samples in spec.steps equal steps of time, with the w that GenMD4 has learned.
 
-    Args and Returns are those of `ancestral`; params["objective"] holds what was learnt.
+    Args and Returns are those of `ancestral`; params["objective"] holds what was learned.
     """
-    vector = with_learnt_powers(process, params["objective"])
+    vector = with_learned_powers(process, params["objective"])
     return ancestral(apply, params, key, prompt, fixed, vector, spec)

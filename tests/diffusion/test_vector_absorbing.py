@@ -7,7 +7,7 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import example_keys, step_key
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.diffusion.vector_absorbing import VectorAbsorbing, equal_powers, with_learnt_powers
+from ddm_jax.diffusion.vector_absorbing import VectorAbsorbing, equal_powers, with_learned_powers
 
 W = np.array([0.3, 1.0, 4.0])
 BASE = Absorbing(SCHEDULES["linear"].make(), mask_id=3)
@@ -31,7 +31,7 @@ def test_both_logarithms_are_those_of_alpha_in_float32():
 @pytest.mark.parametrize("power", [0.05, 1.0, 20.0])
 def test_equal_powers_come_back(power):
     learnt = equal_powers(BASE, power)
-    np.testing.assert_allclose(with_learnt_powers(BASE, learnt).w, np.full(3, power), rtol=1e-5)
+    np.testing.assert_allclose(with_learned_powers(BASE, learnt).w, np.full(3, power), rtol=1e-5)
 
 
 def test_each_token_is_masked_by_its_own_schedule():
