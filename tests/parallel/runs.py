@@ -30,6 +30,7 @@ SOURCE_LENGTH = 12
 MODEL = ModelConfig(width=32, depth=2, heads=8, mlp_ratio=2, cond_width=16, dropout=0.1)
 
 DATA = DataConfig(length=LENGTH, source_length=SOURCE_LENGTH)
+DEFAULT_PROCESS = ProcessConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def make(
     layout: str = "dp",
     devices: int = 1,
     parts: int = 1,
-    process: str = "auto",
+    process: ProcessConfig = DEFAULT_PROCESS,
     axes: str = "",
     batch_size: int = BATCH,
     **model: Any,
@@ -63,19 +64,19 @@ def make(
             model=model,
             data=dataclasses.replace(DATA, source="pairs:none") if pairs else DATA,
             objective=ObjectiveConfig(name=name),
-            process=ProcessConfig(name=process),
+            process=process,
             optim=OptimConfig(lr=1e-2, warmup_steps=2, weight_decay=0.1),
             train=TrainConfig(steps=100, batch_size=batch_size, microbatches=parts, log_every=1),
         )
     )
     on_mesh = make_layout(LayoutConfig(layout, axes), jax.devices()[:devices])
-    process, objective, network = make_parts(config, VOCAB, hooks_of(on_mesh))
+    forward, objective, network = make_parts(config, VOCAB, hooks_of(on_mesh))
     objective = dataclasses.replace(
         objective,
         loss=functools.partial(_spied, objective.loss),
         metrics=(*objective.metrics, "checksum"),
     )
-    made = make_train_program(config, process, objective, network, on_mesh)
+    made = make_train_program(config, forward, objective, network, on_mesh)
     program = made.jitted_step()
     return Parts(on_mesh, made.step, made.init, program, made.state, batch_size, pairs)
 
