@@ -1,5 +1,7 @@
 """Categorical draws: right tails down to 1e-6, for logits of every precision."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,8 @@ DRAWS, CHUNK = 50_000_000, 1_000_000
 def counts_of(draw, logits, draws: int = DRAWS) -> np.ndarray:
     """How often each value comes up: int[V]."""
 
-    @jax.jit
+    # draws that last: unlike elsewhere in the tests, optimised code is worth its compilation
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def chunk(step):
         drawn = draw(step_key(0, step), jnp.broadcast_to(logits, (CHUNK, len(logits))))
         return jnp.sum(drawn[:, None] == jnp.arange(len(logits)), axis=0)
