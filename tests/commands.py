@@ -182,6 +182,8 @@ def _serve(
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    # as in a terminal: where the tests run in the background, Ctrl-C is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     module = importlib.import_module(MODULES[command])
     sys.argv = [module.__file__, *flags]
     if before is not None:
