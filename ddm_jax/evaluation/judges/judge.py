@@ -77,14 +77,14 @@ class Judgement:
         """
         judged = self.tokens > 0
         nats, tokens = self.nats[judged], self.tokens[judged]
-        rate = nats.sum() / tokens.sum()
+        rate = float(nats.sum()) / int(tokens.sum())
         return {
             "perplexity": perplexity(rate),
             "perplexity_mean": float(np.exp(nats / tokens).mean()),
             "nats_per_token": float(rate),
             "nats_per_token_stderr": _stderr(nats, tokens),
             "bits_per_byte": float(nats.sum() / math.log(2) / self.bytes[judged].sum()),
-            "word_perplexity": perplexity(nats.sum() / self.words[judged].sum()),
+            "word_perplexity": perplexity(float(nats.sum()) / int(self.words[judged].sum())),
             "judged_tokens": int(tokens.sum()),
             "judged_texts": len(nats),
         }
@@ -161,5 +161,5 @@ def _stderr(nats: np.ndarray, tokens: np.ndarray) -> float:
     """Of sum(nats) / sum(tokens), over texts; nan for one text."""
     if len(nats) < 2:
         return math.nan
-    residual = nats - nats.sum() / tokens.sum() * tokens
+    residual = nats - float(nats.sum()) / int(tokens.sum()) * tokens
     return math.sqrt((residual**2).sum() / (len(nats) - 1) / len(nats)) / float(tokens.mean())

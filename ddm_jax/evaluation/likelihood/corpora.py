@@ -99,7 +99,7 @@ def own_split(config: Config, tokenizer: Tokenizer, split: str, count: int | Non
     # are in proportion to them as in the decoded tokens
     decoded = np.array([[len(text.encode()), len(text)] for text in texts], float)
     bytes_ = valid.sum(axis=1) * prepared.bytes_per_token(split)
-    per_byte = decoded[:, 1].sum() / max(1, decoded[:, 0].sum())
+    per_byte = float(decoded[:, 1].sum()) / max(1.0, float(decoded[:, 0].sum()))
     sizes = np.stack([bytes_, bytes_ * per_byte], axis=1)
     info = prepared.splits[split]
     return Corpus(

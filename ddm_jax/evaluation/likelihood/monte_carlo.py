@@ -150,9 +150,9 @@ def mean(nats: np.ndarray, tokens: np.ndarray) -> Mean:
     stderr = mc_stderr = math.nan
     if count > 1:
         residual = of_sequence - nll * tokens
-        stderr = math.sqrt((residual**2).sum() / (count - 1) / count) / tokens.mean()
+        stderr = math.sqrt((residual**2).sum() / (count - 1) / count) / float(tokens.mean())
     if groups > 1:
-        mc_stderr = math.sqrt((nats.var(axis=1, ddof=1) / groups).sum()) / tokens.sum()
+        mc_stderr = math.sqrt((nats.var(axis=1, ddof=1) / groups).sum()) / int(tokens.sum())
     text = math.sqrt(max(0.0, stderr**2 - mc_stderr**2)) if count > 1 and groups > 1 else math.nan
     return Mean(float(nll), float(stderr), float(mc_stderr), text)
 
