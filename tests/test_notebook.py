@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
 FEW = 200_000  # bytes
 
@@ -26,14 +28,14 @@ def test_notebook_runs(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient").NotebookClient
     pytest.importorskip("ipykernel")
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a user has
+    monkeypatch.setenv("XLA_FLAGS", commands.VARIABLES["XLA_FLAGS"])  # one device
     monkeypatch.setenv("HOME", str(tmp_path))  # nothing is left in ~/.cache/ddm_jax
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", ()):
-            cell.source = "workdir, steps = 'run', 6"
+            cell.source = "workdir, steps = 'run', 2"
     client(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert (tmp_path / "run" / "checkpoints" / "6").is_dir()
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
     assert "bits per byte" in notebook.cells[-2].outputs[0].text

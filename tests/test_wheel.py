@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command, cwd, **environment):
-    dropped = ("XLA_FLAGS", "PYTHONPATH")
+    dropped = ("PYTHONPATH",)
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     done = subprocess.run(
         command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False
