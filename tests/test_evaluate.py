@@ -46,7 +46,7 @@ def run(trained_run, tmp_path_factory):
 NUMBERS = ("nll", "stderr", "mc_stderr", "text_stderr", "sequences", "tokens", "bytes")
 
 
-def test_estimators_agree_on_a_trained_run(run):
+def test_estimators_agree_on_a_trained_run(run, one_device):
     """Each with each, within 5 errors of the draws (wrong once in 10^6) and 0.3 % for t < 1e-3.
 
     Except sedd_absorb, whose scores are not normalised: it is a bound, and a looser one.

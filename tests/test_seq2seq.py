@@ -52,6 +52,13 @@ def numbers(workdir):
     return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "step_s")} for r in records]
 
 
+def checkpoint_params(workdir, step):
+    manager = Checkpoints(epath.Path(workdir / "checkpoints"), 3, 10**6)
+    params = manager._manager.restore(step)["state"]["params"]
+    manager.close()
+    return params
+
+
 def test_training_shows_the_length_loss_and_translations(pairs_run):
     trained = [r for r in numbers(pairs_run) if "loss" in r]
     assert len(trained) == 6
@@ -67,43 +74,35 @@ def test_training_shows_the_length_loss_and_translations(pairs_run):
 
 
 def test_stopped_training_goes_on_with_the_same_numbers(pairs_run, files, tmp_path):
-    class Stop(Exception):
-        pass
-
-    write = loop.Writers.write
-
-    def stop_after_five(self, step, values):
-        write(self, step, values)
-        if step == 5:
-            raise Stop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Writers, "write", stop_after_five)
-        with pytest.raises(Stop):
-            loop.train_experiment(build(make_config(files)), tmp_path)
+    """From what a run leaves that is stopped after step 5: its newest checkpoint is of step 4."""
+    shutil.copytree(pairs_run, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    lines = (pairs_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:5]))
+    assert [r["step"] for r in numbers(tmp_path)] == [1, 2, 3, 4, 5]
     assert loop.train_experiment(build(make_config(files)), tmp_path).finished
     assert numbers(tmp_path) == numbers(pairs_run)
 
 
-def test_devices_and_parts_of_a_batch_do_not_change_a_step(files):
-    """One device in place of eight, four parts in place of one; dropout and lengths included."""
-    found = []
-    for parts, devices in ((1, jax.devices()), (4, jax.devices()[:1])):
-        config = settle(make_config(files, train__microbatches=parts))
-        data = open_or_prepare(config.data)
-        process, objective, network = make_parts(config, data.tokenizer.vocab_size)
-        optimizer = make_optimizer(config.optim, config.train.steps)
-        step = jax.jit(make_train_step(config, network, objective, process, optimizer))
-        names = metric_names(network, objective)
-        layout = dp(devices)
-        state = jax.device_put(
-            init_state(network, optimizer, jax.random.key(0), names), layout.replicated
-        )
-        batch = next(train_iterator(data, batch_size=8, seed=0))
-        for _ in range(2):
-            state, metrics = step(state, layout.put_batch(batch))
-        found.append((metrics, state.params["length"]["kernel"]))
-    for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+def test_devices_and_parts_of_a_batch_do_not_change_a_step(pairs_run, files):
+    """One device in place of the run's eight, four parts in place of one; dropout included."""
+    config = settle(make_config(files, train__microbatches=4))
+    data = open_or_prepare(config.data)
+    process, objective, network = make_parts(config, data.tokenizer.vocab_size)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    step = jax.jit(make_train_step(config, network, objective, process, optimizer))
+    names = metric_names(network, objective)
+    state = jax.jit(lambda key: init_state(network, optimizer, key, names))(
+        jax.random.key(config.seed)
+    )
+    batches = train_iterator(data, batch_size=8, seed=config.seed)
+    for theirs in numbers(pairs_run)[:2]:
+        state, metrics = step(state, next(batches))
+        for name in theirs.keys() & metrics.keys():
+            np.testing.assert_allclose(metrics[name], theirs[name], rtol=2e-4, err_msg=name)
+    trained = checkpoint_params(pairs_run, 2)
+    assert jax.tree.structure(trained) == jax.tree.structure(state.params)
+    for ours, theirs in zip(*map(jax.tree.leaves, (state.params, trained)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
 
 
@@ -113,11 +112,7 @@ def test_weights_of_several_checkpoints_are_averaged(pairs_run):
     assert {r.step for r in runs.values()} == {6}
     for name in ("last", "average:1"):
         jax.tree.map(np.testing.assert_array_equal, runs[name].params, runs["last"].params)
-    manager = Checkpoints(epath.Path(pairs_run / "checkpoints"), 3, 10**6)
-    read = [
-        manager._manager.restore(step)["state"]["params"]["length"]["kernel"] for step in (2, 4, 6)
-    ]
-    manager.close()
+    read = [checkpoint_params(pairs_run, step)["length"]["kernel"] for step in (2, 4, 6)]
     mean = runs["average:3"].params["length"]["kernel"]
     np.testing.assert_allclose(mean, np.mean(read, axis=0), rtol=1e-6)
     assert np.abs(np.asarray(runs["ema"].params["length"]["kernel"]) - read[-1]).max() > 0
@@ -192,7 +187,7 @@ def test_python_translates_what_the_command_translates(run):
     ],
     ids=lambda x: x if isinstance(x, str) else x["objective__name"],
 )
-def test_other_objectives_learn_pairs_too(files, tmp_path, kind, changes):
+def test_other_objectives_learn_pairs_too(files, tmp_path, kind, changes, one_device):
     """Two steps and a validation: samplers and bounds find all that they need in the memory."""
     changes = {"train__steps": 2, "eval__every": 2, "data__buckets": 1} | changes
     changes = {"process__steps": 5 if "process__name" in changes else None} | changes
