@@ -21,6 +21,7 @@ def pairs(count, seed):
 
 def make_config(files, kind="encoder_decoder", **changes):
     config = defaults()
+    config.seed = 6  # batches 1 and 2 have one shape, 5 and 6 differ
     config.model.update({"kind": kind, "width": 16, "depth": 1, "heads": 2, "max_length": 16})
     config.model.dropout = 0.1
     config.data.update(

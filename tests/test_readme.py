@@ -70,8 +70,9 @@ def test_override_command_of_the_readme_runs(tmp_path):
     words = [w.replace("/tmp/corpus", str(corpus)) for w in words[1:]]
     words = [w.replace("/tmp/radd_ao", str(tmp_path / "run")) for w in words]
     words += ["--config.data.tokenizer=bytes", f"--config.data.root={tmp_path / 'root'}"]
-    words += ["--config.train.steps=20", "--config.model.width=32", "--config.model.depth=1"]
+    words += ["--config.train.steps=2", "--config.model.width=32", "--config.model.depth=1"]
     words += ["--config.data.validation_fraction=0.2", "--config.sampler.steps=4", "--json"]
+    words += ["--config.eval.sequences=16", "--config.sampler.num=2"]
     done = commands.run(words[1].removeprefix("ddm_jax."), *words[2:], code=0)
     assert '"finished": true' in done.stdout.splitlines()[-1]
     assert (tmp_path / "run" / "metrics.jsonl").exists()
