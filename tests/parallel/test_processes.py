@@ -176,7 +176,9 @@ def saved(workdir, before=0):
 def interrupted(workdir, corpus, which, how):
     """Sends `how` to processes `which` after a new checkpoint: (codes, outputs, step before)."""
     before = saved(workdir)
-    extra = (f"--stall_timeout={15 if how == signal.SIGSTOP else 60}",)
+    # JAX ends the others where process 0 is killed; otherwise only the timeout can
+    stalls = how == signal.SIGSTOP or (how == signal.SIGKILL and 0 not in which)
+    extra = (f"--stall_timeout={15 if stalls else 60}",)
     made = start(workdir, corpus, 2, 2, "fsdp", extra, make_steps_slow)
     while saved(workdir) <= before:
         assert all(p.poll() is None for p in made), "\n".join(outputs(made))

@@ -45,6 +45,7 @@ SETTINGS = {
     "eval.sequences": 8,
     "eval.batch_size": 8,
     "eval.draws": 1,
+    "sampler.name": "ancestral",  # compiles fast
     "sampler.steps": 2,
 }
 TIMINGS = {"step_s", "tokens_per_s"}
