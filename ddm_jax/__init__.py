@@ -6,7 +6,7 @@
     run = ddm_jax.open_run("work/tiny")
     run.metrics["loss"]
     ddm_jax.generate(run, num=2, prefix="The people ")
-    ddm_jax.likelihood(run, ["My fellow citizens, ..."])
+    ddm_jax.likelihood(run, num=64)
 
 Names are imported where they are first used: `import ddm_jax` imports neither jax nor flax.
 """
