@@ -7,6 +7,7 @@ fork, so XLA_FLAGS and other variables hold as for a process of its own. `run_fo
 
 import atexit
 import contextlib
+import gc
 import importlib
 import itertools
 import multiprocessing
@@ -179,6 +180,7 @@ def _serve(
     before: Callable[[], None] | None,
 ) -> None:
     """What the fork does."""
+    gc.disable()  # see conftest.py
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         mode = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_APPEND
         os.dup2(os.open(folder / name, mode), number)

@@ -5,6 +5,7 @@ them; a test that would change one works on a copy.
 """
 
 import fcntl
+import gc
 import getpass
 import importlib.util
 import os
@@ -36,6 +37,11 @@ for _name, _setting in CACHE.items():
 
 import jax
 import pytest
+
+# Tracing and lowering make many objects that live on; to look through them again and again took a
+# quarter of that time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 if TYPE_CHECKING:
     from ddm_jax.data.sets.text import PreparedText
