@@ -51,8 +51,8 @@ def make(
     layout: str = "dp",
     devices: int = 1,
     parts: int = 1,
-    process: ProcessConfig = DEFAULT_PROCESS,
     axes: str = "",
+    process: ProcessConfig = DEFAULT_PROCESS,
     batch_size: int = BATCH,
     **model: Any,
 ) -> Parts:

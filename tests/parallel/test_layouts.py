@@ -19,30 +19,45 @@ from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, layout_summary, layout_table
 from tests.parallel.runs import BATCH, STEPS, VOCAB, Parts, batches, compiled, make, start, train
 
-# objective, layout, devices, micro-batches: every layout on 8 devices in one step and in several;
-# every objective where the head, the positions or whole programs are split; fewer devices
+# objective, layout, devices, micro-batches, axes: every layout on 8 devices in one step and in
+# several; every objective where the head, the positions or whole programs are split; fewer devices
 RUNS = [
-    *(("radd_t_dce", layout, 8, 4 if layout == "hsdp" else 1) for layout in LAYOUTS),
-    ("radd_t_dce", "pmap", 2, 2),
-    ("radd_t_dce", "fsdp_tp", 4, 4),
-    ("radd_t_dce", "zero1", 1, 2),
-    ("sedd_uniform", "dp", 8, 4),
-    ("sedd_uniform", "fsdp_tp", 8, 2),
-    ("sedd_uniform", "sp", 8, 2),
-    ("d3pm", "zero1", 8, 4),
-    ("d3pm", "fsdp", 8, 2),
-    ("d3pm", "pmap", 8, 2),
-    ("d3pm", "tp", 8, 1),
-    ("ar", "sp", 8, 4),
-    ("ar", "tp", 8, 2),
-    ("ar", "pmap", 8, 4),
+    *(("radd_t_dce", layout, 8, 4 if layout == "hsdp" else 1, "") for layout in LAYOUTS),
+    ("radd_t_dce", "pmap", 2, 2, ""),
+    ("radd_t_dce", "fsdp_tp", 4, 4, ""),
+    ("radd_t_dce", "zero1", 1, 2, ""),
+    ("sedd_uniform", "dp", 8, 4, ""),
+    ("sedd_uniform", "fsdp_tp", 8, 2, ""),
+    ("sedd_uniform", "sp", 8, 2, ""),
+    ("d3pm", "zero1", 8, 4, ""),
+    ("d3pm", "fsdp", 8, 2, ""),
+    ("d3pm", "pmap", 8, 2, ""),
+    ("d3pm", "tp", 8, 1, ""),
+    ("ar", "sp", 8, 4, ""),
+    ("ar", "tp", 8, 4, "model=2"),
+    ("ar", "pmap", 8, 4, ""),
+]
+# on 8 devices in 4 micro-batches, where there are replicas, which sum what each has
+REPLICATED = [
+    run for run in RUNS if run[2:4] == (8, 4) and run[1] in ("dp", "zero1", "tp", "hsdp", "sp")
 ]
 
 
-@functools.cache
-def built(name: str, *args: Any, **options: Any) -> tuple[Parts, Any]:
+def built(
+    name: str,
+    layout: str = "dp",
+    devices: int = 1,
+    parts: int = 1,
+    axes: str = "",
+    **options: Any,
+) -> tuple[Parts, Any]:
     """(the parts of `make`, their compiled step); compiled once for all tests of this file."""
-    parts = make(name, *args, **options)
+    return _built(name, layout, devices, parts, axes, **options)
+
+
+@functools.cache
+def _built(*args: Any, **options: Any) -> tuple[Parts, Any]:
+    parts = make(*args, **options)
     return parts, compiled(parts)
 
 
@@ -69,10 +84,10 @@ def reference(name: str, steps: int = STEPS, **model: Any) -> tuple[np.ndarray, 
     return losses, checksums
 
 
-@pytest.mark.parametrize(("name", "layout", "devices", "parts"), RUNS)
+@pytest.mark.parametrize(("name", "layout", "devices", "parts", "axes"), RUNS)
 @pytest.mark.slow
-def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts):
-    losses, checksums = run(name, layout, devices, parts)
+def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts, axes):
+    losses, checksums = run(name, layout, devices, parts, axes)
     np.testing.assert_array_equal(checksums, reference(name)[1])
     np.testing.assert_allclose(losses, reference(name)[0], rtol=1e-5)
 
@@ -134,19 +149,13 @@ def test_data_parallelism_only_sums_gradients(layout):
     assert moved - parameters(parts) in range(20)  # and some metrics
 
 
-@pytest.mark.parametrize(
-    ("name", "layout", "axes"),
-    [
-        ("sedd_uniform", "dp", {}),
-        ("radd_t_dce", "zero1", {}),
-        ("radd_t_dce", "tp", {"axes": "model=2"}),
-        ("radd_t_dce", "hsdp", {}),
-        ("radd_t_dce", "sp", {}),
-    ],
-)
+@pytest.mark.parametrize(("name", "layout", "devices", "parts", "axes"), REPLICATED)
 @pytest.mark.slow
-def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(name, layout, axes):
-    parts, program = built(name, layout, 8, 4, **axes)
+def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(
+    name, layout, devices, parts, axes
+):
+    assert len({layout for _, layout, *_ in REPLICATED}) == len(REPLICATED) == 5
+    parts, program = built(name, layout, devices, parts, axes)
     mesh, replicas = parts.layout.mesh, parts.layout.replica_axes
     assert replicas
     places = np.indices(mesh.devices.shape).reshape(mesh.devices.ndim, -1)
