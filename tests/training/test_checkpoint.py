@@ -22,10 +22,11 @@ from tests.parallel.runs import batches, compiled, make, start
 NAME = "sedd_absorb"  # with adaLN blocks
 
 
-def step(parts, state, number):
-    """(state, loss) of batch `number`."""
-    batch = parts.layout.put_train_batch(batches(number + 1)[number])
-    state, metrics = compiled(parts)(state, batch)
+def steps(parts, state, numbers):
+    """(state, loss) after the batches of these numbers."""
+    program, given = compiled(parts), batches(numbers[-1] + 1)
+    for number in numbers:
+        state, metrics = program(state, parts.layout.put_train_batch(given[number]))
     return state, float(metrics["loss"])
 
 
@@ -33,16 +34,15 @@ def step(parts, state, number):
 def saved(tmp_path_factory) -> tuple[epath.Path, float]:
     """A checkpoint after three steps on 8 devices, fsdp_tp; and the loss of the fourth."""
     parts = make(NAME, "fsdp_tp", 8)
-    state = start(parts)
-    for number in range(3):
-        state, _ = step(parts, state, number)
+    state, _ = steps(parts, start(parts), range(3))
     folder = epath.Path(tmp_path_factory.mktemp("run")) / "checkpoints"
     checkpoints = Checkpoints(folder, keep_last=2, keep_every=100)
     checkpoints.save(3, state, {"step": 3})
     checkpoints.close()
-    return folder, step(parts, state, 3)[1]
+    return folder, steps(parts, state, [3])[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "devices"), [("dp", 1), ("pmap", 4), ("zero1", 8), ("hsdp", 8), ("tp", 2)]
 )
@@ -55,9 +55,10 @@ def test_a_checkpoint_is_restored_under_another_layout(saved, layout, devices):
     assert position == {"step": 3}
     shardings = parts.layout.state_shardings(parts.state)
     jax.tree.map(lambda x, s: np.testing.assert_equal(x.sharding, s), state, shardings)
-    np.testing.assert_allclose(step(parts, state, 3)[1], wanted, rtol=1e-5)
+    np.testing.assert_allclose(steps(parts, state, [3])[1], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bare_weights_are_read_like_those_of_a_run(saved, tmp_path):
     folder, _ = saved
     parts = make(NAME, "fsdp", 8)
@@ -131,6 +132,7 @@ create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="buc
 """
 
 
+@pytest.mark.slow
 def test_checkpoints_in_a_bucket():
     """Against an emulator of Google Cloud Storage on this machine."""
     for package in ("gcsfs", "gcp_storage_emulator"):

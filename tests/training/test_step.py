@@ -23,7 +23,7 @@ VOCAB, LENGTH, BATCH = 40, 16, 8
 CONFIG = Config(
     model=ModelConfig(width=32, depth=2, heads=2, dropout=0.1),
     optim=OptimConfig(lr=1e-2, warmup_steps=2, weight_decay=0.1),
-    train=TrainConfig(steps=20, batch_size=BATCH, log_every=4),
+    train=TrainConfig(steps=60, batch_size=BATCH, log_every=4),
 )
 
 
@@ -31,15 +31,27 @@ def with_train(**changes):
     return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
 
 
-def setup(config, name="radd_t_dce", objective=None):
-    """(step function, fresh state)."""
-    objective = objective or OBJECTIVES[name]
+def make_step(config, objective):
+    """The compiled step."""
     network = make_network(config.model, VOCAB)
     process = Absorbing(SCHEDULES["log_linear"].make(), mask_id=VOCAB)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    step = make_train_step(config, network, objective, process, optimizer)
-    state = init_state(network, optimizer, jax.random.key(0), (*MEANS, *objective.metrics))
-    return step, state
+    return jax.jit(make_train_step(config, network, objective, process, optimizer))
+
+
+@functools.cache
+def step_of(name="radd_t_dce", **changes):
+    """The compiled step of an objective, with these fields of config.train."""
+    return make_step(with_train(**changes), OBJECTIVES[name])
+
+
+@functools.cache
+def first_state(metrics=("masked",)):
+    """A fresh state."""
+    network = make_network(CONFIG.model, VOCAB)
+    optimizer = make_optimizer(CONFIG.optim, CONFIG.train.steps)
+    init = functools.partial(init_state, network, optimizer, metrics=(*MEANS, *metrics))
+    return jax.jit(init)(jax.random.key(0))
 
 
 def batches(count, seed=0):
@@ -50,25 +62,30 @@ def batches(count, seed=0):
         yield {"tokens": tokens, "valid": valid}
 
 
-def losses(step, state, count, put=lambda batch: batch):
-    """The loss of each step."""
-    seen = []
+def losses(step, count, layout=None):
+    """The loss of each step from a fresh state."""
+    seen, state, put = [], first_state(), lambda batch: batch
+    if layout:
+        state = jax.device_put(state, layout.state_shardings(state))
+        put = layout.put_batch
     for batch in batches(count):
         state, metrics = step(state, put(batch))
         seen.append(float(metrics["loss"]))
     return np.array(seen)
 
 
+def no_loss(params, noise):
+    """A loss for objectives that only look at what they are given."""
+    return 0 * noise.u + params["final_norm"]["scale"].sum()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["radd_t_dce", "radd_ao"])  # a time and a count of masks
 def test_micro_batches_and_devices_give_the_same_losses(name):
-    step, state = setup(with_train(log_every=1), name)
-    want = losses(jax.jit(step), state, 6)
-    step, state = setup(with_train(log_every=1, microbatches=4), name)
-    np.testing.assert_allclose(losses(jax.jit(step), state, 6), want, rtol=1e-5)
-    layout = dp(jax.devices()[:8])
-    step, state = setup(with_train(log_every=1), name)
-    state = jax.device_put(state, layout.state_shardings(state))
-    spread = losses(jax.jit(step), state, 6, layout.put_batch)
+    want = losses(step_of(name, log_every=1), 6)
+    parts = losses(step_of(name, log_every=1, microbatches=4), 6)
+    np.testing.assert_allclose(parts, want, rtol=1e-5)
+    spread = losses(step_of(name, log_every=1), 6, dp(jax.devices()[:8]))
     np.testing.assert_allclose(spread, want, rtol=1e-5)
     assert len(set(want)) == 6
 
@@ -80,18 +97,17 @@ def test_corruption_is_bitwise_the_same_under_every_layout():
         xt = process.corrupt(noise.keys, batch["tokens"], noise.u, batch["valid"])
         row = batch["tokens"][:, 0]  # tells which example it is, whatever order it comes in
         jax.debug.callback(lambda *x: seen.append([np.asarray(a) for a in x]), row, xt, noise.u)
-        return OBJECTIVES["radd_t_dce"].loss(apply, params, batch, noise, process)
+        return LossOutput(no_loss(params, noise), None)
 
-    objective = Objective(spy, ("masked",))
     batch = next(batches(1))
     batch["tokens"][:, 0] = np.arange(BATCH)
     batch["valid"][:, 0] = True
     found = []
     for parts, devices in ((1, 1), (4, 1), (1, 8)):
-        step, state = setup(with_train(microbatches=parts), objective=objective)
+        step, state = make_step(with_train(microbatches=parts), Objective(spy)), first_state(())
         layout = dp(jax.devices()[:devices])
         state = jax.device_put(state, layout.state_shardings(state))
-        jax.block_until_ready(jax.jit(step)(state, layout.put_batch(batch)))
+        jax.block_until_ready(step(state, layout.put_batch(batch)))
         jax.effects_barrier()
         first_token = np.concatenate([s[0] for s in seen])
         xt, u = (np.concatenate([s[i] for s in seen]) for i in (1, 2))
@@ -104,10 +120,8 @@ def test_corruption_is_bitwise_the_same_under_every_layout():
 
 
 def test_logged_loss_is_the_mean_since_the_last_log():
-    step, state = setup(with_train(log_every=1))
-    single = losses(jax.jit(step), state, 8)
-    step, state = setup(with_train(log_every=4))
-    window = losses(jax.jit(step), state, 8)
+    single = losses(step_of(log_every=1), 8)
+    window = losses(step_of(log_every=4), 8)
     for start in (0, 4):
         means = np.cumsum(single[start : start + 4]) / np.arange(1, 5)
         np.testing.assert_allclose(window[start : start + 4], means, rtol=1e-5)
@@ -122,17 +136,12 @@ def test_non_finite_step_changes_counters_only(poison):
         loss = out.loss + (jnp.nan if poison == "loss" else jnp.sqrt(0 * out.loss.sum()))
         return dataclasses.replace(out, loss=jnp.where(bad, loss, out.loss))
 
-    # the branch not taken must not poison the gradient of good steps, so switch it outside
-    def switched(bad):
-        return poisoned if bad else OBJECTIVES["radd_t_dce"].loss
-
-    good = functools.partial(setup, with_train(log_every=100))
-    step, state = good()
-    bad_step, _ = good(objective=Objective(switched(True), ("masked",)))
-    step, bad_step = jax.jit(step), jax.jit(bad_step)
+    # the branch not taken would poison the gradient of good steps: they have a program of their own
+    step = step_of(log_every=4)
+    bad_step = make_step(with_train(log_every=4), Objective(poisoned, metrics=("masked",)))
     first, second, third = batches(3)
     second["tokens"][0, 0] = VOCAB - 1
-    state, _ = step(state, first)
+    state, _ = step(first_state(), first)
     after, metrics = bad_step(state, second)
     for name in ("params", "ema", "opt_state", "updates", "window"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(after, name))
@@ -149,17 +158,14 @@ def test_non_finite_step_changes_counters_only(poison):
 
 def test_loss_is_per_valid_token():
     """A new network is uniform: its any-order loss is n log V for each sequence, log V a token."""
-    step, state = setup(with_train(log_every=1), "radd_ao")
-    _, metrics = jax.jit(step)(state, next(batches(1)))
+    _, metrics = step_of("radd_ao", log_every=1)(first_state(), next(batches(1)))
     np.testing.assert_allclose(metrics["loss"], np.log(VOCAB), rtol=1e-5)
 
 
 def test_step_reduces_the_loss_on_one_batch():
-    step, state = setup(with_train(log_every=1, steps=60), "radd_ao")
-    step = jax.jit(step)
-    batch = next(batches(1))
+    step, state, batch = step_of("radd_ao", log_every=1), first_state(), next(batches(1))
     seen = []
-    for _ in range(60):
+    for _ in range(CONFIG.train.steps):
         state, metrics = step(state, batch)
         seen.append(float(metrics["loss"]))
     assert np.mean(seen[-10:]) < 0.8 * seen[0]
@@ -170,12 +176,11 @@ def test_times_follow_the_config():
 
     def spy(apply, params, batch, noise, process):
         jax.debug.callback(lambda u: seen.append(np.asarray(u)), noise.u)
-        loss = 0 * noise.u + params["final_norm"]["scale"].sum()
-        return LossOutput(loss, None)
+        return LossOutput(no_loss(params, noise), None)
 
     for times in ("stratified", "antithetic"):
-        step, state = setup(with_train(times=times), objective=Objective(spy))
-        jax.block_until_ready(jax.jit(step)(state, next(batches(1))))
+        step = make_step(with_train(times=times), Objective(spy))
+        jax.block_until_ready(step(first_state(()), next(batches(1))))
         jax.effects_barrier()
     stratified, antithetic = seen
     np.testing.assert_allclose(np.diff(np.sort(stratified)), 1 / BATCH, atol=1e-6)
