@@ -72,13 +72,12 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test sees one device: a program compiles in three quarters of the time of eight."""
-    device = jax.devices()[0]
-    for name in ("devices", "local_devices"):
-        monkeypatch.setattr(jax, name, lambda: [device])
-    for name in ("device_count", "local_device_count"):
-        monkeypatch.setattr(jax, name, lambda: 1)
+def one_device() -> Iterator[None]:
+    """The test sees one device."""
+    from tests.devices import only_one_device
+
+    with only_one_device():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Runs whose weights are known: each checkpoint says one letter; and calls of `sample` on them."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def make_run(workdir, prepared, letters, **changes):
     write_record(workdir, config, prepared)
     _, _, network = make_parts(config, prepared.tokenizer.vocab_size)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    state = init_state(network, optimizer, jax.random.key(0), ("loss",))
+    init = functools.partial(init_state, network, optimizer, metrics=("loss",))
+    state = jax.jit(init)(jax.random.key(0))
     checkpoints = Checkpoints(epath.Path(workdir / "checkpoints"), keep_last=9, keep_every=9)
     for step, letter in letters.items():
         bias = state.ema["head"]["bias"].at[ord(letter)].set(100.0)

@@ -9,6 +9,7 @@ import random
 from ddm_jax.config import defaults, resolve
 from ddm_jax.experiment import build
 from ddm_jax.training import loop
+from tests.devices import only_one_device
 
 WORDS = ("ba", "de", "gi", "ko", "lu", "ma")
 
@@ -44,8 +45,9 @@ def make_config(files, kind="encoder_decoder", **changes):
 
 
 def train_on_pairs(folder):
-    """Writes the pairs into the folder, and a run into its subfolder `run`."""
+    """Writes the pairs into the folder, and a run of one device into its subfolder `run`."""
     for name, seed in (("train", 0), ("valid", 1), ("test", 2)):
         lines = [f"{source}\t{target}\n" for source, target in pairs(60, seed)]
         (folder / f"{name}.tsv").write_text("".join(lines))
-    assert loop.train_experiment(build(make_config(folder)), folder / "run").finished
+    with only_one_device():
+        assert loop.train_experiment(build(make_config(folder)), folder / "run").finished

@@ -21,15 +21,14 @@ from ddm_jax.evaluation.text_scores import bleu
 from ddm_jax.experiment import build, make_parts
 from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.generation.translation import open_translator, translate, translate_sources
+from ddm_jax.parallel.layout_hooks import hooks_of
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.checkpoint import Checkpoints
 from ddm_jax.runs.files import read_metrics
 from ddm_jax.runs.run import open_run
 from ddm_jax.settle import settle
 from ddm_jax.training import loop
-from ddm_jax.training.optimizer import make_optimizer
-from ddm_jax.training.state import init_state
-from ddm_jax.training.step import make_train_step, metric_names
+from ddm_jax.training.programs import make_train_program
 from tests import commands
 from tests.pairs_run import make_config, pairs
 
@@ -73,7 +72,7 @@ def test_training_shows_the_length_loss_and_translations(pairs_run):
     assert f"reference:   {references[1]}\n" in written
 
 
-def test_stopped_training_goes_on_with_the_same_numbers(pairs_run, files, tmp_path):
+def test_stopped_training_goes_on_with_the_same_numbers(pairs_run, files, tmp_path, one_device):
     """From what a run leaves that is stopped after step 5: its newest checkpoint is of step 4."""
     shutil.copytree(pairs_run, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "6")
@@ -85,19 +84,18 @@ def test_stopped_training_goes_on_with_the_same_numbers(pairs_run, files, tmp_pa
 
 
 def test_devices_and_parts_of_a_batch_do_not_change_a_step(pairs_run, files):
-    """One device in place of the run's eight, four parts in place of one; dropout included."""
+    """Two devices in place of the run's one, four parts in place of one; dropout included."""
     config = settle(make_config(files, train__microbatches=4))
     data = open_or_prepare(config.data)
-    process, objective, network = make_parts(config, data.tokenizer.vocab_size)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    step = jax.jit(make_train_step(config, network, objective, process, optimizer))
-    names = metric_names(network, objective)
-    state = jax.jit(lambda key: init_state(network, optimizer, key, names))(
-        jax.random.key(config.seed)
-    )
+    layout = dp(jax.devices()[:2])
+    process, objective, network = make_parts(config, data.tokenizer.vocab_size, hooks_of(layout))
+    program = make_train_program(config, process, objective, network, layout)
+    shardings = layout.state_shardings(program.state)
+    state = jax.jit(program.init, out_shardings=shardings)(jax.random.key(config.seed))
+    step = program.jitted_step()
     batches = train_iterator(data, batch_size=8, seed=config.seed)
     for theirs in numbers(pairs_run)[:2]:
-        state, metrics = step(state, next(batches))
+        state, metrics = step(state, layout.put_train_batch(next(batches)))
         for name in theirs.keys() & metrics.keys():
             np.testing.assert_allclose(metrics[name], theirs[name], rtol=2e-4, err_msg=name)
     trained = checkpoint_params(pairs_run, 2)

@@ -5,6 +5,7 @@ import numpy as np
 import ddm_jax
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
+from tests.devices import only_one_device
 
 LENGTH = 32
 STEPS = 40
@@ -54,7 +55,8 @@ def make_config(folder, **changes):
 
 
 def train_on_texts(folder):
-    """Writes the texts into the folder, and a run into its subfolder `run`."""
+    """Writes the texts into the folder, and a run of one device into its subfolder `run`."""
     write_texts(folder)
-    outcome = ddm_jax.train("radd_tiny", folder / "run", overrides=settings(folder))
+    with only_one_device():
+        outcome = ddm_jax.train("radd_tiny", folder / "run", overrides=settings(folder))
     assert (outcome.step, outcome.finished) == (STEPS, True)
