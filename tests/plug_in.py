@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.models.readout import Readout
+from tests.batch import batch_of
 from tests.enumerable import all_sequences
+from tests.objectives.enumeration import said
 
 
 def uniform_matrix(tau, vocab):
@@ -43,44 +45,6 @@ def time_nodes(step=0.08):
     return t, step * np.pi * np.cosh(x) * t * (1 - t)
 
 
-def said(log_p):
-    """An `apply` whose network has said log_p[rows, L, V] already."""
-    vocab = log_p.shape[-1]
-    eye = jnp.eye(vocab, dtype=log_p.dtype)
-    return lambda params, tokens, sigma: Readout(log_p, eye, jnp.zeros(vocab), vocab)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def loss_of(loss_at, process, log_p, x0, xt, t):
-    """LossOutput of a network that says log_p[rows, L, V], without padding; int[rows, L] twice."""
-    batch = {"tokens": x0, "valid": jnp.ones(x0.shape, bool)}
-    return loss_at(said(log_p), {}, batch, xt, t, process)
-
-
-def expected(loss_at, process, matrix_at, denoiser_at, vocab, length, field="bound", start=0.0):
-    """Integral over t in (start, 1) of E over x_t, for every x0: float64[vocab^length].
-
-    matrix_at(tau) -> q. denoiser_at(matrix) -> p[Z^L, L, V], one for every state.
-    """
-    with jax.enable_x64(True):
-        t, weights = time_nodes()
-        t, weights = start + (1 - start) * t, (1 - start) * weights
-        matrices = [matrix_at(tau) for tau in t]
-        x0 = all_sequences(vocab, length)
-        states = all_sequences(matrices[0].shape[1], length)
-        p = np.stack([denoiser_at(m) for m in matrices])  # [T, S, L, V]
-        shape = (len(t), len(x0), len(states))
-        rows = np.broadcast_to(p[:, None], (*shape, length, vocab)).reshape(-1, length, vocab)
-        tokens = np.broadcast_to(x0[None, :, None], (*shape, length)).reshape(-1, length)
-        xt = np.broadcast_to(states[None, None], (*shape, length)).reshape(-1, length)
-        times = jnp.asarray(np.repeat(t, len(x0) * len(states)))
-        log_p = np.log(np.maximum(rows, 1e-300))
-        out = loss_of(loss_at, process, log_p, tokens, xt, times)
-        loss = np.asarray(getattr(out, field)).reshape(shape)
-    chance = np.stack([m[x0[:, None], states[None]].prod(-1) for m in matrices])
-    return np.einsum("t,tns,tns->n", weights, chance, loss)
-
-
 def wrong_table(states, length, vocab, seed=1):
     """Random normalised answers, the same at all times: float64[states^length, length, vocab]."""
     p = np.random.default_rng(seed).gamma(0.7, size=(states**length, length, vocab)) + 0.02
@@ -111,21 +75,49 @@ def assert_gradient(loss_at, process, xt, t):
     rng = np.random.default_rng(0)
     vocab = process.vocab_size
     shapes = {"embed": (vocab + 1, 8), "mix": (8, 8), "time": (8,), "head": (8, vocab)}
-    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
-    direction = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    params, direction = (
+        {name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(2)
+    )
+    given = params, direction, np.array([xt]), np.array([t])
+    steps = (1e-5, -1e-5, 0.0)
+    (after, _), (before, _), (_, slope) = (_along(loss_at, process, h, *given) for h in steps)
+    assert abs(slope) > 0.01
+    np.testing.assert_allclose((after - before) / 2e-5, slope, rtol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _along(loss_at, process, step, params, direction, xt, t):
+    """(the loss of a sequence with padding `step` along a direction, its slope)."""
+    batch = batch_of(np.array([[0, 2, 1]]), np.array([[True, True, False]]))
 
     def apply(params, tokens, sigma):
         each = params["embed"][tokens] + sigma[:, None, None] * params["time"]
         hidden = jnp.tanh(each + each.mean(1, keepdims=True) @ params["mix"])
-        return Readout(hidden, params["head"], jnp.zeros(vocab), vocab)
+        return Readout(hidden, params["head"], jnp.zeros(process.vocab_size), process.vocab_size)
 
-    batch = {"tokens": jnp.array([[0, 2, 1]]), "valid": jnp.array([[True, True, False]])}
-
-    @jax.jit
-    def along(step):
+    def loss(step):
         moved = {name: params[name] + step * direction[name] for name in params}
-        return loss_at(apply, moved, batch, jnp.array([xt]), jnp.array([t]), process).loss[0]
+        return loss_at(apply, moved, batch, xt, t, process).loss[0]
 
-    h, slope = 1e-5, jax.grad(along)(0.0)
-    assert abs(slope) > 0.01
-    np.testing.assert_allclose((along(h) - along(-h)) / (2 * h), slope, rtol=1e-6)
+    return loss(step), jax.grad(loss)(step)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradient_and_loss(loss_at, process, logits, x0, xt, t):
+    """(d sum(loss) / d logits, loss) of a network that says the logits."""
+
+    def total(logits):
+        loss = loss_at(said(logits), {}, batch_of(x0), xt, t, process).loss
+        return loss.sum(), loss
+
+    return jax.grad(total, has_aux=True)(logits)
+
+
+def assert_float32_is_accurate(loss_at, process, logits, x0, xt, t):
+    """Of losses, and of gradients relative to those of the sequence; all in float32."""
+    single = gradient_and_loss(loss_at, process, logits, x0, xt, t)
+    with jax.enable_x64(True):
+        double = gradient_and_loss(loss_at, process, np.float64(logits), x0, xt, np.float64(t))
+    (grad, loss), (grad64, loss64) = jax.device_get((single, double))
+    np.testing.assert_allclose(loss, loss64, rtol=1e-4, atol=1e-5)
+    assert (abs(grad - grad64).sum((1, 2)) < 1e-3 * abs(grad64).sum((1, 2)) + 1e-5).all()

@@ -8,108 +8,42 @@ import numpy as np
 import pytest
 
 from ddm_jax.diffusion import d3pm_gaussian, d3pm_nearest
-from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
-from ddm_jax.models.readout import Readout
-from ddm_jax.objectives import OBJECTIVES, d3pm
-from ddm_jax.objectives.signature import Noise
+from ddm_jax.diffusion.randomness import example_keys, step_key
+from ddm_jax.objectives import d3pm
 from tests import chains
-from tests.enumerable import all_sequences, random_joint
-
-VOCAB, LENGTH, STEPS = 3, 2, 4
-JOINT = random_joint(VOCAB, LENGTH).reshape(-1)
-X0 = all_sequences(VOCAB, LENGTH)
-ONE_HOT = np.eye(VOCAB)[X0]
-
-
-def states(name):
-    return VOCAB + (name == "absorbing")
-
-
-def leave_one_out(name, steps):
-    """p(x0_i | x_t at the other position), t = 1..T: float64[T, S^2, L, V]."""
-    product, joint = chains.products(name, steps, VOCAB), JOINT.reshape(VOCAB, VOCAB)
-    xt = all_sequences(states(name), LENGTH)
-    out = np.zeros((steps, len(xt), LENGTH, VOCAB))
-    for t in range(1, steps + 1):
-        seen = product[t][:VOCAB]  # from x0 to x_t
-        of_first, of_second = (joint @ seen)[:, xt[:, 1]].T, (joint.T @ seen)[:, xt[:, 0]].T
-        out[t - 1] = np.stack([of_first, of_second], axis=1)
-    total = out.sum(-1, keepdims=True)
-    return np.divide(out, total, out=np.full_like(out, 1 / VOCAB), where=total > 0)
+from tests.batch import batch_of
+from tests.enumerable import all_sequences
+from tests.objectives.enumeration import VOCAB, means, said
+from tests.objectives.steps import (
+    JOINT,
+    LENGTH,
+    STEPS,
+    bound_by_matrices,
+    cross_entropy,
+    everything,
+    leave_one_out,
+    process_of,
+    reverse_laws,
+    states,
+    wrong,
+)
 
 
-def wrong(name, steps):
-    """A denoiser that answers every state and time at random: float64[T, S^2, L, V]."""
-    shape = steps, states(name) ** LENGTH, LENGTH
-    return np.random.default_rng(1).dirichlet(np.ones(VOCAB), size=shape)
+@functools.partial(jax.jit, static_argnums=0)
+def losses_of(process, answers, x0, xt, t, ce_weight):
+    """(the hybrid loss, the simple cross entropy) where the network has answered."""
+    given = said(answers), {}, batch_of(x0), xt, t, process
+    return d3pm.d3pm_at(*given, ce_weight), d3pm.d3pm_ce_at(*given)
 
 
-def network(name, p):
-    """apply(params, tokens, sigma) that looks the time and the state up; params: log p."""
-    size = states(name)
-
-    def apply(params, tokens, sigma):
-        t = sigma.astype(int) - 1
-        log_p = params[t, tokens[:, 0] * size + tokens[:, 1]]
-        dtype = log_p.dtype
-        return Readout(log_p, jnp.eye(VOCAB, dtype=dtype), jnp.zeros(VOCAB, dtype), VOCAB)
-
-    return apply
-
-
-def everything(name, steps):
-    """Every (x0, x_t, t) and q(x_t | x0) / T: int[N, L], int[N, L], float[N], float[T * S^2, 9]."""
-    product, xt = chains.products(name, steps, VOCAB), all_sequences(states(name), LENGTH)
-    of_xt = product[1:][:, X0, xt[:, None]].prod(-1)  # [T, S^2, 9]
-    t = np.repeat(np.arange(1, steps + 1) / steps, len(xt) * len(X0))
-    x0 = np.tile(X0, (steps * len(xt), 1))
-    return x0, np.tile(np.repeat(xt, len(X0), 0), (steps, 1)), t, of_xt.reshape(-1, 9) / steps
-
-
-def expected(name, p, ce_weight=0.0, simple=False):
-    """(E loss, E bound) over t and x_t for each x0: float64[9]; simple CE has no bound."""
-    steps = len(p)
+def losses_everywhere(name, ce_weight):
+    """The same for every x0, x_t and t, of the wrong denoiser."""
+    every = everything(name)
+    step, _, state = every.rows
     with jax.enable_x64(True):
-        process = chains.make(name, steps, VOCAB)
-        x0, xt, t, weight = everything(name, steps)
-        batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
-        options = {} if simple else {"ce_weight": ce_weight}
-        loss_at = d3pm.d3pm_ce_at if simple else d3pm.d3pm_at
-        at = functools.partial(loss_at, network(name, p), process=process, **options)
-        out = jax.jit(at)(np.log(p), batch, xt=xt, t=t)
-        # what cannot happen may be anything but not a number
-        return [
-            x if x is None else (weight * np.asarray(x).reshape(-1, 9)).sum(0)
-            for x in (out.loss, out.bound)
-        ]
-
-
-def reverse_laws(name, p):
-    """p(x_{t-1, i} | x_t) by explicit matrices, t = 1..T: float64[T, S^2, L, S]."""
-    chain, product = (f(name, len(p), VOCAB) for f in (chains.one_step, chains.products))
-    xt = all_sequences(states(name), LENGTH)
-    to_xt = np.stack([q.T[xt] for q in chain])
-    law = to_xt * np.einsum("tnlv,tvs->tnls", p, product[:-1, :VOCAB])
-    total = law.sum(-1, keepdims=True)
-    return np.divide(law, total, out=np.full_like(law, np.nan), where=total > 0)
-
-
-def bound_by_matrices(name, p):
-    """L_vb of D3PM eq. 1 for each x0, with every law by Bayes' rule: float64[9]."""
-    chain, product = (f(name, len(p), VOCAB) for f in (chains.one_step, chains.products))
-    xt, law, total = all_sequences(states(name), LENGTH), reverse_laws(name, p), np.zeros(9)
-    for x, x0 in enumerate(X0):
-        for i in range(LENGTH):
-            last, prior = product[-1][x0[i]], chains.prior(name, VOCAB)
-            total[x] += (last[last > 0] * np.log(last[last > 0] / prior[last > 0])).sum()
-        for t in range(1, len(p) + 1):
-            for n, state in enumerate(xt):
-                chance = product[t][x0, state].prod()
-                for i in range(LENGTH if chance > 0 else 0):
-                    q = product[t - 1][x0[i]] * chain[t - 1][:, state[i]]
-                    q, p_s = q / q.sum(), law[t - 1, n, i]
-                    total[x] += chance * (q[q > 0] * np.log(q[q > 0] / p_s[q > 0])).sum()
-    return total
+        answers = np.log(wrong(name))[step, state]
+        given = answers, *every.tokens, every.levels[step], ce_weight
+        return jax.device_get(losses_of(process_of(name), *given))
 
 
 def nll_of_chain(name, p):
@@ -127,10 +61,11 @@ def nll_of_chain(name, p):
 @pytest.mark.parametrize("name", chains.NAMES)
 def test_bound_is_that_of_explicit_matrices_and_above_the_nll_of_the_chain(name):
     """For a denoiser that is wrong everywhere; equal term by term, above for every sequence."""
-    p = wrong(name, STEPS)
-    loss, bound = expected(name, p)
+    p = wrong(name)
+    out, _ = losses_everywhere(name, 0.0)
+    bound = everything(name).mean(out.bound)
     np.testing.assert_allclose(bound, bound_by_matrices(name, p), rtol=1e-8)
-    np.testing.assert_array_equal(loss, bound)
+    np.testing.assert_array_equal(out.loss, out.bound)
     assert (bound > nll_of_chain(name, p) - 1e-9).all()
     assert (JOINT * (bound + np.log(JOINT))).sum() > 0.1
 
@@ -139,7 +74,10 @@ def test_bound_is_that_of_explicit_matrices_and_above_the_nll_of_the_chain(name)
 def test_bound_of_the_exact_denoiser_tends_to_the_nll_as_one_over_the_steps(name):
     gap = []
     for steps in (48, 96):
-        _, bound = expected(name, leave_one_out(name, steps))
+        with jax.enable_x64(True):
+            process = process_of(name, steps)
+        says = np.log(np.maximum(leave_one_out(name, steps), 1e-300))
+        bound = means(d3pm.d3pm_at, process, everything(name, steps), says, "bound")
         gap.append((JOINT * (bound + np.log(JOINT))).sum())
     assert gap[0] > gap[1] > 0
     if name == "gaussian":  # beta changes with T, so that its steps shrink at another rate
@@ -152,97 +90,57 @@ def test_bound_of_the_exact_denoiser_tends_to_the_nll_as_one_over_the_steps(name
 @pytest.mark.parametrize("ce_weight", [0.0, 0.3])
 def test_absorbing_bound_weighs_the_masked_cross_entropy_by_one_over_t(ce_weight):
     """T (alpha_{t-1} - alpha_t) / (1 - alpha_t) = T / t, MDLM's weight in T steps."""
-    with jax.enable_x64(True):
-        process = chains.make("absorbing", STEPS, VOCAB)
-        p = wrong("absorbing", STEPS)
-        x0, xt, t, _ = everything("absorbing", STEPS)
-        possible = ((xt == VOCAB) | (xt == x0)).all(1)
-        x0, xt, t = x0[possible], xt[possible], t[possible]
-        batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
-        at = functools.partial(
-            d3pm.d3pm_at, network("absorbing", p), process=process, ce_weight=ce_weight
-        )
-        out = jax.jit(at)(np.log(p), batch, xt=xt, t=t)
-    step = np.round(t * STEPS).astype(int)
-    at = p[step - 1, xt[:, 0] * (VOCAB + 1) + xt[:, 1]]
-    ce = -np.log(np.take_along_axis(at, x0[..., None], -1)[..., 0])
+    every = everything("absorbing")
+    (step, _, state), (x0, xt) = every.rows, every.tokens
+    out, _ = losses_everywhere("absorbing", ce_weight)
+    possible = ((xt == VOCAB) | (xt == x0)).all(1)
+    p = wrong("absorbing")[step, state]
+    ce = -np.log(np.take_along_axis(p, x0[..., None], -1)[..., 0])
     masked = np.where(xt == VOCAB, ce, 0).sum(1)
-    loss = STEPS / step * masked + ce_weight * ce.sum(1)
-    np.testing.assert_allclose(out.bound, STEPS / step * masked, rtol=1e-12)
-    np.testing.assert_allclose(out.loss, loss, rtol=1e-12)
+    bound = STEPS / (step + 1) * masked
     # over the tokens that have a loss
     mean = ce.mean(1) if ce_weight else masked / np.maximum((xt == VOCAB).sum(1), 1)
-    np.testing.assert_allclose(out.metrics["ce"], mean, rtol=1e-12)
+    for ours, want in (
+        (out.bound, bound),
+        (out.loss, bound + ce_weight * ce.sum(1)),
+        (out.metrics["ce"], mean),
+    ):
+        np.testing.assert_allclose(ours[possible], want[possible], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["absorbing", "nearest"])
 def test_hybrid_adds_the_simple_cross_entropy(name):
-    p = wrong(name, STEPS)
-    loss, bound = expected(name, p, ce_weight=0.7)
-    simple, no_bound = expected(name, p, simple=True)
-    np.testing.assert_allclose(loss - bound, 0.7 * simple, rtol=1e-12)
-    assert no_bound is None
-    x0, xt, t, weight = everything(name, STEPS)
-    at = p[np.round(t * STEPS).astype(int) - 1, xt[:, 0] * states(name) + xt[:, 1]]
-    ce = -np.log(np.take_along_axis(at, x0[..., None], -1)).sum((1, 2))
-    np.testing.assert_allclose(simple, (weight * ce.reshape(-1, 9)).sum(0), rtol=1e-12)
-
-
-@pytest.mark.parametrize("name", chains.NAMES)
-def test_draws_have_the_enumerated_mean(name):
-    """Means of 8,000 draws within 5 standard errors (wrong once in 10^6) for one x0; padding."""
-    count, x = 8_000, 5
-    p = wrong(name, STEPS)
-    loss, bound = expected(name, p, ce_weight=0.5)
-    simple, _ = expected(name, p, simple=True)
-    inner = network(name, p)
-
-    def apply(params, tokens, sigma):
-        out = inner(params, tokens[:, :2], sigma)
-        hidden = jnp.pad(out.hidden, ((0, 0), (0, 1), (0, 0)))
-        hidden = jnp.where((tokens[:, 2] == 1).all(), hidden, jnp.nan)  # the padding is intact
-        return Readout(hidden, out.kernel, out.bias, out.vocab_size)
-
-    batch = {
-        "tokens": jnp.broadcast_to(jnp.asarray([*X0[x], 1]), (count, 3)),
-        "valid": jnp.broadcast_to(jnp.arange(3) < 2, (count, 3)),
-    }
-    key, index = step_key(0, 3), jnp.arange(count)
-    noise = Noise(stratified(key, index, count), example_keys(key, index))
-    process = chains.make(name, STEPS, VOCAB)
-    given = apply, jnp.asarray(np.log(p)), batch, noise, process
-
-    @jax.jit
-    def draw():
-        return OBJECTIVES["d3pm"].loss(*given, ce_weight=0.5), OBJECTIVES["d3pm_ce"].loss(*given)
-
-    out, ce = draw()
-    for drawn, mean in ((out.loss, loss[x]), (out.bound, bound[x]), (ce.loss, simple[x])):
-        stderr = float(drawn.std()) / np.sqrt(count)
-        assert abs(float(drawn.mean()) - mean) < 5 * stderr
+    out, simple = losses_everywhere(name, 0.7)
+    np.testing.assert_allclose(out.loss - out.bound, 0.7 * simple.loss, rtol=1e-12, atol=1e-12)
+    assert simple.bound is None
+    ce = everything(name).mean(simple.loss)
+    np.testing.assert_allclose(ce, cross_entropy(name, wrong(name)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", chains.NAMES)
 def test_gradient_is_the_slope_of_the_loss(name, float64):
     """Along random directions of log p, against central differences."""
-    process = chains.make(name, STEPS, VOCAB)
-    rng, p = np.random.default_rng(0), wrong(name, STEPS)
-    x0, xt, t, weight = everything(name, STEPS)
-    possible = np.flatnonzero(weight.reshape(-1) > 0)
-    x0, xt, t = (x[possible] for x in (x0, xt, t))
-    batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
+    every = everything(name)
+    step, _, state = every.rows
+    keep = every.chance[every.rows] > 1e-300
+    (x0, xt), t = every.tokens, every.levels[step]
 
     @jax.jit
-    def loss(log_p):
-        xt_t = jnp.asarray(xt), jnp.asarray(t)
-        apply = network(name, p)
-        return d3pm.d3pm_at(apply, log_p, batch, *xt_t, process, ce_weight=0.3).loss.mean()
+    def loss_and_gradient(log_p):
+        def loss(log_p):
+            apply = said(log_p[step[keep], state[keep]])
+            given = xt[keep], t[keep], process_of(name)
+            return d3pm.d3pm_at(apply, {}, batch_of(x0[keep]), *given, ce_weight=0.3).loss.mean()
 
-    log_p = jnp.asarray(np.log(p) + 0.1 * rng.normal(size=p.shape))
-    gradient = jax.jit(jax.grad(loss))(log_p)
+        return loss(log_p), jax.grad(loss)(log_p)
+
+    rng, p = np.random.default_rng(0), wrong(name)
+    log_p = np.log(p) + 0.1 * rng.normal(size=p.shape)
+    _, gradient = loss_and_gradient(log_p)
     for _ in range(3):
         direction = rng.normal(size=p.shape)
-        slope = (loss(log_p + 1e-5 * direction) - loss(log_p - 1e-5 * direction)) / 2e-5
+        after, before = (loss_and_gradient(log_p + h * direction)[0] for h in (1e-5, -1e-5))
+        slope = (after - before) / 2e-5
         np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
@@ -265,24 +163,22 @@ def test_float32_agrees_with_float64_over_a_thousand_steps(name):
         }[name]()
 
     keys = example_keys(step_key(0, 0), jnp.arange(rows))
-    xt = jax.jit(make().corrupt)(keys, x0, jnp.float32(t))
+    xt = jax.jit(make().corrupt)(keys, x0, np.float32(t))
 
     def results(dtype):
         process = make()
-        batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
 
-        def loss(hidden):
-            readout = Readout(hidden, jnp.eye(vocab, dtype=dtype), jnp.zeros(vocab, dtype), vocab)
-            times = jnp.asarray(t, dtype)
-            out = d3pm.d3pm_at(lambda *_: readout, {}, batch, xt, times, process)
+        def loss(answers):
+            given = batch_of(x0), xt, jnp.asarray(t, dtype), process
+            out = d3pm.d3pm_at(said(answers), {}, *given)
             return out.loss.sum(), out.loss
 
-        return jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(logits, dtype))
+        return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(logits.astype(dtype)))
 
     slope, value = results(np.float32)
     with jax.enable_x64(True):
         slope64, value64 = results(np.float64)
     assert np.isfinite(slope).all()
     np.testing.assert_allclose(value, value64, rtol=1e-4, atol=1e-4)
-    for row, row64 in zip(np.asarray(slope), np.asarray(slope64), strict=True):
+    for row, row64 in zip(slope, slope64, strict=True):
         np.testing.assert_allclose(row, row64, rtol=1e-3, atol=1e-4 * abs(row64).max() + 1e-7)

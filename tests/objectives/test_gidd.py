@@ -4,27 +4,23 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddm_jax.diffusion.hybrid import Hybrid
-from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.objectives.gidd import gidd, gidd_at
-from ddm_jax.objectives.signature import Noise
+from ddm_jax.objectives.gidd import gidd_at
 from ddm_jax.objectives.udlm import udlm_at
 from tests.enumerable import all_sequences, random_joint
+from tests.objectives.enumeration import corruptions, loss_of, means
 from tests.plug_in import (
+    assert_float32_is_accurate,
     assert_gradient,
-    expected,
     hybrid_matrix,
-    leave_one_out,
-    loss_of,
-    said,
     single_tokens,
     step_kl,
+    time_nodes,
     uniform_matrix,
     wrong_table,
 )
@@ -43,27 +39,14 @@ def matrix_at(p_uniform):
     return lambda tau: hybrid_matrix(tau, VOCAB, p_uniform)
 
 
-def bound(denoiser_at, p_uniform, length=LENGTH, **options):
-    return expected(
-        gidd_at,
-        process(p_uniform),
-        matrix_at(p_uniform),
-        denoiser_at,
-        VOCAB,
-        length,
-        **options,
-    )
-
-
-@pytest.mark.parametrize("p_uniform", [0.0, 0.2, 0.8])
-def test_exact_denoiser_attains_the_nll_of_every_sequence(p_uniform):
-    """p_uniform = 0 stands for 2e-9, which the tolerance allows for."""
-    reached = bound(lambda matrix: leave_one_out(JOINT, matrix), p_uniform)
-    np.testing.assert_allclose(reached, NLL, rtol=1e-7 if p_uniform else 1e-6)
+def bound(p, p_uniform):
+    """The mean over t for every x0 of a network that says p[S^L, L, V] at all times."""
+    every = corruptions(matrix_at(p_uniform), time_nodes(), p.shape[1])
+    return means(gidd_at, process(p_uniform), every, np.log(p)[None], "bound")
 
 
 def test_other_denoisers_are_above_in_the_mean():
-    assert (JOINT.reshape(-1) * (bound(lambda matrix: WRONG, 0.2) - NLL)).sum() > 0.1
+    assert (JOINT.reshape(-1) * (bound(WRONG, 0.2) - NLL)).sum() > 0.1
 
 
 def test_without_redraws_it_is_masked_diffusion():
@@ -76,22 +59,17 @@ def test_without_redraws_it_is_masked_diffusion():
         ce = -np.log(WRONG[state[:, None], [0, 1], x0]) @ masked
         # the integral over tau of tau^(k-1) (1 - tau)^(2-k), k masks
         mdlm += ce / 2
-    np.testing.assert_allclose(bound(lambda matrix: WRONG, 0.0), mdlm, rtol=1e-6)
+    np.testing.assert_allclose(bound(WRONG, 0.0), mdlm, rtol=1e-6)
 
 
 def test_with_redraws_alone_it_tends_to_udlm():
     """At p_uniform = 1 - 1e-4 the tokens are noise before any of them is masked."""
     unmasked = all_sequences(VOCAB, LENGTH) @ [VOCAB + 1, 1]
-    uniform = expected(
-        udlm_at,
-        Uniform(SCHEDULES["log_linear"].make(eps=0.0), VOCAB),
-        lambda tau: uniform_matrix(tau, VOCAB),
-        lambda matrix: WRONG[unmasked],
-        VOCAB,
-        LENGTH,
-    )
-    np.testing.assert_allclose(bound(lambda matrix: WRONG, 1 - 1e-4), uniform, rtol=2e-3)
-    assert abs(bound(lambda matrix: WRONG, 0.2) / uniform - 1).max() > 0.05
+    every = corruptions(lambda tau: uniform_matrix(tau, VOCAB), time_nodes(), LENGTH)
+    made = Uniform(SCHEDULES["log_linear"].make(eps=0.0), VOCAB)
+    uniform = means(udlm_at, made, every, np.log(WRONG[unmasked])[None], "bound")
+    np.testing.assert_allclose(bound(WRONG, 1 - 1e-4), uniform, rtol=2e-3)
+    assert abs(bound(WRONG, 0.2) / uniform - 1).max() > 0.05
 
 
 def test_integrand_is_the_limit_of_the_kl_of_ever_more_steps():
@@ -112,7 +90,7 @@ def test_integrand_is_the_limit_of_the_kl_of_ever_more_steps():
 
 def test_sums_over_steps_tend_to_the_bound():
     p = wrong_table(VOCAB + 1, 1, VOCAB)
-    continuous = bound(lambda matrix: p, 0.2, length=1)
+    continuous = bound(p, 0.2)
     off = []
     for steps in (64, 128):
         times = np.sin(np.pi / 2 * np.linspace(0, 1, steps + 1)) ** 4
@@ -167,66 +145,19 @@ def test_float32_is_accurate_at_all_times(p_uniform):
     if p_uniform:
         xt = np.where(rng.random(x0.shape) < 0.4, rng.integers(0, vocab, x0.shape), xt)
     logits[:, ::2] += 30 * (np.arange(vocab) == x0[:, ::2, None])  # sure of it at every other one
-    losses, grads = [], []
-    for dtype in ("float32", "float64"):
-        with jax.enable_x64(dtype == "float64"):
-            batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
-            at = jnp.asarray(t, dtype)
 
-            def total(logits, batch=batch, at=at):
-                run = process(p_uniform, 1e-3, vocab)
-                loss = gidd_at(said(logits), {}, batch, xt, at, run, "elbo", at).loss
-                return loss.sum(), loss
+    def at(apply, params, batch, xt, t, process):
+        return gidd_at(apply, params, batch, xt, t, process, "elbo", per_draw=t)
 
-            grad, loss = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(logits, dtype))
-            losses.append(np.asarray(loss))
-            grads.append(np.asarray(grad))
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
-    assert (abs(grads[0] - grads[1]).sum((1, 2)) < 1e-3 * abs(grads[1]).sum((1, 2)) + 1e-5).all()
+    assert_float32_is_accurate(at, process(p_uniform, 1e-3, vocab), logits, x0, xt, t)
 
 
 def test_prior_kl_is_that_of_the_last_marginal():
     q = hybrid_matrix(1 - 1e-3, 7, 0.2)[2]
     prior = np.append(np.full(7, q[:7].sum() / 7), q[7])
-    kl = process(0.2, 1e-3, 7).prior_kl()
+    kl = jax.jit(process(0.2, 1e-3, 7).prior_kl)()
     np.testing.assert_allclose(kl, (q * np.log(q / prior)).sum(), rtol=1e-4)
     assert process(0.2, 0.0, 7).prior_kl() == 0
-
-
-@pytest.mark.parametrize("weighting", ["elbo", "dynamic"])
-def test_draws_have_the_enumerated_mean(weighting):
-    """The mean of 40,000 draws lies within 5 standard errors (wrong once in 10^6) of the exact one.
-
-    All of (0, 1) is drawn, so nothing is allowed for. A third position is padding: never corrupted,
-    never counted, whatever the network says there.
-    """
-    count, x0 = 40_000, 5
-    table = jnp.log(jnp.float32(WRONG))
-
-    def apply(params, tokens, sigma):
-        said_here = table[tokens[:, 0] * (VOCAB + 1) + tokens[:, 1]]
-        said_here = jnp.where(tokens[:, 2, None, None] == 0, said_here, jnp.nan)
-        padded = jnp.pad(said_here, ((0, 0), (0, 1), (0, 0)), constant_values=-3.0)
-        return said(padded)(params, tokens, sigma)
-
-    tokens = np.append(all_sequences(VOCAB, LENGTH)[x0], 0)
-    batch = {
-        "tokens": jnp.broadcast_to(jnp.asarray(tokens), (count, LENGTH + 1)),
-        "valid": jnp.broadcast_to(jnp.arange(LENGTH + 1) < LENGTH, (count, LENGTH + 1)),
-    }
-    key, index = step_key(0, 5), jnp.arange(count)
-    noise = Noise(stratified(key, index, count), example_keys(key, index))
-    run = jax.jit(lambda batch, noise: gidd(apply, {}, batch, noise, process(), weighting))
-    out = run(batch, noise)
-    at = functools.partial(gidd_at, weighting=weighting)
-
-    for field in ("loss", "bound"):
-        mean = expected(at, process(), matrix_at(0.2), lambda matrix: WRONG, VOCAB, LENGTH, field)[
-            x0
-        ]
-        drawn = np.asarray(getattr(out, field))
-        assert abs(drawn.mean() - mean) < 5 * drawn.std() / np.sqrt(count)
-        assert drawn.std() / np.sqrt(count) < 0.03 * mean
 
 
 @pytest.mark.parametrize("xt", [[0, 1, 1], [VOCAB, 1, 1]])

@@ -1,5 +1,6 @@
-"""RDM's loss against exact enumeration: vocabulary 3, length 2, every x_t, every t; its draws."""
+"""RDM's loss against exact enumeration: vocabulary 3, length 2, every x_t, every t; its pairs."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -10,134 +11,64 @@ import pytest
 from scipy.stats import chi2
 
 from ddm_jax.diffusion.randomness import example_keys, step_key, uniforms
-from ddm_jax.models.readout import Readout
-from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.objectives.rdm import WEIGHTINGS, pair, rdm_at
-from ddm_jax.objectives.signature import Noise
 from tests import chains, masking
-from tests.enumerable import all_sequences, wrong_denoiser
+from tests.batch import batch_of, noise_of
+from tests.objectives.enumeration import VOCAB, said
+from tests.objectives.steps import (
+    LAMBDA,
+    STEPS,
+    everything,
+    process_of,
+    rdm_answers,
+    rdm_losses,
+    states,
+)
+from tests.visible import wrong_table
 
-VOCAB, LENGTH, STEPS = 3, 2, 4
 KINDS = ("absorbing", "uniform")
-ROWS = {"absorbing": "rdm_absorb", "uniform": "rdm_multinomial"}
-LAMBDA = {  # of t = 1 .. 4
-    "linear": [1, 3 / 4, 1 / 2, 1 / 4],
-    "reciprocal": [1, 1 / 2, 1 / 3, 1 / 4],
-    "none": [1, 1, 1, 1],
-}
-X0 = np.array([2, 1])
 
 
-def states(kind):
-    return VOCAB + (kind == "absorbing")
-
-
-def answers(kind):
-    """The logits of every x_t at every t, not normalised: float64[T, S^2, L, V]."""
-    shape = STEPS, states(kind) ** LENGTH, LENGTH, VOCAB
-    return np.random.default_rng(4).normal(0.5, 2, size=shape)
-
-
-def network(kind):
-    """apply(params, tokens, sigma) that looks the step and the state up; params: the logits.
-
-    Tokens beyond the second are padding, which must stay 1.
-    """
-
-    def apply(params, tokens, sigma):
-        first, second, *padding = tokens.T
-        hidden = params[sigma.astype(int) - 1, first * states(kind) + second]
-        hidden = jnp.pad(hidden, ((0, 0), (0, len(padding)), (0, 0)))
-        hidden = jnp.where((tokens[:, LENGTH:] == 1).all(), hidden, jnp.nan)
-        return Readout(hidden, jnp.eye(VOCAB, dtype=hidden.dtype), jnp.zeros(VOCAB), VOCAB)
-
-    return apply
-
-
-def everything(kind):
-    """(x_t int[T * S^2, 2], t float[T * S^2] of them, their probability, what the loss is there).
-
-    The last: float64[T, S^2] of a weighting and a smoothing.
-    """
-    product, xt, logits = (
-        chains.products(kind, STEPS, VOCAB),
-        all_sequences(states(kind), LENGTH),
-        answers(kind),
-    )
-    chance = np.stack([product[t][X0, xt].prod(-1) for t in range(1, STEPS + 1)]) / STEPS
-    log_p = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
-    ce, smooth = -log_p[..., np.arange(LENGTH), X0], -log_p.mean(-1)
-
-    def loss(weighting, smoothing):
-        weight = np.array(LAMBDA[weighting])[:, None, None]
-        each = (1 - smoothing) * weight * ce + smoothing * smooth
-        return STEPS * np.where(xt == X0, 0, each).sum(-1)
-
-    t = np.repeat(np.arange(1, STEPS + 1) / STEPS, len(xt))
-    return np.tile(xt, (STEPS, 1)), t, chance, loss
+@functools.partial(jax.jit, static_argnums=0)
+def losses_of(process, answers, batch, xt, t, smoothing):
+    """LossOutput of each weighting."""
+    given = said(answers), {}, batch, xt, t, process
+    return {name: rdm_at(*given, name, smoothing) for name in WEIGHTINGS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_at_every_state_is_the_formula(kind, float64):
     """Every weighting, t = 1 and t = T among the times, with and without smoothing."""
     assert set(WEIGHTINGS) == set(LAMBDA)
-    xt, t, _, loss = everything(kind)
-    process = chains.make(kind, STEPS, VOCAB)
-    batch = {"tokens": jnp.tile(X0, (len(xt), 1)), "valid": jnp.ones(xt.shape, bool)}
-    given = network(kind), jnp.asarray(answers(kind)), batch, jnp.asarray(xt), jnp.asarray(t)
-    for weighting, smoothing in itertools.product(LAMBDA, (0.0, 0.1)):
-        out = rdm_at(*given, process, weighting, smoothing)
-        np.testing.assert_allclose(out.loss, loss(weighting, smoothing).ravel(), rtol=1e-12)
-        np.testing.assert_allclose(out.metrics["noised"], (xt != X0).mean(1), rtol=1e-6)
-        assert out.bound is None
+    every = everything(kind)
+    (step, _, state), (x0, xt) = every.rows, every.tokens
+    given = rdm_answers(kind)[step, state], batch_of(x0), xt, every.levels[step]
+    for smoothing in (0.0, 0.1):
+        found = jax.device_get(losses_of(process_of(kind), *given, smoothing))
+        for weighting, out in found.items():
+            np.testing.assert_allclose(out.loss, rdm_losses(kind, weighting, smoothing), rtol=1e-12)
+            np.testing.assert_allclose(out.metrics["noised"], (xt != x0).mean(1), rtol=1e-6)
+            assert out.bound is None
 
 
 def test_reciprocal_weights_without_smoothing_are_the_bound_in_steps(float64):
     """E over t and masks, of a wrong denoiser, against KL of explicit posteriors, for every x0."""
-    apply = wrong_denoiser(masking.VOCAB, masking.LENGTH)
     times = np.arange(1, STEPS + 1) / STEPS
     process = chains.make("absorbing", STEPS, masking.VOCAB)
-    batch, xt, t = masking.every_corruption(times)
-
-    def blind(params, tokens, sigma):
-        return apply(params, tokens)
-
-    at = functools.partial(rdm_at, blind, {}, batch, xt, t, process)
-    loss = at(weighting="reciprocal", label_smoothing=0.0).loss
+    tokens, xt = masking.every_corruption(STEPS)
+    log_p = masking.answers(wrong_table(masking.VOCAB, masking.LENGTH))
+    answers = np.tile(log_p.reshape(-1, *log_p.shape[2:]), (STEPS, 1, 1))
+    t = np.repeat(times, log_p.shape[0] * log_p.shape[1])
+    loss = losses_of(process, answers, batch_of(tokens), xt, t, 0.0)["reciprocal"].loss
     loss = np.asarray(loss).reshape(STEPS, len(masking.X0), len(masking.MASKS))
     mean = (masking.even_mask_law(times) * loss).sum(-1).mean(0)
     alpha = np.broadcast_to(1 - np.append(0, times)[:, None], (STEPS + 1, masking.VOCAB))
-    want = masking.bound_in_steps(alpha, masking.answers(apply))
-    np.testing.assert_allclose(mean, want, rtol=1e-9)
+    np.testing.assert_allclose(mean, masking.bound_in_steps(alpha, log_p), rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_draws_have_the_enumerated_mean(kind):
-    """Means of 8,000 draws within 5 standard errors (wrong once in 10^6), padding untouched.
-
-    Every way to draw has the same mean; two corruptions make it surer.
-    """
-    count = 8_000
-    _, _, chance, loss = everything(kind)
-    want = (chance * loss("linear", 0.1)).sum()
-    batch = {
-        "tokens": jnp.tile(jnp.asarray([*X0, 1]), (count, 1)),
-        "valid": jnp.broadcast_to(jnp.arange(3) < 2, (count, 3)),
-    }
-    keys = example_keys(step_key(0, 5), jnp.arange(count))
-    noise = Noise(uniforms(example_keys(step_key(0, 6), jnp.arange(count))), keys)
-    process = chains.make(kind, STEPS, VOCAB)
-    given = network(kind), jnp.asarray(answers(kind)), batch, noise, process
-
-    @jax.jit
-    def draw():
-        ways = ("default", "multi_step", "multi_sample", "coupled")
-        return [OBJECTIVES[ROWS[kind]].loss(*given, q_sample=way).loss for way in ways]
-
-    one, *two = (np.asarray(x) for x in draw())
-    for drawn in (one, *two):
-        assert abs(drawn.mean() - want) < 5 * drawn.std() / np.sqrt(count)
-    assert all(drawn.std() < 0.95 * one.std() for drawn in two)
+@functools.partial(jax.jit, static_argnums=0)
+def independent_uniforms(count):
+    return uniforms(example_keys(step_key(0, 8), jnp.arange(count)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,15 +76,12 @@ def test_draws_have_the_enumerated_mean(kind):
 def test_pairs_of_corruptions_have_the_law_of_explicit_matrices(kind, q_sample):
     """The joint law of both times and tokens; chi-square, rejects the right law once in 10^6."""
     count = 20_000
-    batch = {
-        "tokens": jnp.ones((count, 2), int),
-        "valid": jnp.broadcast_to(jnp.array([True, False]), (count, 2)),
-    }
-    keys = example_keys(step_key(0, 7), jnp.arange(count))
-    noise = Noise(uniforms(example_keys(step_key(0, 8), jnp.arange(count))), keys)
-    process = chains.make(kind, STEPS, VOCAB)
-    tokens, times = jax.jit(lambda: pair(batch, noise, process, q_sample))()
-    tokens, times = np.asarray(tokens), np.round(np.asarray(times) * STEPS).astype(int)
+    batch, process = batch_of(np.ones((count, 2), int), [True, False]), process_of(kind)
+    # independent times, for the chi-square
+    noise = dataclasses.replace(noise_of(count), u=independent_uniforms(count))
+    run = jax.jit(lambda batch, noise: pair(batch, noise, process, q_sample))
+    tokens, times = jax.device_get(run(batch, noise))
+    times = np.round(times * STEPS).astype(int)
     assert (tokens[:, :, 1] == 1).all()
 
     size = states(kind)
@@ -188,22 +116,20 @@ def pair_law(kind, q_sample):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_pulls_the_logits_of_noised_tokens_alone(smoothing, float64):
     """T [(1 - e) lambda (p - x0) + e (p - 1/V)] where x_t != x0 and valid, and 0 elsewhere."""
-    process = chains.make("uniform", STEPS, VOCAB)
     x0, xt = np.array([[0, 1, 2, 0]]), np.array([[1, 1, 0, 2]])
-    valid, t = np.array([[True, True, True, False]]), 2
+    batch, t = batch_of(x0, np.array([[True, True, True, False]])), 2
     logits = np.random.default_rng(0).normal(size=(1, 4, VOCAB))
-
-    def loss(hidden):
-        readout = Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
-        batch = {"tokens": jnp.asarray(x0), "valid": jnp.asarray(valid)}
-        at = jnp.asarray(xt), jnp.array([t / STEPS])
-        return rdm_at(
-            lambda *_: readout, {}, batch, *at, process, label_smoothing=smoothing
-        ).loss.sum()
-
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     pull = (1 - smoothing) * LAMBDA["linear"][t - 1] * (p - np.eye(VOCAB)[x0])
     pull = STEPS * (pull + smoothing * (p - 1 / VOCAB))
     noised = np.array([[True, False, True, False]])[..., None]
-    got = jax.grad(loss)(jnp.asarray(logits))
+    got = gradient(logits, batch, xt, np.array([t / STEPS]), smoothing)
     np.testing.assert_allclose(got, np.where(noised, pull, 0), rtol=1e-12, atol=1e-15)
+
+
+@jax.jit
+@jax.grad
+def gradient(logits, batch, xt, t, smoothing):
+    process = chains.make("uniform", STEPS, VOCAB)
+    given = said(logits), {}, batch, xt, t, process
+    return rdm_at(*given, label_smoothing=smoothing).loss.sum()

@@ -3,24 +3,21 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.objectives.signature import Noise
-from ddm_jax.objectives.udlm import udlm, udlm_at
+from ddm_jax.objectives.udlm import udlm_at
 from tests.enumerable import all_sequences, random_joint
+from tests.objectives.enumeration import corruptions, loss_of, means
 from tests.plug_in import (
+    assert_float32_is_accurate,
     assert_gradient,
-    expected,
     leave_one_out,
-    loss_of,
-    said,
     single_tokens,
     step_kl,
+    time_nodes,
     uniform_matrix,
     wrong_table,
 )
@@ -38,16 +35,20 @@ def matrix_at(tau):
     return uniform_matrix(tau, VOCAB)
 
 
-def bound(denoiser_at, **options):
-    return expected(udlm_at, process(), matrix_at, denoiser_at, VOCAB, LENGTH, **options)
+def bound(denoiser_at, length=LENGTH, start=0.0):
+    """The integral over t in (start, 1), for every x0.
+
+    denoiser_at: q(x_t | x_0) -> p[V^L, L, V].
+    """
+    t, weight = time_nodes()
+    nodes = start + (1 - start) * t, (1 - start) * weight
+    says = np.log([denoiser_at(matrix_at(t)) for t in nodes[0]])
+    every = corruptions(matrix_at, nodes, length)
+    return means(udlm_at, process(), every, says, "bound")
 
 
 def exact(matrix):
     return leave_one_out(JOINT, matrix)
-
-
-def test_exact_denoiser_attains_the_nll_of_every_sequence():
-    np.testing.assert_allclose(bound(exact), NLL, rtol=1e-8)
 
 
 def test_other_denoisers_are_above_in_the_mean():
@@ -72,8 +73,8 @@ def test_integrand_is_the_limit_of_the_kl_of_ever_more_steps():
     p = wrong_table(len(x0), 1, VOCAB)
     with jax.enable_x64(True):
         for t in (0.02, 0.5, 0.97):
-            out = loss_of(udlm_at, process(), np.log(p), x0, xt, np.full(len(x0), t))
-            ours = np.asarray(out.loss)
+            given = np.log(p), x0, xt, np.full(len(x0), t)
+            ours = np.asarray(loss_of(udlm_at, process(), *given).loss)
             off = []
             for h in (1e-3 * t, 1e-4 * t):
                 kl = [
@@ -87,7 +88,7 @@ def test_integrand_is_the_limit_of_the_kl_of_ever_more_steps():
 
 def test_sums_over_steps_tend_to_the_bound():
     p = wrong_table(VOCAB, 1, VOCAB)
-    continuous = expected(udlm_at, process(), matrix_at, lambda m: p, VOCAB, 1)
+    continuous = bound(lambda matrix: p, length=1)
     off = []
     for steps in (64, 128):
         times = np.linspace(0, 1, steps + 1) ** 2
@@ -112,57 +113,14 @@ def test_float32_is_accurate_at_all_times(spread):
     x0 = rng.integers(0, vocab, (count, length))
     xt = np.where(rng.random(x0.shape) < 0.5, x0, rng.integers(0, vocab, x0.shape))
     logits[:, ::2] += 30 * (np.arange(vocab) == x0[:, ::2, None])  # sure of it at every other one
-    losses, grads = [], []
-    for dtype in ("float32", "float64"):
-        with jax.enable_x64(dtype == "float64"):
-            batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
-            at = jnp.asarray(t, dtype)
-
-            def total(logits, batch=batch, at=at):
-                loss = udlm_at(said(logits), {}, batch, xt, at, process(1e-3, vocab)).loss
-                return loss.sum(), loss
-
-            grad, loss = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(logits, dtype))
-            losses.append(np.asarray(loss))
-            grads.append(np.asarray(grad))
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
-    assert (abs(grads[0] - grads[1]).sum((1, 2)) < 1e-3 * abs(grads[1]).sum((1, 2)) + 1e-5).all()
+    assert_float32_is_accurate(udlm_at, process(1e-3, vocab), logits, x0, xt, t)
 
 
 def test_prior_kl_is_that_of_the_last_marginal():
     q = uniform_matrix(1 - 1e-3, 7)[2]
-    np.testing.assert_allclose(process(1e-3, 7).prior_kl(), (q * np.log(q * 7)).sum(), rtol=1e-4)
+    prior_kl = jax.jit(process(1e-3, 7).prior_kl)
+    np.testing.assert_allclose(prior_kl(), (q * np.log(q * 7)).sum(), rtol=1e-4)
     assert process(0.0, 7).prior_kl() == 0
-
-
-def test_draws_have_the_enumerated_mean():
-    """The mean of 40,000 draws lies within 5 standard errors (wrong once in 10^6) of the exact one.
-
-    A third position is padding: never corrupted, never counted, whatever the network says there.
-    """
-    count, x0 = 40_000, 5
-    p = wrong_table(VOCAB, LENGTH, VOCAB)
-    table = jnp.log(jnp.float32(p))
-
-    def apply(params, tokens, sigma):
-        said_here = table[tokens[:, 0] * VOCAB + tokens[:, 1]]
-        said_here = jnp.where(tokens[:, 2, None, None] == 0, said_here, jnp.nan)
-        padded = jnp.pad(said_here, ((0, 0), (0, 1), (0, 0)), constant_values=-3.0)
-        return said(padded)(params, tokens, sigma)
-
-    tokens = np.append(all_sequences(VOCAB, LENGTH)[x0], 0)
-    batch = {
-        "tokens": jnp.broadcast_to(jnp.asarray(tokens), (count, LENGTH + 1)),
-        "valid": jnp.broadcast_to(jnp.arange(LENGTH + 1) < LENGTH, (count, LENGTH + 1)),
-    }
-    key, index = step_key(0, 5), jnp.arange(count)
-    noise = Noise(stratified(key, index, count), example_keys(key, index))
-    out = jax.jit(lambda batch, noise: udlm(apply, {}, batch, noise, process(1e-3)))(batch, noise)
-    exact_mean = bound(lambda m: p, start=1e-3, field="loss")[x0] / (1 - 1e-3)
-    stderr = float(out.loss.std()) / np.sqrt(count)
-    assert abs(float(out.loss.mean()) - exact_mean) < 5 * stderr + 2e-3 * exact_mean
-    np.testing.assert_allclose(out.bound - out.loss, LENGTH * process(1e-3).prior_kl(), atol=2e-4)
-    assert float(out.metrics["noised"].mean()) == pytest.approx(1 / 2 * (1 - 1 / VOCAB), abs=0.01)
 
 
 def test_gradient_equals_finite_differences(float64):

@@ -9,7 +9,7 @@ from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
 from ddm_jax.objectives.udlm import udlm_at
 from tests.models.published import published_dit
-from tests.plug_in import loss_of
+from tests.objectives.enumeration import loss_of
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-9}}
 CASES = ["mid", "ext0", "ext1"]
