@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.attention_masks import block_diffusion
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.objectives import bd3lm
+from tests.batch import batch_of
 from tests.models.published import published_dit
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-5}}
@@ -19,7 +19,6 @@ CASES = {"bs4": 4, "bs4_time": 4, "bs8": 8}
 SCHEDULE = SCHEDULES["log_linear"].make(eps=0.0)
 
 
-@functools.cache
 def network(oracle, dtype):
     """(apply, params, vocab); without time conditioning published ones keep adaLN, at sigma = 0."""
     weights, _ = oracle("mdlm", "dit_weights")
@@ -35,6 +34,20 @@ def test_mask_equals_oracle(oracle):
         np.testing.assert_array_equal(block_diffusion(16, size), want)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def loss_and_logits(apply, vocab, size, params, sigma, x0, xt, t):
+    """Of each sequence, and of each position of x_t."""
+    said = []
+
+    def told(params, tokens, **kwargs):
+        said.append(apply(params, tokens, sigma, **kwargs))
+        return said[-1]
+
+    process = Absorbing(SCHEDULE, vocab)
+    out = bd3lm.bd3lm_at(told, params, batch_of(x0), xt, t, process, size)
+    return out.loss, said[0].span(0, x0.shape[1]).logits()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_logits_equal_oracle(oracle, case, dtype):
@@ -43,25 +56,24 @@ def test_losses_and_logits_equal_oracle(oracle, case, dtype):
     with jax.enable_x64(dtype == "float64"):
         apply, params, vocab = network(oracle, dtype)
         sigma = arrays[f"{case}_sigma"][:, 0] * ("time" in case)
-        x0, t = (jnp.asarray(arrays[f"{case}_{name}"]) for name in ("x0", "t"))
-        xt = jnp.asarray(arrays[f"{case}_xt"]).at[:, 0].set(x0[:, 0])
-        said = []
-
-        def told(params, tokens, **kwargs):
-            said.append(apply(params, tokens, jnp.asarray(sigma, dtype), **kwargs))
-            return said[-1]
-
-        batch = {"tokens": x0, "valid": jnp.ones(x0.shape, bool)}
-        process = Absorbing(SCHEDULE, vocab)
-        t = t.astype(dtype)
-        out = bd3lm.bd3lm_at(told, params, batch, xt, t, process, CASES[case])
-        logits = np.asarray(said[0].span(0, x0.shape[1]).logits())
+        x0, xt, t = (arrays[f"{case}_{name}"] for name in ("x0", "xt", "t"))
+        xt = np.where(np.arange(xt.shape[1]) == 0, x0, xt)
+        given = params, sigma.astype(dtype), x0, xt, t.astype(dtype)
+        loss, logits = jax.device_get(loss_and_logits(apply, vocab, CASES[case], *given))
     suffix = "__f64" if dtype == "float64" else ""
     want = arrays[f"{case}_loss{suffix}"].sum(axis=1)
-    np.testing.assert_allclose(out.loss, want, **TOLERANCE[dtype])
+    np.testing.assert_allclose(loss, want, **TOLERANCE[dtype])
     if dtype == "float32":
         want = arrays[f"{case}_logits"][..., :vocab]
         np.testing.assert_allclose(logits, want, **TOLERANCE[dtype])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def sampling_log_p(apply, size, params, prefix, sigma):
+    """log p of each position under the mask of the clean tokens."""
+    length = prefix.shape[1]
+    attend = block_diffusion(length, size)[length:, length:]
+    return jax.nn.log_softmax(apply(params, prefix, sigma, attend=attend).logits())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,21 +81,20 @@ def test_network_in_sampling_equals_oracle(oracle, case):
     """The block-causal pass over a prefix, and the law of a step from t = 0.6 to 0.5."""
     arrays, _ = oracle("bd3lms", "model_loss")
     apply, params, vocab = network(oracle, "float32")
-    prefix, size = jnp.asarray(arrays[f"{case}_prefix"]), CASES[case]
-    length = prefix.shape[1]
-    attend = block_diffusion(length, size)[length:, length:]  # that of the clean tokens
-    masked = np.asarray(prefix == vocab)
+    prefix, size = arrays[f"{case}_prefix"], CASES[case]
+    masked = prefix == vocab
 
     def log_p(sigma):
-        sigma = jnp.full(len(prefix), sigma * ("time" in case))
-        return jax.nn.log_softmax(apply(params, prefix, sigma, attend=attend).logits())
+        sigma = np.full(len(prefix), sigma * ("time" in case), np.float32)
+        return np.asarray(sampling_log_p(apply, size, params, prefix, sigma))
 
     want = arrays[f"{case}_sample_mode_log_probs"][..., :vocab]
     np.testing.assert_allclose(log_p(0.7)[masked], want[masked], rtol=1e-4, atol=1e-4)
 
     process, t, s = Absorbing(SCHEDULE, vocab), 0.6, 0.5
     p = np.exp(log_p(-np.log(1 - t)))[:, -size:]
-    ours = np.append(process.reveal(s, t) * p, process.stay_masked(s, t) + 0 * p[..., :1], axis=-1)
+    reveal, stay = jax.jit(lambda: (process.reveal(s, t), process.stay_masked(s, t)))()
+    ours = np.append(reveal * p, stay + 0 * p[..., :1], axis=-1)
     want = arrays[f"{case}_ddpm_t0.6_dt0.1_probs"]
     last = masked[:, -size:]
     assert last.any()
@@ -108,6 +119,7 @@ def test_noise_equals_oracle(oracle, name, schedule):
     uncut = chance > 1e-3
     with jax.enable_x64(True):
         t = arrays["t__f64"][uncut]
-        ours = -schedule.weight(t)
-        np.testing.assert_allclose(ours, arrays[f"{name}_loss_scaling__f64"][uncut], rtol=1e-6)
-        np.testing.assert_allclose(schedule.one_minus_alpha(t), chance[uncut], rtol=1e-6)
+        both = jax.jit(lambda t: (-schedule.weight(t), schedule.one_minus_alpha(t)))
+        ours, masked = both(t)
+    np.testing.assert_allclose(ours, arrays[f"{name}_loss_scaling__f64"][uncut], rtol=1e-6)
+    np.testing.assert_allclose(masked, chance[uncut], rtol=1e-6)

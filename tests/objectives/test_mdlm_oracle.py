@@ -1,5 +1,7 @@
 """MDLM's losses, their gradients and its times equal the published ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,13 @@ import pytest
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import stratify
 from ddm_jax.diffusion.schedules import SCHEDULES
-from ddm_jax.models.readout import Readout
 from ddm_jax.objectives.mdlm import importance_noise, mdlm_at, mdlm_importance_at
 from ddm_jax.objectives.sedd import absorb_at
 from ddm_jax.objectives.signature import SAMPLING_EPS, uniform_time
+from tests.batch import batch_of
 from tests.models.published import published_dit, state_dict_from_params
+from tests.objectives.enumeration import said
+from tests.objectives.one_pass import losses_of
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-6}}
 CASES = ["mid", "ext0", "ext1"]
@@ -23,6 +27,7 @@ SCHEDULE = {
     "geometric": "geometric",
     "linear": "mdlm_linear",
 }
+IMPORTANCE = ["subs_cov", "subs_imp"]
 CONTINUOUS = [
     "subs_notime",
     "subs_time",
@@ -30,9 +35,11 @@ CONTINUOUS = [
     "subs_cosinesqr",
     "subs_geometric",
     "subs_linear",
+    "sedd",
+    *IMPORTANCE,
 ]
+IN_STEPS = ["subs_T", "subs_T1000"]
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
-each_case = pytest.mark.parametrize("case", CASES)
 
 
 def process_of(noise, mask_id):
@@ -43,94 +50,113 @@ def process_of(noise, mask_id):
     return Absorbing(SCHEDULES[name].make(**options), mask_id)
 
 
-def setup(oracle, case, variant, dtype):
-    """(apply, params, batch, xt, arrays, variant's settings, process); inside enable_x64."""
+def network_of(oracle, dtype="float32"):
+    """(network, params) of the published weights; inside enable_x64."""
     weights, _ = oracle("mdlm", "dit_weights")
-    arrays, meta = oracle("mdlm", "losses")
-    model, settings = meta["config"]["model"], meta["variants"][variant]
+    _, meta = oracle("mdlm", "losses")
     mask_id = weights["vocab_embed.embedding"].shape[0] - 1
-    network, params = published_dit(weights, model, mask_id, dtype)
-
-    def apply(params, tokens, sigma):
-        # without time conditioning the published network is told sigma = 0
-        told = sigma if settings["time_conditioning"] else jnp.zeros_like(sigma)
-        return network(params, tokens, told)
-
-    x0, xt = (jnp.asarray(arrays[f"{case}_{x}"]) for x in ("x0", "xt"))
-    batch = {"tokens": x0, "valid": jnp.ones(x0.shape, bool)}
-    return apply, params, batch, xt, arrays, settings, process_of(settings["noise"], mask_id)
+    return published_dit(weights, meta["config"]["model"], mask_id, dtype)
 
 
-def compare(loss, arrays, key, dtype, twin=False):
+def setup(oracle, variant):
+    """(arrays, the variant's settings, its process)."""
+    arrays, meta = oracle("mdlm", "losses")
+    settings = meta["variants"][variant]
+    mask_id = arrays["mid_d3pm_T_model_output"].shape[-1] - 1
+    return arrays, settings, process_of(settings["noise"], mask_id)
+
+
+def all_cases(arrays, name, dtype=None):
+    """An array of all cases, the sequences one after the other."""
+    return np.concatenate([arrays[f"{case}_{name}"] for case in CASES]).astype(dtype or int)
+
+
+@functools.cache
+def losses_of_all_variants(oracle, dtype):
+    """Our loss of each sequence of each variant, and the arrays of the oracle."""
+    with jax.enable_x64(dtype == "float64"):
+        (network, params), (arrays, _) = network_of(oracle, dtype), oracle("mdlm", "losses")
+        suffix = "__f64" if dtype == "float64" else ""
+        times = {v: all_cases(arrays, "t", dtype) for v in CONTINUOUS} | {
+            v: all_cases(arrays, f"{v}_t_quantised{suffix}", dtype) for v in IN_STEPS
+        }
+
+        @jax.jit
+        def run(params, x0, xt, times):
+            def loss(variant):
+                _, settings, process = setup(oracle, variant)
+                t, options = times[variant], {}
+                loss_at = absorb_at if variant == "sedd" else mdlm_at
+                if variant in IMPORTANCE:
+                    loss_at, t = mdlm_importance_at, jnp.log(process.schedule.one_minus_alpha(t))
+                if settings["T"]:
+                    options = {"steps": settings["T"]}
+
+                def of_network(apply):
+                    # without time conditioning the published network is told sigma = 0
+                    def told(params, tokens, sigma):
+                        known = sigma if settings["time_conditioning"] else jnp.zeros_like(sigma)
+                        return apply(params, tokens, known)
+
+                    return loss_at(told, {}, batch_of(x0), xt, t, process, **options)
+
+                return of_network
+
+            losses = {variant: loss(variant) for variant in times}
+            out = losses_of(functools.partial(network, params), xt, losses)
+            return {variant: each.loss for variant, each in out.items()}
+
+        found = run(params, *(all_cases(arrays, x) for x in ("x0", "xt")), times)
+        return jax.device_get(found), times, arrays
+
+
+def compare(loss, arrays, variant, dtype, twin=False):
     """Our loss of each sequence with the published one, which is per token."""
     suffix = "__f64" if dtype == "float64" or twin else ""
-    want = arrays[f"{key}_loss{suffix}"].astype(np.float64).sum(axis=1)
-    np.testing.assert_allclose(loss, want, **TOLERANCE[dtype], err_msg=key)
+    want = all_cases(arrays, f"{variant}_loss{suffix}", np.float64).sum(axis=1)
+    np.testing.assert_allclose(loss, want, **TOLERANCE[dtype], err_msg=variant)
 
 
 @each_dtype
-@each_case
-def test_continuous_losses_equal_oracle(oracle, case, dtype):
-    for variant in CONTINUOUS:
-        with jax.enable_x64(dtype == "float64"):
-            apply, params, batch, xt, arrays, _, process = setup(oracle, case, variant, dtype)
-            t = jnp.asarray(arrays[f"{case}_t"], dtype)
-            loss = np.asarray(mdlm_at(apply, params, batch, xt, t, process).loss)
-        # the published cosines lose up to 2 % in float32 (INDEX.md, list of inaccurate arrays)
-        compare(loss, arrays, f"{case}_{variant}", dtype, twin="cosine" in variant)
+@pytest.mark.parametrize("variant", CONTINUOUS)
+def test_continuous_losses_equal_oracle(oracle, variant, dtype):
+    """And that of its `sedd` parameterisation, which is SEDD's own, and so ours.
+
+    The importance losses but for the constant, where it has alpha(1) = 0 and 1 - alpha(0) =
+    1 - exp(-1e-3).
+    """
+    losses, _, arrays = losses_of_all_variants(oracle, dtype)
+    ours, theirs = np.log(1 / SAMPLING_EPS) / (1 - SAMPLING_EPS), -np.log(-np.expm1(-1e-3))
+    assert theirs / ours == pytest.approx(1, abs=2e-3)
+    loss = losses[variant] * (theirs / ours if variant in IMPORTANCE else 1)
+    # the published cosines lose up to 2 % in float32 (INDEX.md, list of inaccurate arrays)
+    compare(loss, arrays, variant, dtype, twin="cosine" in variant)
 
 
 @each_dtype
-@each_case
-def test_score_entropy_of_mdlms_code_equals_oracle(oracle, case, dtype):
-    """Its `sedd` parameterisation is SEDD's own, and so ours."""
-    with jax.enable_x64(dtype == "float64"):
-        apply, params, batch, xt, arrays, _, process = setup(oracle, case, "sedd", dtype)
-        t = jnp.asarray(arrays[f"{case}_t"], dtype)
-        loss = np.asarray(absorb_at(apply, params, batch, xt, t, process).loss)
-    compare(loss, arrays, f"{case}_sedd", dtype)
-
-
-@each_dtype
-@each_case
-def test_losses_in_steps_equal_oracle(oracle, case, dtype):
+@pytest.mark.parametrize("variant", IN_STEPS)
+def test_losses_in_steps_equal_oracle(oracle, variant, dtype):
     """Its weight has alpha = 1 - t, its sigma (1 - eps) t: under log-linear noise eps cancels."""
-    suffix = "__f64" if dtype == "float64" else ""
-    for variant in ("subs_T", "subs_T1000"):
-        with jax.enable_x64(dtype == "float64"):
-            apply, params, batch, xt, arrays, settings, process = setup(
-                oracle, case, variant, dtype
-            )
-            t = jnp.asarray(arrays[f"{case}_{variant}_t_quantised{suffix}"])
-            steps = settings["T"]
-            loss = np.asarray(mdlm_at(apply, params, batch, xt, t, process, steps).loss)
-            # it holds t below 1 - 1e-4 in the weight
-            loss = loss * np.asarray(t / jnp.minimum(t, 1 - 1e-4))
-        compare(loss, arrays, f"{case}_{variant}", dtype)
+    losses, times, arrays = losses_of_all_variants(oracle, dtype)
+    # it holds t below 1 - 1e-4 in the weight
+    t = times[variant]
+    compare(losses[variant] * t / np.minimum(t, 1 - 1e-4), arrays, variant, dtype)
 
 
 def test_first_step_is_finite_where_that_of_the_oracle_is_not(oracle):
-    apply, params, batch, xt, arrays, settings, process = setup(oracle, "mid", "subs_T", "float32")
+    arrays, settings, process = setup(oracle, "subs_T")
     assert np.isnan(arrays["mid_subs_T_firstbin_loss"]).any()
-    t = jnp.full(len(xt), 1 / settings["T"])
-    out = mdlm_at(apply, params, batch, xt, t, process, settings["T"])
-    plain = mdlm_at(apply, params, batch, xt, t, process)  # the weight is 1 / t in both
-    np.testing.assert_allclose(out.loss, plain.loss, rtol=1e-6)
-    assert np.isfinite(out.loss).all()
+    x0, xt = arrays["mid_x0"], arrays["mid_xt"]
 
+    @jax.jit
+    def both(answers, x0, xt):
+        given = said(answers), {}, batch_of(x0), xt, jnp.full(3, 1 / settings["T"]), process
+        return mdlm_at(*given, settings["T"]).loss, mdlm_at(*given).loss
 
-@each_dtype
-@each_case
-@pytest.mark.parametrize("variant", ["subs_cov", "subs_imp"])
-def test_importance_losses_equal_oracle(oracle, variant, case, dtype):
-    """But for the constant, where it has alpha(1) = 0 and 1 - alpha(0) = 1 - exp(-1e-3)."""
-    with jax.enable_x64(dtype == "float64"):
-        apply, params, batch, xt, arrays, _, process = setup(oracle, case, variant, dtype)
-        log_m = jnp.log(process.schedule.one_minus_alpha(jnp.asarray(arrays[f"{case}_t"], dtype)))
-        loss = np.asarray(mdlm_importance_at(apply, params, batch, xt, log_m, process).loss)
-    ours, theirs = np.log(1 / SAMPLING_EPS) / (1 - SAMPLING_EPS), -np.log(-np.expm1(-1e-3))
-    assert theirs / ours == pytest.approx(1, abs=2e-3)
-    compare(loss * theirs / ours, arrays, f"{case}_{variant}", dtype)
+    answers = np.random.default_rng(0).normal(size=(*xt.shape, process.mask_id))
+    loss, plain = both(np.float32(answers), x0, xt)  # the weight is 1 / t in both
+    np.testing.assert_allclose(loss, plain, rtol=1e-6)
+    assert np.isfinite(loss).all()
 
 
 def test_network_that_never_says_mask_has_the_d3pm_term_of_the_oracle(oracle):
@@ -138,39 +164,49 @@ def test_network_that_never_says_mask_has_the_d3pm_term_of_the_oracle(oracle):
 
     (The `d3pm` that may say mask cannot be put into our readout.)
     """
-    _, _, batch, xt, arrays, settings, process = setup(oracle, "mid", "d3pm_subsmask_T", "float32")
+    arrays, settings, process = setup(oracle, "d3pm_subsmask_T")
     key = "mid_d3pm_subsmask_T"
-    log_p = jnp.asarray(arrays[f"{key}_model_output"][..., : process.mask_id])
-    readout = Readout(log_p, jnp.eye(process.mask_id), jnp.zeros(process.mask_id), process.mask_id)
-    t = jnp.asarray(arrays[f"{key}_t_quantised"])
-    out = mdlm_at(lambda *_: readout, {}, batch, xt, t, process, settings["T"])
+    log_p = arrays[f"{key}_model_output"][..., : process.mask_id]
+    steps = settings["T"]
+
+    @jax.jit
+    def run(log_p, x0, xt, t):
+        return mdlm_at(said(log_p), {}, batch_of(x0), xt, t, process, steps).loss
+
+    loss = run(log_p, arrays["mid_x0"], arrays["mid_xt"], arrays[f"{key}_t_quantised"])
     want = arrays[f"{key}_d3pm_term"].sum(axis=1)
-    np.testing.assert_allclose(out.loss, want, **TOLERANCE["float32"])
+    np.testing.assert_allclose(loss, want, **TOLERANCE["float32"])
 
 
 def test_padding_is_left_out_as_in_oracle(oracle):
     """The mean over valid tokens, where padding may be masked in x_t."""
-    apply, params, _, _, arrays, _, process = setup(oracle, "mid", "subs_notime", "float32")
-    x0, xt, t, valid = (
-        jnp.asarray(arrays[f"loss_{x}"]) for x in ("x0", "xt", "t", "attention_mask")
-    )
+    (network, params), (arrays, _, process) = network_of(oracle), setup(oracle, "subs_notime")
+    x0, xt, t, valid = (arrays[f"loss_{x}"] for x in ("x0", "xt", "t", "attention_mask"))
     assert ((xt == process.mask_id) & (valid == 0)).any()
-    batch = {"tokens": x0, "valid": valid > 0}
-    out = mdlm_at(apply, params, batch, xt, t, process)
-    np.testing.assert_allclose(out.loss, arrays["loss_nlls"].sum(axis=1), rtol=1e-4)
-    np.testing.assert_allclose(out.loss.sum() / valid.sum(), arrays["loss_token_nll"], rtol=1e-5)
+
+    @jax.jit
+    def run(params, batch, xt, t):
+        def apply(params, tokens, sigma):
+            return network(params, tokens, jnp.zeros_like(sigma))
+
+        return mdlm_at(apply, params, batch, xt, t, process).loss
+
+    loss = np.asarray(run(params, batch_of(x0, valid > 0), xt, t))
+    np.testing.assert_allclose(loss, arrays["loss_nlls"].sum(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(loss.sum() / valid.sum(), arrays["loss_token_nll"], rtol=1e-5)
 
 
 def test_gradients_equal_oracle(oracle):
     key = "mid_subs_time"
-    apply, params, batch, xt, arrays, _, process = setup(oracle, "mid", "subs_time", "float32")
+    (network, params), (arrays, _, process) = network_of(oracle), setup(oracle, "subs_time")
     _, meta = oracle("mdlm", "losses")
-    t = jnp.asarray(arrays["mid_t"])
 
-    def mean_loss(params):
-        return mdlm_at(apply, params, batch, xt, t, process).loss.mean() / xt.shape[1]
+    def mean_loss(params, x0, xt, t):
+        return mdlm_at(network, params, batch_of(x0), xt, t, process).loss.mean() / xt.shape[1]
 
-    got = state_dict_from_params(jax.jit(jax.grad(mean_loss))(params), process.mask_id + 1)
+    given = (arrays[f"mid_{x}"] for x in ("x0", "xt", "t"))
+    gradient = jax.jit(jax.grad(mean_loss))(params, *given)
+    got = state_dict_from_params(gradient, process.mask_id + 1)
     norms = dict(zip(meta["grad_param_order"][key], arrays[f"{key}_grad_norms"], strict=True))
     for parameter in set(norms) & set(got):
         norm = np.linalg.norm(got[parameter])
@@ -192,5 +228,6 @@ def test_times_equal_oracle(oracle):
     np.testing.assert_allclose(uniform_time(even), arrays["antithetic_t"], rtol=1e-6)
     np.testing.assert_allclose(uniform_time(arrays["plain_u"]), arrays["plain_t"], rtol=1e-6)
     # it maps times from [1e-3, 1], we all of (0, 1): up to 1e-3 log(1e3) apart
-    m = np.exp(importance_noise(even, SCHEDULES["log_linear"].make()))
+    schedule = SCHEDULES["log_linear"].make()
+    m = np.exp(jax.jit(lambda u: importance_noise(u, schedule))(even))
     np.testing.assert_allclose(m / (1 - 1e-3), arrays["importance_t"], rtol=8e-3)

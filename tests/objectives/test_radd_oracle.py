@@ -1,5 +1,7 @@
 """The four losses and their gradients equal the published ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,135 +11,169 @@ from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.models.network import make_network, padded_vocab
-from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import radd
+from tests.batch import batch_of
 from tests.models.published import params_from_state_dict, state_dict_from_params
+from tests.objectives.enumeration import said
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-9}}
 SCHEDULE = {"loglinear": "log_linear", "geometric": "geometric"}
 CASES = ["mid", "ext0", "ext1"]
 
 
-def setup(oracle, case, schedule, dtype):
-    """(apply, params, batch, xt, arrays, process) of one oracle case; inside enable_x64."""
+def network_of(oracle):
+    """(network, params) of the published weights."""
     weights, _ = oracle("radd", "model_weights")
-    arrays, meta = oracle("radd", "losses")
+    _, meta = oracle("radd", "losses")
     model, tokens = meta["config"]["model"], meta["config"]["tokens"]
     config = ModelConfig(
-        width=model["hidden_size"],
-        depth=model["n_blocks"],
-        heads=model["n_heads"],
-        compute_dtype=dtype,
+        width=model["hidden_size"], depth=model["n_blocks"], heads=model["n_heads"]
     )
-    network = make_network(config, tokens)
     params = params_from_state_dict(weights, config.heads, padded_vocab(tokens))
-    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
+    return make_network(config, tokens), params
+
+
+def process_of(oracle, schedule):
+    """The published geometric schedule keeps its ends in float32."""
+    _, meta = oracle("radd", "losses")
     noise = meta["config"]["noise"]
-    # the published geometric schedule keeps its ends in float32
     ends = {k: float(np.float32(noise[k])) for k in ("sigma_min", "sigma_max")}
     options = ends if schedule == "geometric" else {}
-    process = Absorbing(SCHEDULES[SCHEDULE[schedule]].make(**options), mask_id=tokens)
-    x0 = jnp.asarray(arrays[f"{case}_x0"])
-    batch = {"tokens": x0, "valid": jnp.ones(x0.shape, bool)}
-    return jax.jit(network.apply), params, batch, jnp.asarray(arrays[f"{case}_xt"]), arrays, process
+    return Absorbing(SCHEDULES[SCHEDULE[schedule]].make(**options), meta["config"]["tokens"])
 
 
-def given(log_p):
-    """An `apply` whose network has said log_p[b, L, V] already."""
-    vocab = log_p.shape[-1]
-    readout = Readout(log_p, jnp.eye(vocab, dtype=log_p.dtype), jnp.zeros(vocab), vocab)
-    return lambda params, tokens: readout
+def all_cases(arrays, name):
+    """An array of all cases, the sequences one after the other."""
+    return np.concatenate([arrays[f"{case}_{name}"] for case in CASES])
+
+
+@functools.cache
+def losses_of_all(oracle, dtype):
+    """name -> our loss of each sequence where the network says what theirs did."""
+    suffix = "__f64" if dtype == "float64" else ""
+    arrays, _ = oracle("radd", "losses")
+    processes = {name: process_of(oracle, name) for name in SCHEDULE}
+
+    @jax.jit
+    def run(log_p, x0, xt, t, lam, k):
+        given = said(log_p), {}, batch_of(x0), xt
+        out = {"k_DCE": radd.any_order_at(*given, k, processes["loglinear"])}
+        out["lambda_DCE"] = radd.lambda_dce_at(*given, lam, processes["loglinear"])
+        for name, process in processes.items():
+            out[f"{name}_t_DSE"] = radd.t_dse_at(*given, t, process)
+            out[f"{name}_t_DCE"] = radd.t_dce_at(*given, t, process)
+        return {name: each.loss for name, each in out.items()}
+
+    log_p = all_cases(arrays, f"log_condition{suffix}")[..., :-1]
+    tokens = all_cases(arrays, "x0"), all_cases(arrays, "xt")
+    t, lam = all_cases(arrays, f"t{suffix}"), all_cases(arrays, "lambda").astype(dtype)
+    with jax.enable_x64(dtype == "float64"):
+        return jax.device_get(run(log_p, *tokens, t, lam, all_cases(arrays, "k")))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("schedule", list(SCHEDULE))
-def test_time_losses_equal_oracle(oracle, schedule, case, dtype):
+def test_time_losses_equal_oracle(oracle, schedule, dtype):
     suffix = "__f64" if dtype == "float64" else ""
-    with jax.enable_x64(dtype == "float64"):
-        _, params, batch, xt, arrays, process = setup(oracle, case, schedule, dtype)
-        log_p = arrays[f"{case}_log_condition{suffix}"][..., : process.mask_id]
-        apply = given(jnp.asarray(log_p))
-        t = jnp.asarray(arrays[f"{case}_t{suffix}"])
-        dse = np.asarray(radd.t_dse_at(apply, params, batch, xt, t, process).loss)
-        dce = np.asarray(radd.t_dce_at(apply, params, batch, xt, t, process).loss)
-    want = arrays[f"{case}_{schedule}_t_DSE{suffix}"]
-    np.testing.assert_allclose(dse, want, **TOLERANCE[dtype])
+    arrays, meta = oracle("radd", "losses")
+    ours = losses_of_all(oracle, dtype)
+    want = all_cases(arrays, f"{schedule}_t_DSE{suffix}")
+    np.testing.assert_allclose(ours[f"{schedule}_t_DSE"], want, **TOLERANCE[dtype])
     # the published t-DCE keeps log E of the score: sigma log(E) / E for each masked token
-    sigma = arrays[f"{case}_{schedule}_sigma{suffix}"].astype(np.float64)
-    rate = arrays[f"{case}_{schedule}_dsigma{suffix}"].astype(np.float64)
-    e = np.expm1(sigma)
-    constant = (np.asarray(xt) == process.mask_id).sum(axis=1) * rate * np.log(e) / e
-    want = arrays[f"{case}_{schedule}_t_DCE{suffix}"]
-    np.testing.assert_allclose(dce + constant, want, **TOLERANCE[dtype])
+    sigma = all_cases(arrays, f"{schedule}_sigma{suffix}").astype(np.float64)
+    rate = all_cases(arrays, f"{schedule}_dsigma{suffix}").astype(np.float64)
+    e, masked = np.expm1(sigma), all_cases(arrays, "xt") == meta["config"]["tokens"]
+    dce = ours[f"{schedule}_t_DCE"] + masked.sum(axis=1) * rate * np.log(e) / e
+    want = all_cases(arrays, f"{schedule}_t_DCE{suffix}")
+    np.testing.assert_allclose(dce, want, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
-def test_lambda_and_any_order_losses_equal_oracle(oracle, case, dtype):
+def test_lambda_and_any_order_losses_equal_oracle(oracle, dtype):
     suffix = "__f64" if dtype == "float64" else ""
-    with jax.enable_x64(dtype == "float64"):
-        _, params, batch, xt, arrays, process = setup(oracle, case, "loglinear", dtype)
-        log_p = arrays[f"{case}_log_condition{suffix}"][..., : process.mask_id]
-        apply = given(jnp.asarray(log_p))
-        lam = jnp.asarray(arrays[f"{case}_lambda"], dtype)
-        lambda_dce = radd.lambda_dce_at(apply, params, batch, xt, lam, process).loss
-        k = jnp.asarray(arrays[f"{case}_k"])
-        any_order = radd.any_order_at(apply, params, batch, xt, k, process).loss
-    want = arrays[f"{case}_lambda_DCE{suffix}"]
-    np.testing.assert_allclose(lambda_dce, want, **TOLERANCE[dtype])
+    arrays, ours = oracle("radd", "losses")[0], losses_of_all(oracle, dtype)
+    want = all_cases(arrays, f"lambda_DCE{suffix}")
+    np.testing.assert_allclose(ours["lambda_DCE"], want, **TOLERANCE[dtype])
     # the published k-DCE is cast to float32 even in its float64 run
-    np.testing.assert_allclose(any_order, arrays[f"{case}_k_DCE{suffix}"], rtol=1e-4, atol=1e-4)
+    want = all_cases(arrays, f"k_DCE{suffix}")
+    np.testing.assert_allclose(ours["k_DCE"], want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["t_DSE", "t_DCE", "lambda_DCE", "k_DCE"])
+GRADIENTS = {
+    "t_DSE": (radd.t_dse_at, "t"),
+    "t_DCE": (radd.t_dce_at, "t"),
+    "lambda_DCE": (radd.lambda_dce_at, "lambda"),
+    "k_DCE": (radd.any_order_at, "k"),
+}
+
+
+@functools.cache
+def gradients(oracle):
+    """name -> the gradient of the mean loss of the case "mid", by its name in the state_dict."""
+    (network, params), (arrays, _) = network_of(oracle), oracle("radd", "losses")
+    process = process_of(oracle, "loglinear")
+    x0, xt = arrays["mid_x0"], arrays["mid_xt"]
+
+    @jax.jit
+    @jax.jacrev
+    def run(params, x0, xt, levels):
+        readout = network.apply(params, xt)
+        given = lambda *_: readout, {}, batch_of(x0), xt
+        means = [
+            loss_at(*given, levels[level], process).loss.mean()
+            for loss_at, level in GRADIENTS.values()
+        ]
+        return jnp.stack(means)
+
+    levels = {level: arrays[f"mid_{level}"] for _, level in GRADIENTS.values()}
+    each = jax.device_get(run(params, x0, xt, levels))
+    rows = process.mask_id + 1
+    return {
+        name: state_dict_from_params(jax.tree.map(lambda x, i=i: x[i], each), rows)
+        for i, name in enumerate(GRADIENTS)
+    }
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_equal_oracle(oracle, name):
-    loss, level = {
-        "t_DSE": (radd.t_dse_at, "t"),
-        "t_DCE": (radd.t_dce_at, "t"),
-        "lambda_DCE": (radd.lambda_dce_at, "lambda"),
-        "k_DCE": (radd.any_order_at, "k"),
-    }[name]
-    _, meta = oracle("radd", "losses")
+    arrays, meta = oracle("radd", "losses")
     cases = [key.removesuffix(f"_{name}") for key in meta["grad_param_order"] if name in key]
-    assert cases
-    for case in cases:
-        key = f"{case}_{name}"
-        apply, params, batch, xt, arrays, process = setup(oracle, case, "loglinear", "float32")
-        at = jnp.asarray(arrays[f"{case}_{level}"])
-
-        def mean_loss(params, apply=apply, batch=batch, xt=xt, at=at, process=process):
-            return loss(apply, params, batch, xt, at, process).loss.mean()
-
-        rows = arrays[f"{case}_log_condition"].shape[-1]
-        got = state_dict_from_params(jax.jit(jax.grad(mean_loss))(params), rows)
-        norms = arrays[f"{key}_grad_norms"]
-        for parameter, norm in zip(meta["grad_param_order"][key], norms, strict=True):
-            got_norm = np.linalg.norm(got[parameter])
-            np.testing.assert_allclose(got_norm, norm, rtol=1e-3, err_msg=parameter)
-        for name_of, want in arrays.items():
-            if name_of.startswith(f"{key}_grad."):
-                ours = got[name_of.removeprefix(f"{key}_grad.")]
-                atol = 1e-4 * np.abs(want).max()
-                np.testing.assert_allclose(ours, want, rtol=1e-3, atol=atol, err_msg=name_of)
+    assert cases == ["mid"]
+    got, key = gradients(oracle)[name], f"mid_{name}"
+    norms = arrays[f"{key}_grad_norms"]
+    for parameter, norm in zip(meta["grad_param_order"][key], norms, strict=True):
+        np.testing.assert_allclose(
+            np.linalg.norm(got[parameter]), norm, rtol=1e-3, err_msg=parameter
+        )
+    for name_of, want in arrays.items():
+        if name_of.startswith(f"{key}_grad."):
+            ours = got[name_of.removeprefix(f"{key}_grad.")]
+            atol = 1e-4 * np.abs(want).max()
+            np.testing.assert_allclose(ours, want, rtol=1e-3, atol=atol, err_msg=name_of)
 
 
 def test_losses_along_an_order_equal_oracle(oracle):
     """sum_i -log p(x0[order_i] | what precedes it): any-order terms with one mask set a step."""
     arrays, _ = oracle("radd", "losses_ar")
-    apply, params, _, _, _, process = setup(oracle, "mid", "loglinear", "float32")
-    x0 = jnp.asarray(arrays["x0"])
+    (network, params), x0 = network_of(oracle), arrays["x0"]
     n = x0.shape[1]
     orders = {
         "ar_forward": np.arange(n),
         "ar_backward": np.arange(n)[::-1],
         "ar_random": arrays["ar_random_order"],
     }
-    for name, order in orders.items():
-        total = np.zeros(len(x0))
-        for i in range(n):
-            xt = x0.at[:, order[i:]].set(process.mask_id)
-            only = jnp.zeros(x0.shape, bool).at[:, order[i]].set(True)
-            logit, lse = apply(params, xt).target(x0)
-            total += np.where(only, lse - logit, 0).sum(axis=1)
-        np.testing.assert_allclose(total, arrays[name], rtol=1e-4, err_msg=name)
+    # which step reveals each position, for each order
+    step = np.argsort(list(orders.values()), axis=1)[:, None, None]
+    now = step == np.arange(n)[:, None, None]
+    xt = np.where(step >= np.arange(n)[:, None, None], process_of(oracle, "loglinear").mask_id, x0)
+
+    @jax.jit
+    def run(params, xt, x0):
+        logit, lse = network.apply(params, xt).target(x0)
+        return lse - logit
+
+    targets = np.broadcast_to(x0, xt.shape).reshape(-1, n)
+    nll = np.asarray(run(params, xt.reshape(-1, n), targets)).reshape(xt.shape)
+    total = np.where(now, nll, 0).sum((1, 3))
+    for ours, name in zip(total, orders, strict=True):
+        np.testing.assert_allclose(ours, arrays[name], rtol=1e-4, err_msg=name)

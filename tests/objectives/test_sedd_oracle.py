@@ -1,16 +1,19 @@
 """SEDD's score entropies, losses and gradients equal the published ones."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.schedules import SCHEDULES
 from ddm_jax.diffusion.uniform import Uniform
-from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import sedd
+from tests.batch import batch_of
 from tests.models.published import published_dit, state_dict_from_params
+from tests.objectives.enumeration import said
+from tests.objectives.one_pass import losses_of
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "float64": {"rtol": 1e-6, "atol": 1e-9}}
 SCHEDULE = {"loglinear": "log_linear", "geometric": "geometric"}
@@ -38,6 +41,27 @@ def network_of(oracle, meta, dtype):
     return published_dit(weights, model, tokens, dtype)
 
 
+def all_cases(arrays, name):
+    """An array of all cases, the sequences one after the other."""
+    return np.concatenate([arrays[f"{case}_{name}"] for case in CASES])
+
+
+def entropies(oracle, kind, schedule, log_score, x0, xt, t):
+    """Ours of each token alone, which has a time of its own: those of a loss over its rate."""
+    _, _, process, loss_at = setup(oracle, kind, schedule)
+    options = {"scale_by_sigma": False} if kind == "absorb" else {}  # they are scaled already
+
+    @jax.jit
+    def run(log_score, x0, xt, t):
+        return loss_at(said(log_score), {}, batch_of(x0), xt, t, process, **options).loss
+
+    vocab = log_score.shape[-1]
+    loss = run(log_score.reshape(-1, 1, vocab), x0.reshape(-1, 1), xt.reshape(-1, 1), t.reshape(-1))
+    assert loss.dtype == t.dtype
+    rate = jax.jit(process.schedule.rate)(t.reshape(-1).astype(np.float64))
+    return np.asarray(loss).reshape(x0.shape) / np.asarray(rate).reshape(x0.shape)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("schedule", list(SCHEDULE))
 @pytest.mark.parametrize("kind", list(LOSS))
@@ -46,83 +70,67 @@ def test_score_entropies_equal_oracle(oracle, kind, schedule, dtype):
 
     Ours in float32 too are held to the float64 ones: the published float32 is up to 1 % off.
     """
-    arrays, meta, process, loss_at = setup(oracle, kind, schedule)
-    options = {"scale_by_sigma": False} if kind == "absorb" else {}  # they are scaled already
-    tokens = meta["config"]["tokens"]
-    compared = 0
+    arrays, meta, _, _ = setup(oracle, kind, schedule)
+    pairs = [
+        (case, says, f"{case}_{schedule}_score_entropy{suffix}__f64")
+        for case in CASES
+        for says, suffix in (
+            (f"{case}_log_score_rand", "_rand"),
+            (f"{case}_{schedule}_log_score__f64", ""),
+        )
+        if says in arrays
+    ]
+    assert len(pairs) == {"loglinear": 4, "geometric": 3}[schedule]
+    log_score = np.concatenate([arrays[says] for _, says, _ in pairs])
+    log_score = log_score[..., : meta["config"]["tokens"]].astype(dtype)
+    x0, xt, t = (np.concatenate([arrays[f"{c}_{x}"] for c, *_ in pairs]) for x in ("x0", "xt", "t"))
     with jax.enable_x64(True):
-        for case in CASES:
-            x0, xt = arrays[f"{case}_x0"], arrays[f"{case}_xt"]
-            t = jnp.asarray(np.repeat(arrays[f"{case}_t"], x0.shape[1]).astype(dtype))
-            rate = np.asarray(process.schedule.rate(t.astype(np.float64)))
-            batch = {
-                "tokens": jnp.asarray(x0.reshape(-1, 1)),
-                "valid": jnp.ones((x0.size, 1), bool),
-            }
-            for said, want in {
-                f"{case}_log_score_rand": f"{case}_{schedule}_score_entropy_rand__f64",
-                f"{case}_{schedule}_log_score__f64": f"{case}_{schedule}_score_entropy__f64",
-            }.items():
-                if said not in arrays:
-                    continue
-                log_score = arrays[said][..., :tokens].reshape(-1, 1, tokens)
-                eye = jnp.eye(tokens, dtype=dtype)
-                answer = Readout(
-                    jnp.asarray(log_score, dtype), eye, jnp.zeros(tokens, dtype), tokens
-                )
-                loss = loss_at(
-                    lambda *_, answer=answer: answer,
-                    {},
-                    batch,
-                    jnp.asarray(xt.reshape(-1, 1)),
-                    t,
-                    process,
-                    **options,
-                ).loss
-                assert loss.dtype == dtype
-                entropy = np.asarray(loss) / rate
-                np.testing.assert_allclose(
-                    entropy, arrays[want].reshape(-1), **TOLERANCE[dtype], err_msg=want
-                )
-                compared += 1
-    assert compared == {"loglinear": 4, "geometric": 3}[schedule]
+        t = np.repeat(t.astype(dtype)[:, None], x0.shape[1], axis=1)
+        ours = entropies(oracle, kind, schedule, log_score, x0, xt, t)
+    want = np.concatenate([arrays[want] for *_, want in pairs])
+    np.testing.assert_allclose(ours, want, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", list(LOSS))
 def test_losses_equal_oracle(oracle, kind, dtype):
     """Through the network, which is told sigma_bar, under both schedules."""
+    arrays, meta, _, loss_at = setup(oracle, kind, "loglinear")
+    processes = {schedule: setup(oracle, kind, schedule)[2] for schedule in SCHEDULE}
+
     with jax.enable_x64(dtype == "float64"):
-        apply = None
-        for schedule in SCHEDULE:
-            arrays, meta, process, loss_at = setup(oracle, kind, schedule)
-            if apply is None:
-                apply, params = network_of(oracle, meta, dtype)
-                apply = jax.jit(apply)
-            x0, xt, t = (
-                np.concatenate([arrays[f"{case}_{name}"] for case in CASES])
-                for name in ("x0", "xt", "t")
-            )
-            batch = {"tokens": jnp.asarray(x0), "valid": jnp.ones(x0.shape, bool)}
-            t = jnp.asarray(t, dtype)
-            loss = loss_at(apply, params, batch, jnp.asarray(xt), t, process).loss
-            want = np.concatenate([arrays[f"{case}_{schedule}_loss__f64"] for case in CASES])
-            tolerance = {"rtol": 1e-4} if dtype == "float32" else {"rtol": 1e-6}
-            np.testing.assert_allclose(loss, want, **tolerance, err_msg=schedule)
+        network, params = network_of(oracle, meta, dtype)
+
+        @jax.jit
+        def run(params, x0, xt, t):
+            losses = {
+                schedule: lambda apply, process=process: loss_at(
+                    apply, {}, batch_of(x0), xt, t, process
+                )
+                for schedule, process in processes.items()
+            }
+            out = losses_of(functools.partial(network, params), xt, losses)
+            return {schedule: each.loss for schedule, each in out.items()}
+
+        t = all_cases(arrays, "t").astype(dtype)
+        found = run(params, all_cases(arrays, "x0"), all_cases(arrays, "xt"), t)
+    for schedule, loss in found.items():
+        want = all_cases(arrays, f"{schedule}_loss__f64")
+        tolerance = {"rtol": 1e-4} if dtype == "float32" else {"rtol": 1e-6}
+        np.testing.assert_allclose(loss, want, **tolerance, err_msg=schedule)
 
 
 @pytest.mark.parametrize("kind", list(LOSS))
 def test_gradients_equal_oracle(oracle, kind):
     arrays, meta, process, loss_at = setup(oracle, kind, "loglinear")
     apply, params = network_of(oracle, meta, "float32")
-    batch = {"tokens": jnp.asarray(arrays["mid_x0"]), "valid": jnp.ones((3, 16), bool)}
-    xt, t = jnp.asarray(arrays["mid_xt"]), jnp.asarray(arrays["mid_t"])
 
-    def mean_loss(params):
-        return loss_at(apply, params, batch, xt, t, process).loss.mean()
+    def mean_loss(params, x0, xt, t):
+        return loss_at(apply, params, batch_of(x0), xt, t, process).loss.mean()
 
     assert list(meta["grad_param_order"]) == ["mid_loglinear"]
-    got = state_dict_from_params(jax.jit(jax.grad(mean_loss))(params), rows=33)
+    given = (arrays[f"mid_{x}"] for x in ("x0", "xt", "t"))
+    got = state_dict_from_params(jax.jit(jax.grad(mean_loss))(params, *given), rows=33)
     order, norms = meta["grad_param_order"]["mid_loglinear"], arrays["mid_loglinear_grad_norms"]
     for parameter, norm in zip(order, norms, strict=True):
         ours = np.linalg.norm(got[parameter])
