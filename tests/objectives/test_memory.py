@@ -1,17 +1,20 @@
 """No objective holds the float logits of a whole batch, forwards or backwards."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ddm_jax.config import defaults, resolve
-from ddm_jax.diffusion.randomness import example_keys, step_key, stratified
 from ddm_jax.experiment import make_parts
 from ddm_jax.models import head as head_module
 from ddm_jax.models import readout as readout_module
+from ddm_jax.models.readout import Readout
 from ddm_jax.objectives import OBJECTIVES
-from ddm_jax.objectives.signature import Noise
 from ddm_jax.settle import settle
+from tests.batch import batch_of, noise_of
 from tests.programs import outputs
 
 VOCAB, BATCH, LENGTH = 5_000, 4, 16
@@ -31,23 +34,47 @@ def allow(monkeypatch, rows):
         monkeypatch.setattr(module, "LOGIT_BYTES", 4 * rows * 5_120)
 
 
-def gradient_program(name, q_sample=None):
-    """The jaxpr of the gradient of one batch's mean loss."""
+def shallow(params, tokens, sigma=None, attend=None, positions=None):
+    """A network without layers, of whose program the loss is the greater part."""
+    hidden = params["embed"][tokens]
+    hidden = hidden if sigma is None else hidden * sigma[:, None, None]
+    return Readout(hidden, params["kernel"], params["bias"], VOCAB)
+
+
+SHALLOW = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in {"embed": (5_120, 8), "kernel": (8, 5_120), "bias": (5_120,)}.items()
+}
+
+
+def gradient_program(name, q_sample=None, deep=False):
+    """The jaxpr of the gradient of a batch's mean loss; deep: with the network that is trained."""
     config = defaults()
     config.model.width, config.model.depth, config.model.heads = 8, 1, 2
     config.data.length, config.objective.name = LENGTH, name
     config.objective.q_sample = q_sample
     config = settle(resolve(config))
     process, objective, network = make_parts(config, VOCAB)
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    batch = {"tokens": jnp.zeros((BATCH, LENGTH), int), "valid": jnp.ones((BATCH, LENGTH), bool)}
-    key, index = step_key(0, 0), jnp.arange(BATCH)
-    noise = Noise(stratified(key, index, BATCH), example_keys(key, index))
+    apply, params = shallow, SHALLOW
+    if objective.init:
+        init = functools.partial(objective.init, process=process)
+        params = params | {"objective": jax.eval_shape(init, jax.random.key(0))}
+    if deep:
+        apply, params = network.apply, jax.eval_shape(network.init, jax.random.key(0))
 
-    def loss(params):
-        return objective.loss(network.apply, params, batch, noise, process).loss.mean()
+    def loss(params, batch, noise):
+        return objective.loss(apply, params, batch, noise, process).loss.mean()
 
-    return jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+    batch, noise = batch_of(np.zeros((BATCH, LENGTH), int)), jax.eval_shape(noise_of, BATCH)
+    return jax.make_jaxpr(jax.grad(loss))(params, batch, noise).jaxpr
+
+
+@pytest.mark.parametrize("name", ["mdlm", "sedd_uniform", "bd3lm"])
+def test_nor_has_any_with_the_network_that_is_trained(name, monkeypatch):
+    rows = BATCH * LENGTH // 4
+    allow(monkeypatch, rows)
+    largest = largest_float(gradient_program(name, deep=True))
+    assert rows * VOCAB <= largest < BATCH * LENGTH * VOCAB / 2
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

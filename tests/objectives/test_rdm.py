@@ -76,7 +76,8 @@ def independent_uniforms(count):
 def test_pairs_of_corruptions_have_the_law_of_explicit_matrices(kind, q_sample):
     """The joint law of both times and tokens; chi-square, rejects the right law once in 10^6."""
     count = 20_000
-    batch, process = batch_of(np.ones((count, 2), int), [True, False]), process_of(kind)
+    batch = batch_of(np.ones((count, 2), int), [True, False])
+    process = chains.make(kind, STEPS, VOCAB)
     # independent times, for the chi-square
     noise = dataclasses.replace(noise_of(count), u=independent_uniforms(count))
     run = jax.jit(lambda batch, noise: pair(batch, noise, process, q_sample))
