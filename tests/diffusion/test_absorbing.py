@@ -1,5 +1,6 @@
 """The absorbing process: its marginals, its posterior by enumeration, and exact masking."""
 
+import functools
 from itertools import combinations
 
 import jax
@@ -22,39 +23,56 @@ from ddm_jax.diffusion.schedules import SCHEDULES, cosine, log_linear
 MASK = 9
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def keys_for(batch: int) -> jax.Array:
     return example_keys(step_key(0, 0), jnp.arange(batch))
+
+
+jitted_exactly = jax.jit(mask_exactly, static_argnums=3)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_posterior_is_bayes_rule_over_two_steps(name, float64):
     process, s, t = Absorbing(SCHEDULES[name].make(), MASK), 0.31, 0.74
-    alpha_s, alpha_t = process.schedule.alpha(s), process.schedule.alpha(t)
+
+    @jax.jit
+    def run(s, t):
+        ours = process.reveal(s, t), process.stay_masked(s, t)
+        return *ours, process.schedule.alpha(s), process.schedule.alpha(t)
+
+    *ours, alpha_s, alpha_t = jax.device_get(run(s, t))
     # states: 0 clean, 1 masked; alpha_{t|s} = alpha_t / alpha_s
     q_s = np.array([alpha_s, 1 - alpha_s])
     q_t_given_s = np.array([[alpha_t / alpha_s, 1 - alpha_t / alpha_s], [0, 1]])
     joint = q_s[:, None] * q_t_given_s
     np.testing.assert_allclose(joint.sum(0), [alpha_t, 1 - alpha_t], rtol=1e-12)
     posterior = joint[:, 1] / joint[:, 1].sum()
-    ours = [process.reveal(s, t), process.stay_masked(s, t)]
     np.testing.assert_allclose(ours, posterior, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_posterior_sums_to_one_in_float32(name):
     process = Absorbing(SCHEDULES[name].make(), MASK)
-    t = jnp.linspace(1e-3, 1, 1000)
-    total = process.reveal(t - 1e-3, t) + process.stay_masked(t - 1e-3, t)
-    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+    @jax.jit
+    def total(t):
+        return process.reveal(t - 1e-3, t) + process.stay_masked(t - 1e-3, t)
+
+    np.testing.assert_allclose(total(np.linspace(1e-3, 1, 1000, dtype="f")), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", [log_linear(), cosine()], ids=lambda s: s.name)
 def test_corrupt_masks_with_one_minus_alpha(schedule):
     batch, length = 4, 20_000
-    t = jnp.array([0.01, 0.3, 0.8, 0.99])
-    xt = Absorbing(schedule, MASK).corrupt(keys_for(batch), jnp.zeros((batch, length), int), t)
-    masked = np.asarray((xt == MASK).sum(axis=1))
-    p = np.asarray(schedule.one_minus_alpha(t))
+    t = np.float32([0.01, 0.3, 0.8, 0.99])
+
+    @jax.jit
+    def run(keys, t):
+        xt = Absorbing(schedule, MASK).corrupt(keys, jnp.zeros((batch, length), int), t)
+        return xt, schedule.one_minus_alpha(t)
+
+    xt, p = jax.device_get(run(keys_for(batch), t))
+    masked = (xt == MASK).sum(axis=1)
     # each of the 8 two-sided tests fails by chance once in a million seeds
     assert np.all(masked >= binom.ppf(5e-7, length, p))
     assert np.all(masked <= binom.isf(5e-7, length, p))
@@ -62,19 +80,23 @@ def test_corrupt_masks_with_one_minus_alpha(schedule):
 
 
 def test_probability_zero_masks_nothing_and_one_everything():
-    x0 = jnp.zeros((2, 1000), jnp.int32)
-    xt = mask_independently(keys_for(2), x0, jnp.array([0.0, 1.0]), MASK)
+    x0 = np.zeros((2, 1000), np.int32)
+    run = jax.jit(mask_independently, static_argnums=3)
+    xt = np.asarray(run(keys_for(2), x0, np.float32([0.0, 1.0]), MASK))
     np.testing.assert_array_equal((xt == MASK).sum(axis=1), [0, 1000])
 
 
 def test_tokens_keep_their_dtype_and_fixed_positions_their_token():
-    x0 = jnp.arange(32, dtype=jnp.int32).reshape(2, 16)
-    movable = jnp.arange(16)[None] % 2 == jnp.arange(2)[:, None]
+    x0 = np.arange(32, dtype=np.int32).reshape(2, 16)
+    movable = np.arange(16)[None] % 2 == np.arange(2)[:, None]
     process = Absorbing(log_linear(), 99)
-    for xt in (
-        process.corrupt(keys_for(2), x0, jnp.ones(2), movable),
-        mask_exactly(keys_for(2), x0, jnp.array([16, 16]), 99, movable),
-    ):
+
+    @jax.jit
+    def both(keys, x0, movable):
+        exactly = mask_exactly(keys, x0, jnp.array([16, 16]), 99, movable)
+        return process.corrupt(keys, x0, jnp.ones(2), movable), exactly
+
+    for xt in jax.device_get(both(keys_for(2), x0, movable)):
         assert xt.dtype == jnp.int32
         np.testing.assert_array_equal(xt[~movable], x0[~movable])
         # alpha(1) = 1e-3: one movable token in a thousand may survive, none of these does
@@ -82,7 +104,7 @@ def test_tokens_keep_their_dtype_and_fixed_positions_their_token():
 
 
 def test_prior_is_all_masks():
-    prior = Absorbing(log_linear(), MASK).prior(jax.random.split(jax.random.key(0), 2), 3)
+    prior = Absorbing(log_linear(), MASK).prior(keys_for(2), 3)
     assert prior.dtype == jnp.int32
     np.testing.assert_array_equal(prior, np.full((2, 3), MASK))
 
@@ -92,16 +114,14 @@ def test_exactly_k_of_the_movable_positions_are_masked():
     rng = np.random.default_rng(0)
     movable = rng.random((batch, length)) < rng.random((batch, 1))
     k = rng.integers(0, length + 1, batch)
-    xt = mask_exactly(
-        keys_for(batch), jnp.zeros((batch, length), int), jnp.asarray(k), MASK, jnp.asarray(movable)
-    )
+    xt = jitted_exactly(keys_for(batch), np.zeros((batch, length), int), k, MASK, movable)
     masked = np.asarray(xt == MASK)
     np.testing.assert_array_equal(masked.sum(1), np.minimum(k, movable.sum(1)))
     assert not np.any(masked & ~movable)
 
 
 def test_tied_ranks_cannot_occur():
-    ranks = np.asarray(random_ranks(keys_for(64), 50))
+    ranks = np.asarray(jax.jit(random_ranks, static_argnums=1)(keys_for(64), 50))
     np.testing.assert_array_equal(np.sort(ranks, axis=1), np.tile(np.arange(50), (64, 1)))
 
 
@@ -109,9 +129,8 @@ def test_tied_ranks_cannot_occur():
 def test_every_k_subset_of_the_movable_positions_is_alike(k):
     movable = np.array([1, 1, 0, 1, 1, 1, 0], bool)
     batch, length = 30_000, len(movable)
-    x0 = jnp.zeros((batch, length), int)
-    tiled = jnp.tile(movable, (batch, 1))
-    xt = mask_exactly(keys_for(batch), x0, jnp.full(batch, k), MASK, tiled)
+    x0, tiled = np.zeros((batch, length), int), np.tile(movable, (batch, 1))
+    xt = jitted_exactly(keys_for(batch), x0, np.full(batch, k), MASK, tiled)
     code = np.asarray(xt == MASK) @ (1 << np.arange(length))
     subsets = [sum(1 << i for i in s) for s in combinations(np.flatnonzero(movable).tolist(), k)]
     counts = np.array([(code == subset).sum() for subset in subsets])

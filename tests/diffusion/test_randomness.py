@@ -1,5 +1,7 @@
 """Randomness belongs to the example: no split of the batch changes a bit of it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,15 +73,19 @@ def test_a_sharded_batch_draws_the_same_bits():
 
 
 def test_seed_step_and_index_each_change_the_draw():
+    @jax.jit
     def draw(seed, step, index):
-        return float(uniforms(example_keys(step_key(seed, step), [index]))[0])
+        return uniforms(example_keys(step_key(seed, step), index[None]))[0]
 
-    assert len({draw(*k) for k in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}) == 4
+    def number(*k):
+        return float(np.asarray(draw(*np.int32(k))))
+
+    assert len({number(*k) for k in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}) == 4
 
 
 def test_steps_may_be_traced():
-    traced = jax.jit(lambda step: uniforms(step_key(0, step)))(jnp.int32(4))
-    assert traced == uniforms(step_key(0, 4))
+    traced = jax.jit(lambda step: uniforms(step_key(0, step)))(np.int32(4))
+    assert traced == jax.jit(lambda: uniforms(step_key(0, 4)))()
 
 
 def test_keys_do_not_follow_the_default_generator():
@@ -88,22 +94,28 @@ def test_keys_do_not_follow_the_default_generator():
 
 
 def test_uniforms_stay_inside_the_open_interval_and_reach_down_to_2_to_minus_33():
-    bits = jnp.array([0, 1, 2**31, 2**32 - 2**8, 2**32 - 1], jnp.uint32)
-    u = np.asarray(_unit_interval(bits), np.float64)
+    bits = np.array([0, 1, 2**31, 2**32 - 2**8, 2**32 - 1], np.uint32)
+    u = np.asarray(jax.jit(_unit_interval)(bits), np.float64)
     np.testing.assert_array_equal(u[:3], [2.0**-33, 3 * 2.0**-33, 0.5])
     assert np.all(u < 1)
 
 
 def test_uniforms_are_uniform():
     # fails by chance once in a million seeds
-    u = np.asarray(uniforms(step_key(0, 0), (200_000,)))
+    u = np.asarray(jax.jit(lambda: uniforms(step_key(0, 0), (200_000,)))())
     assert chisquare(np.histogram(u, bins=64, range=(0, 1))[0]).pvalue > 1e-6
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def times_of(name, step, count):
+    """Those of a whole batch."""
+    return TIMES[name](step_key(0, step), jnp.arange(count), count)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 512])
 @pytest.mark.parametrize("step", range(5))
 def test_each_stratum_gets_one_time(batch_size, step):
-    t = np.asarray(stratified(step_key(0, step), jnp.arange(batch_size), batch_size))
+    t = np.asarray(times_of("stratified", step, batch_size))
     # the strata start at the smallest time; middles are safe from rounding at their edges
     stratum = np.floor((t - t.min()) * batch_size + 0.5).astype(int)
     np.testing.assert_array_equal(np.sort(stratum), np.arange(batch_size))
@@ -111,22 +123,27 @@ def test_each_stratum_gets_one_time(batch_size, step):
 
 
 def test_the_offset_is_no_examples_draw():
-    step = step_key(0, 0)
-    offset = stratified(step, jnp.array([0]), 1)
-    drawn = uniforms(example_keys(step, jnp.arange(BATCH)))
-    assert jnp.min(jnp.abs(drawn - offset)) > 1e-6
+    @jax.jit
+    def both():
+        step = step_key(0, 0)
+        offset = stratified(step, jnp.array([0]), 1)
+        return offset, uniforms(example_keys(step, jnp.arange(BATCH)))
+
+    offset, drawn = jax.device_get(both())
+    assert np.abs(drawn - offset).min() > 1e-6
 
 
 def test_the_offset_is_uniform_over_steps():
     # fails by chance once in a million seeds
-    t = jax.vmap(lambda step: stratified(step_key(0, step), jnp.arange(1), 1)[0])(
-        jnp.arange(20_000)
+    t = jax.jit(jax.vmap(lambda step: stratified(step_key(0, step), jnp.arange(1), 1)[0]))(
+        np.arange(20_000)
     )
     assert chisquare(np.histogram(t, bins=32, range=(0, 1))[0]).pvalue > 1e-6
 
 
 def test_times_never_touch_the_ends():
-    t = stratify(jnp.array([0.0, 0.5, 1 - 2.0**-24]), jnp.array([0, 1, 1]), 2)
+    u = np.float32([0.0, 0.5, 1 - 2.0**-24])
+    t = np.asarray(jax.jit(stratify, static_argnums=2)(u, np.array([0, 1, 1]), 2))
     assert np.all((t > 0) & (t < 1))
 
 
@@ -135,17 +152,15 @@ def test_times_belong_to_the_example_and_are_uniform_over_steps(name):
     """Of 2,000 steps; the chi-square rejects the right law once in 10^6."""
     index = np.arange(BATCH)
     draw = jax.jit(jax.vmap(lambda step: TIMES[name](step_key(0, step), index, BATCH)))
-    times = np.asarray(draw(jnp.arange(2_000)))
-    part = TIMES[name](step_key(0, 7), index[5:], BATCH)
+    times = np.asarray(draw(np.arange(2_000)))
+    part = jax.jit(lambda step: TIMES[name](step_key(0, step), index[5:], BATCH))(7)
     np.testing.assert_array_equal(part, times[7, 5:])
     for i in (0, 1, BATCH - 1):
         assert chisquare(np.histogram(times[:, i], 20, (0, 1))[0]).pvalue > 1e-6
 
 
 def test_antithetic_times_come_in_pairs_and_independent_ones_do_not():
-    times = {
-        name: np.asarray(TIMES[name](step_key(0, 0), np.arange(2_000), 2_000)) for name in TIMES
-    }
+    times = {name: np.asarray(times_of(name, 0, 2_000)) for name in TIMES}
     pairs = {name: t.reshape(-1, 2) for name, t in times.items()}
     np.testing.assert_allclose(pairs["antithetic"].sum(1), 1, atol=1e-6)
     correlation = {name: np.corrcoef(t[:-2:2], t[2::2])[0, 1] for name, t in times.items()}
@@ -159,13 +174,14 @@ def test_oracle_radd_times(oracle):
     arrays, _ = oracle("radd", "corruption")
     for kind, scale in {"vdm": lambda u: u, "decoupled": lambda u: u / len(u)}.items():
         t = arrays[f"sampler_{kind}_t"]
-        ours = stratify(scale(arrays[f"sampler_{kind}_u"]), np.arange(len(t)), len(t))
+        u = scale(arrays[f"sampler_{kind}_u"])
+        ours = jax.jit(stratify, static_argnums=2)(u, np.arange(len(t)), len(t))
         np.testing.assert_allclose(ours, t, rtol=1e-5)
 
 
 def test_oracle_mdlm_antithetic_times(oracle):
     arrays, _ = oracle("mdlm", "sample_t")
     u, sampling_eps = arrays["antithetic_u"], 1e-3
-    t = stratify(u / len(u), np.arange(len(u)), len(u))
-    ours = (1 - sampling_eps) * t + sampling_eps
+    t = jax.jit(stratify, static_argnums=2)(u / len(u), np.arange(len(u)), len(u))
+    ours = (1 - sampling_eps) * np.asarray(t) + sampling_eps
     np.testing.assert_allclose(ours, arrays["antithetic_t"], rtol=1e-5)

@@ -1,5 +1,7 @@
 """Schedules against closed forms, against their own derivatives, and float32 against float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,18 @@ TIMES = np.concatenate(
     [np.geomspace(1e-4, 1, 500), 1 - np.geomspace(1e-7, 0.9, 500), np.linspace(1e-4, 1, 501)]
 ).astype(np.float32)
 
+SMOOTH, WHOLE = np.linspace(1e-3, 0.999, 97), np.linspace(0, 1, 1001)
+# multiples of 1/1024: s, t and t - s are exact in float32
+GRID = np.arange(1, 1025) / 1024
+ALL = np.concatenate([TIMES, SMOOTH, WHOLE, GRID])
+PARTS = dict(
+    zip(
+        ("TIMES", "SMOOTH", "WHOLE", "GRID"),
+        np.split(np.arange(len(ALL)), np.cumsum([len(TIMES), len(SMOOTH), len(WHOLE)])),
+        strict=True,
+    )
+)
+
 each_schedule = pytest.mark.parametrize("name", SCHEDULES)
 
 
@@ -35,57 +49,78 @@ def in_float64(function, *arguments) -> np.ndarray:
         return np.asarray(function(*(np.asarray(a, np.float64) for a in arguments)))
 
 
+@functools.cache
+def everything(name: str, dtype: str) -> dict[str, np.ndarray]:
+    """The functions of a schedule, and what is to equal them, at ALL; by one program."""
+    schedule = SCHEDULES[name].make()
+
+    @jax.jit
+    def run(t):
+        s = t - jnp.asarray(1 / 1024, t.dtype)
+        values = {function: getattr(schedule, function)(t) for function in FUNCTIONS}
+        return values | {
+            "time": schedule.time(values["sigma_bar"]),
+            "drop": schedule.drop(s, t),
+            "fall": schedule.alpha(s) - schedule.alpha(t),
+            "slope of sigma_bar": jax.vmap(jax.grad(schedule.sigma_bar))(t),
+            "slope of alpha": jax.vmap(jax.grad(schedule.alpha))(t),
+        }
+
+    with jax.enable_x64(dtype == "float64"):
+        return jax.device_get(run(ALL.astype(dtype)))
+
+
+def at(name: str, part: str, dtype: str = "float64") -> dict[str, np.ndarray]:
+    """The same at one of the four arrays of times."""
+    return {key: value[PARTS[part]] for key, value in everything(name, dtype).items()}
+
+
 def test_every_schedule_has_a_formula_here():
     assert set(FORMULAS) == set(SCHEDULES)
 
 
 @each_schedule
-def test_alpha_is_the_formula_of_the_design(name, float64):
-    t = np.linspace(0, 1, 101)
-    np.testing.assert_allclose(SCHEDULES[name].make().alpha(t), FORMULAS[name](t), rtol=1e-9)
+def test_alpha_is_the_formula_of_the_design(name):
+    np.testing.assert_allclose(at(name, "WHOLE")["alpha"], FORMULAS[name](WHOLE), rtol=1e-9)
 
 
 @each_schedule
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_float32_is_as_accurate_as_float64_to_1e_5(name, function):
-    evaluate = getattr(SCHEDULES[name].make(), function)
-    ours = evaluate(TIMES)
+    ours = at(name, "TIMES", "float32")[function]
     assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours, in_float64(evaluate, TIMES), rtol=1e-5)
+    np.testing.assert_allclose(ours, at(name, "TIMES")[function], rtol=1e-5)
 
 
 @each_schedule
-def test_rate_is_the_derivative_of_sigma_bar(name, float64):
-    schedule, t = SCHEDULES[name].make(), jnp.linspace(1e-3, 0.999, 97)
-    slope = jax.vmap(jax.grad(schedule.sigma_bar))(t)
-    np.testing.assert_allclose(schedule.rate(t), slope, rtol=1e-9)
+def test_rate_is_the_derivative_of_sigma_bar(name):
+    found = at(name, "SMOOTH")
+    np.testing.assert_allclose(found["rate"], found["slope of sigma_bar"], rtol=1e-9)
 
 
 @each_schedule
-def test_weight_is_the_hazard_of_unmasking(name, float64):
-    schedule, t = SCHEDULES[name].make(), jnp.linspace(1e-3, 0.999, 97)
-    slope = jax.vmap(jax.grad(schedule.alpha))(t)
-    np.testing.assert_allclose(schedule.weight(t), -slope / (1 - schedule.alpha(t)), rtol=1e-9)
-    np.testing.assert_allclose(
-        schedule.weight(t), schedule.rate(t) / jnp.expm1(schedule.sigma_bar(t)), rtol=1e-9
-    )
+def test_weight_is_the_hazard_of_unmasking(name):
+    found = at(name, "SMOOTH")
+    hazard = -found["slope of alpha"] / (1 - found["alpha"])
+    np.testing.assert_allclose(found["weight"], hazard, rtol=1e-9)
+    of_rate = found["rate"] / np.expm1(found["sigma_bar"])
+    np.testing.assert_allclose(found["weight"], of_rate, rtol=1e-9)
 
 
 @each_schedule
-def test_alpha_falls_from_one_to_zero(name, float64):
-    schedule, t = SCHEDULES[name].make(), jnp.linspace(0, 1, 1001)
-    alpha = schedule.alpha(t)
-    assert jnp.all(jnp.diff(alpha) < 0)
+def test_alpha_falls_from_one_to_zero(name):
+    found = at(name, "WHOLE")
+    alpha = found["alpha"]
+    assert np.all(np.diff(alpha) < 0)
     assert 1 - 1.001e-4 <= alpha[0] <= 1
     assert 0 <= alpha[-1] <= 1e-3
-    np.testing.assert_allclose(schedule.one_minus_alpha(t), 1 - alpha, atol=1e-15)
-    np.testing.assert_allclose(schedule.sigma_bar(t), -jnp.log(alpha), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(found["one_minus_alpha"], 1 - alpha, atol=1e-15)
+    np.testing.assert_allclose(found["sigma_bar"], -np.log(alpha), rtol=1e-9, atol=1e-15)
 
 
 @each_schedule
-def test_time_inverts_sigma_bar(name, float64):
-    schedule, t = SCHEDULES[name].make(), jnp.linspace(0, 1, 1001)
-    np.testing.assert_allclose(schedule.time(schedule.sigma_bar(t)), t, atol=1e-9)
+def test_time_inverts_sigma_bar(name):
+    np.testing.assert_allclose(at(name, "WHOLE")["time"], WHOLE, atol=1e-9)
 
 
 def test_mdlm_linear_starts_at_sigma_min(float64):
@@ -96,22 +131,16 @@ def test_mdlm_linear_starts_at_sigma_min(float64):
 
 @each_schedule
 def test_time_inverts_sigma_bar_in_float32(name):
-    schedule = SCHEDULES[name].make()
-    np.testing.assert_allclose(schedule.time(schedule.sigma_bar(TIMES)), TIMES, atol=1e-5)
+    np.testing.assert_allclose(at(name, "TIMES", "float32")["time"], TIMES, atol=1e-5)
 
 
 @each_schedule
 def test_drop_is_accurate_in_float32(name):
-    schedule = SCHEDULES[name].make()
-    # multiples of 1/1024: s, t and t - s are exact in float32
-    t = np.arange(1, 1025, dtype=np.float32) / 1024
-    s = t - np.float32(1 / 1024)
-    exact = in_float64(schedule.drop, s, t)
-    np.testing.assert_allclose(
-        exact, in_float64(lambda s, t: schedule.alpha(s) - schedule.alpha(t), s, t)
-    )
+    exact = at(name, "GRID")
+    np.testing.assert_allclose(exact["drop"], exact["fall"])
     # one rounding of the smaller of alpha and 1 - alpha, both at most 1/2
-    np.testing.assert_allclose(schedule.drop(s, t), exact, rtol=1e-6, atol=2e-7)
+    ours = at(name, "GRID", "float32")["drop"]
+    np.testing.assert_allclose(ours, exact["drop"], rtol=1e-6, atol=2e-7)
 
 
 @each_schedule
