@@ -19,6 +19,10 @@ MATRIX = [name for name in chains.NAMES if name != "absorbing"]
 GRID = [(s, t) for t in range(1, STEPS + 1) for s in range(t)]
 
 
+def keys_of(step, count):
+    return example_keys(step_key(0, step), jnp.arange(count))
+
+
 @pytest.fixture(scope="module", params=MATRIX)
 def case(request):
     """(process, Qbar explicit, name)."""
@@ -40,50 +44,52 @@ def test_every_explicit_matrix_is_row_stochastic_and_keeps_its_prior(name):
 def test_rows_and_marginals_are_the_products(case, float64):
     process, product, _ = case
     p = np.random.default_rng(0).dirichlet(np.ones(VOCAB), size=3)
+    run = jax.jit(lambda t: (process.row(jnp.arange(VOCAB), t), process.marginal(p, t)))
     for t in range(STEPS + 1):
-        time = jnp.float64(t / STEPS)
-        row = process.row(jnp.arange(VOCAB), time)
+        row, marginal = run(np.float64(t / STEPS))
         np.testing.assert_allclose(row, product[t], rtol=1e-7, atol=1e-12)
-        np.testing.assert_allclose(
-            process.marginal(jnp.asarray(p), time), p @ product[t], rtol=1e-7, atol=1e-12
-        )
+        np.testing.assert_allclose(marginal, p @ product[t], rtol=1e-7, atol=1e-12)
 
 
 def test_strides_compose_to_the_products(case, float64):
-    """Qbar_s Q_{s+1} .. Q_t = Qbar_t for every s < t, and columns are those of the product."""
+    """Qbar_s Q_{s+1} .. Q_t = Qbar_t for every s < t, and columns are those of the product.
+
+    A stride of no step moves nothing.
+    """
     process, product, name = case
     chain = chains.one_step(name, STEPS, VOCAB)
+    run = jax.jit(lambda s, t: process.column(jnp.arange(VOCAB), s, t))
     for s, t in GRID:
-        column = process.column(jnp.arange(VOCAB), jnp.float64(s / STEPS), jnp.float64(t / STEPS))
+        column = np.asarray(run(*np.float64([s / STEPS, t / STEPS])))
         stride = np.linalg.multi_dot([np.eye(VOCAB), *chain[s:t], np.eye(VOCAB)])
         np.testing.assert_allclose(column.T, stride, rtol=1e-7, atol=1e-12)
         np.testing.assert_allclose(product[s] @ column.T, product[t], rtol=1e-7, atol=1e-12)
-
-
-def test_stride_of_no_step_moves_nothing(case, float64):
-    process, _, _ = case
-    column = process.column(jnp.arange(VOCAB), jnp.float64(0.4), jnp.float64(0.4))
-    np.testing.assert_allclose(column, np.eye(VOCAB), atol=1e-15)
+    np.testing.assert_allclose(run(*np.float64([0.4, 0.4])), np.eye(VOCAB), atol=1e-15)
 
 
 def test_prior_kl_is_that_of_the_last_product(case, float64):
     process, product, name = case
     prior = chains.prior(name, VOCAB)
     want = (product[-1] * np.log(product[-1] / prior)).sum(1)
-    np.testing.assert_allclose(process.prior_kl(jnp.arange(VOCAB)), want, rtol=1e-6, atol=1e-10)
+    kl = jax.jit(process.prior_kl)(np.arange(VOCAB))
+    np.testing.assert_allclose(kl, want, rtol=1e-6, atol=1e-10)
 
 
 def test_absorbing_is_the_product_of_its_matrices(float64):
     """Marginals 1 - t/T, and the posterior of a mask over every stride by Bayes' rule."""
     process = chains.make("absorbing", STEPS, VOCAB)
     product, chain = (f("absorbing", STEPS, VOCAB) for f in (chains.products, chains.one_step))
+
+    @jax.jit
+    def run(s, t):
+        return process.schedule.alpha(t), process.reveal(s, t), process.stay_masked(s, t)
+
     for s, t in GRID:
-        time = jnp.float64(s / STEPS), jnp.float64(t / STEPS)
-        np.testing.assert_allclose(process.schedule.alpha(time[1]), product[t][0, 0], atol=1e-12)
+        alpha, reveal, stay = run(*np.float64([s / STEPS, t / STEPS]))
+        np.testing.assert_allclose(alpha, product[t][0, 0], atol=1e-12)
         stride = np.linalg.multi_dot([np.eye(VOCAB + 1), *chain[s:t], np.eye(VOCAB + 1)])
         posterior = product[s][1] * stride[:, VOCAB] / product[t][1, VOCAB]
-        np.testing.assert_allclose(process.reveal(*time), posterior[1], rtol=1e-12, atol=1e-15)
-        stay = process.stay_masked(*time)
+        np.testing.assert_allclose(reveal, posterior[1], rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(stay, posterior[VOCAB], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(product[-1], np.tile(chains.prior("absorbing", VOCAB), (5, 1)))
 
@@ -92,7 +98,7 @@ def test_absorbing_is_the_product_of_its_matrices(float64):
 def test_network_is_told_the_step(name):
     process = chains.make(name, 50, VOCAB)
     step = np.arange(51)
-    np.testing.assert_array_equal(process.condition(jnp.float32(step / 50)), step)
+    np.testing.assert_array_equal(process.condition(np.float32(step / 50)), step)
 
 
 def test_bridge_of_uniform_noise_is_the_posterior_of_explicit_matrices(float64):
@@ -100,11 +106,12 @@ def test_bridge_of_uniform_noise_is_the_posterior_of_explicit_matrices(float64):
     process = chains.make("uniform", STEPS, VOCAB)
     product, chain = (f("uniform", STEPS, VOCAB) for f in (chains.products, chains.one_step))
     x0, xt = (x.reshape(1, -1) for x in np.indices((VOCAB, VOCAB)))
+    chances = jax.jit(process.bridge_chances)
     for s, t in GRID:
         stride = np.linalg.multi_dot([np.eye(VOCAB), *chain[s:t], np.eye(VOCAB)])
         law = product[s][x0] * stride.T[xt]
-        time = jnp.array([s / STEPS]), jnp.array([t / STEPS])
-        redrawn, shown = (x[..., None] for x in process.bridge_chances(x0, xt, *time))
+        found = jax.device_get(chances(x0, xt, np.array([s / STEPS]), np.array([t / STEPS])))
+        redrawn, shown = (x[..., None] for x in found)
         mixture = redrawn / VOCAB + shown * np.eye(VOCAB)[x0]
         mixture = mixture + (1 - redrawn - shown) * np.eye(VOCAB)[xt]
         np.testing.assert_allclose(mixture, law / law.sum(-1, keepdims=True), rtol=1e-7, atol=1e-12)
@@ -116,12 +123,15 @@ def test_corruption_follows_the_product(name):
     process = chains.make(name, STEPS, VOCAB)
     product = chains.products(name, STEPS, VOCAB)
     count = 2_000
-    x0 = jnp.full((count, 11), 1)
-    movable = jnp.broadcast_to(jnp.arange(11) < 10, x0.shape)
+    x0 = np.full((count, 11), 1)
+    movable = np.broadcast_to(np.arange(11) < 10, x0.shape)
+
+    @jax.jit
+    def corrupt(step, t):
+        return process.corrupt(keys_of(step, count), x0, t, movable)
+
     for t in (1, 3, STEPS):
-        keys = example_keys(step_key(0, t), jnp.arange(count))
-        corrupt = jax.jit(process.corrupt)
-        xt = np.asarray(corrupt(keys, x0, jnp.full(count, t / STEPS), movable))
+        xt = np.asarray(corrupt(t, np.full(count, t / STEPS, np.float32)))
         assert (xt[:, 10] == 1).all()
         law = product[t][1]
         counts, expected = np.bincount(xt[:, :10].ravel(), minlength=len(law)), 10 * count * law
@@ -136,14 +146,16 @@ def test_tokens_of_gaussian_noise_do_not_depend_on_how_many_sequences_are_drawn_
 ):
     """Bit for bit; no more bytes of laws are held at once than is said."""
     process, size, length = chains.make("gaussian", STEPS, VOCAB), 12, 7
-    x0 = jax.random.randint(jax.random.key(0), (size, length), 0, VOCAB)
-    t = jnp.arange(size) % STEPS / STEPS + 1 / STEPS
-    keys = example_keys(step_key(1, 2), jnp.arange(size))
-    alone = [process.corrupt(keys[i : i + 1], x0[i : i + 1], t[i : i + 1])[0] for i in range(size)]
+    x0 = np.random.default_rng(0).integers(0, VOCAB, (size, length))
+    t = np.float32(np.arange(size) % STEPS / STEPS + 1 / STEPS)
+    keys = jax.jit(keys_of, static_argnums=1)(2, size)
+    one = jax.jit(process.corrupt)
+    alone = [one(keys[i : i + 1], x0[i : i + 1], t[i : i + 1])[0] for i in range(size)]
     for together, turns in ((12, 1), (11, 2), (5, 3), (1, 12), (0.5, 12)):
         monkeypatch.setattr(type(process), "chunk_bytes", int(4 * length * VOCAB * together))
-        np.testing.assert_array_equal(process.corrupt(keys, x0, t), alone)
-        assert f"length={turns}\n" in str(jax.make_jaxpr(process.corrupt)(keys, x0, t))
+        several = jax.jit(lambda *given: process.corrupt(*given)).trace(keys, x0, t)
+        np.testing.assert_array_equal(several.lower().compile()(keys, x0, t), alone)
+        assert f"length={turns}\n" in str(several.jaxpr)
 
 
 def test_clock_of_uniform_jumps_is_their_alpha_bar(float64):
@@ -151,14 +163,10 @@ def test_clock_of_uniform_jumps_is_their_alpha_bar(float64):
     alpha_bar = d3pm_cosine(7)
     everywhere = d3pm_nearest.neighbour_process(alpha_bar, chains.table(VOCAB), VOCAB - 1)
     uniform = chains.d3pm.uniform(alpha_bar, VOCAB)
+    both = jax.jit(lambda t: [each.row(jnp.arange(VOCAB), t) for each in (everywhere, uniform)])
     for t in range(7):  # the last step is held at the time when all has mixed
-        time = jnp.float64(t / 7)
-        np.testing.assert_allclose(
-            everywhere.row(jnp.arange(VOCAB), time),
-            uniform.row(jnp.arange(VOCAB), time),
-            rtol=1e-9,
-            atol=1e-12,
-        )
+        ours, want = both(np.float64(t / 7))
+        np.testing.assert_allclose(ours, want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["uniform", "gaussian", "nearest"])
@@ -175,17 +183,19 @@ def test_float32_keeps_the_small_moves_of_a_thousand_steps(name):
             ),
         }[name]()
 
-    def laws():
+    def laws(dtype):
         made, x = process(), jnp.arange(64)
-        return [
-            np.asarray(made.row(x, jnp.float32(0.002))),
-            np.asarray(made.column(x, jnp.float32(0.001), jnp.float32(0.002))),
-            np.asarray(made.column(x, jnp.float32(0.7), jnp.float32(0.701))),
-        ]
 
-    single = laws()
+        @jax.jit
+        def run(first, second, late, later):
+            columns = made.column(x, first, second), made.column(x, late, later)
+            return made.row(x, second), *columns
+
+        return jax.device_get(run(*np.array([0.001, 0.002, 0.7, 0.701], dtype)))
+
+    single = laws(np.float32)
     with jax.enable_x64(True):
-        double = laws()
+        double = laws(np.float64)
     for ours, want in zip(single, double, strict=True):
         moved = want * (1 - np.eye(64))
         assert moved.sum(1).max() > 0

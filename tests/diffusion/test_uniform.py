@@ -3,6 +3,8 @@
 Chi-squares reject the right law once in 10^6.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,12 @@ def matrix(alpha, vocab=VOCAB):
     return alpha * np.eye(vocab) + (1 - alpha) / vocab
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def keys(count=COUNT, seed=0):
     return example_keys(step_key(seed, 0), jnp.arange(count))
+
+
+corrupt = jax.jit(PROCESS.corrupt)
 
 
 def assert_law(tokens, law):
@@ -37,10 +43,10 @@ def assert_law(tokens, law):
 
 def test_corruption_follows_its_marginal_law():
     """Every x0 and three times, the last one full noise; a time may be of a position's own."""
-    t = jnp.asarray(np.resize([0.1, 0.6, 1.0], COUNT), jnp.float32)
-    x0 = jnp.broadcast_to(jnp.arange(VOCAB), (COUNT, VOCAB))
-    whole = np.asarray(PROCESS.corrupt(keys(), x0, t))
-    per_position = np.asarray(PROCESS.corrupt(keys(), x0, jnp.tile(t[:, None], (1, VOCAB))))
+    t = np.resize([0.1, 0.6, 1.0], COUNT).astype(np.float32)
+    x0 = np.broadcast_to(np.arange(VOCAB), (COUNT, VOCAB))
+    whole = np.asarray(corrupt(keys(), x0, t))
+    per_position = np.asarray(corrupt(keys(), x0, np.tile(t[:, None], (1, VOCAB))))
     np.testing.assert_array_equal(per_position, whole)
     for i, time in enumerate((0.1, 0.6, 1.0)):
         for token in range(VOCAB):
@@ -49,8 +55,7 @@ def test_corruption_follows_its_marginal_law():
 
 def test_positions_are_corrupted_independently():
     """The law of pairs of neighbours is the product law."""
-    x0 = jnp.zeros((COUNT, 2), int)
-    xt = np.asarray(PROCESS.corrupt(keys(), x0, jnp.full(COUNT, 0.6)))
+    xt = np.asarray(corrupt(keys(), np.zeros((COUNT, 2), int), np.full(COUNT, 0.6, np.float32)))
     law = matrix(0.4)[0]
     assert_law(xt @ np.array([VOCAB, 1]), np.outer(law, law).reshape(-1))
 
@@ -62,37 +67,43 @@ def test_corruptions_compose():
         np.testing.assert_allclose(two, matrix(alpha_t), rtol=1e-12)
         q = np.ones((VOCAB, VOCAB)) / VOCAB - np.eye(VOCAB)
         np.testing.assert_allclose(expm(-np.log(alpha_t) * q), two, rtol=1e-9)
-    x0 = jnp.full((COUNT, LENGTH), 2)
-    xs = PROCESS.corrupt(keys(), x0, jnp.full(COUNT, 0.3))
-    xt = PROCESS.corrupt(keys(seed=1), xs, jnp.full(COUNT, 1 - 0.4 / 0.7))
+    x0 = np.full((COUNT, LENGTH), 2)
+    xs = corrupt(keys(), x0, np.full(COUNT, 0.3, np.float32))
+    xt = corrupt(keys(seed=1), xs, np.full(COUNT, 1 - 0.4 / 0.7, np.float32))
     assert_law(np.asarray(xt), matrix(0.4)[2])
 
 
 def test_fixed_positions_keep_their_token():
-    x0 = jnp.broadcast_to(jnp.arange(LENGTH), (1_000, LENGTH))
+    x0 = np.broadcast_to(np.arange(LENGTH), (COUNT, LENGTH))
     movable = np.random.default_rng(0).random(x0.shape) < 0.5
-    t = jnp.ones(1_000)
-    xt = np.asarray(PROCESS.corrupt(keys(1_000), x0, t, jnp.asarray(movable)))
-    np.testing.assert_array_equal(xt[~movable], np.asarray(x0)[~movable])
+    t = np.ones(COUNT, np.float32)
+    xt = np.asarray(corrupt(keys(), x0, t, movable))
+    np.testing.assert_array_equal(xt[~movable], x0[~movable])
     # and the others are what they would have been
-    free = np.asarray(PROCESS.corrupt(keys(1_000), x0, t))
+    free = np.asarray(corrupt(keys(), x0, t))
     np.testing.assert_array_equal(xt[movable], free[movable])
-    assert (free[~movable] != np.asarray(x0)[~movable]).any()
+    assert (free[~movable] != x0[~movable]).any()
 
 
 def test_prior_is_uniform():
-    assert_law(np.asarray(PROCESS.prior(keys(), LENGTH)), np.full(VOCAB, 1 / VOCAB))
+    prior = jax.jit(PROCESS.prior, static_argnums=1)(keys(), LENGTH)
+    assert_law(np.asarray(prior), np.full(VOCAB, 1 / VOCAB))
 
 
 def test_network_is_told_the_total_noise():
-    t = jnp.array([0.1, 0.9])
-    np.testing.assert_allclose(PROCESS.condition(t), -np.log([0.9, 0.1]), rtol=1e-6)
+    sigma = jax.jit(PROCESS.condition)(np.float32([0.1, 0.9]))
+    np.testing.assert_allclose(sigma, -np.log([0.9, 0.1]), rtol=1e-6)
 
 
 def law_of_reverse(xt, logits, s, t, process=PROCESS):
     """What `reverse` draws x_s from: float[B, L, V]."""
-    logits = process.reverse_logits(jnp.asarray(xt), jnp.asarray(logits), s, t)
-    return np.asarray(jax.nn.softmax(logits, axis=-1))
+    s, t = (np.asarray(each, logits.dtype) for each in (s, t))
+    return np.asarray(softmax_of_reverse(process, xt, logits, s, t))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def softmax_of_reverse(process, xt, logits, s, t):
+    return jax.nn.softmax(process.reverse_logits(xt, logits, s, t), axis=-1)
 
 
 @pytest.mark.parametrize(("s", "t"), [(0.2, 0.5), (0.0, 0.5), (0.0, 1e-3), (0.9, 1.0)])
@@ -139,20 +150,19 @@ def test_reverse_with_leave_one_out_conditionals_is_the_law_given_all_of_xt(floa
 def test_reverse_is_accurate_in_float32(schedule, float64):
     """The odds of a move over those of staying, in steps of 1/1024 at both ends of time."""
     process = Uniform(SCHEDULES[schedule].make(), VOCAB)
-    p0 = np.log([[[0.2, 0.75, 0.05]]])
+    p0, xt = np.log([[[0.2, 0.75, 0.05]]]), np.array([[1]])
     for t in (2 / 1024, 0.5, 1.0):
-        want = law_of_reverse(np.array([[1]]), p0, t - 1 / 1024, t, process)
-        s, t = np.float32(t - 1 / 1024), np.float32(t)
-        got = law_of_reverse(np.array([[1]]), p0.astype(np.float32), s, t, process)
+        want = law_of_reverse(xt, p0, t - 1 / 1024, t, process)
+        got = law_of_reverse(xt, p0.astype(np.float32), t - 1 / 1024, t, process)
         assert got.dtype == np.float32
         np.testing.assert_allclose(got / got[..., 1:2], want / want[..., 1:2], rtol=1e-3)
 
 
 def test_reverse_draws_from_its_law():
     p0, s, t = np.array([0.2, 0.75, 0.05]), 0.2, 0.5
-    xt = jnp.broadcast_to(jnp.arange(VOCAB), (COUNT, VOCAB))
-    logits = jnp.broadcast_to(jnp.log(p0), (*xt.shape, VOCAB))
-    xs = np.asarray(PROCESS.reverse(keys(), xt, logits, jnp.float32(s), jnp.float32(t)))
+    xt = np.broadcast_to(np.arange(VOCAB), (COUNT, VOCAB))
+    logits = np.broadcast_to(np.log(p0).astype(np.float32), (*xt.shape, VOCAB))
+    xs = np.asarray(jax.jit(PROCESS.reverse)(keys(), xt, logits, *np.float32([s, t])))
     joint = (p0 @ matrix(1 - s))[:, None] * matrix((1 - t) / (1 - s))
     for token in range(VOCAB):
         assert_law(xs[:, token], joint[:, token] / joint[:, token].sum())
@@ -165,9 +175,13 @@ def test_corruption_equals_oracle(oracle, monkeypatch):
     monkeypatch.setattr(uniform, "uniforms", lambda keys, shape: jnp.asarray(u))
     monkeypatch.setattr(Uniform, "prior", lambda self, keys, length: jnp.asarray(drawn))
     process = Uniform(SCHEDULES["log_linear"].make(), vocab_size=int(drawn.max()) + 1)
-    t = process.schedule.time(arrays["uniform_sample_transition_sigma"])
     x0 = arrays["uniform_sample_transition_x0"]
-    xt = process.corrupt(keys(len(x0)), jnp.asarray(x0), t)
+
+    @jax.jit
+    def of_sigma(x0, sigma):
+        return process.corrupt(keys(len(x0)), x0, process.schedule.time(sigma))
+
+    xt = of_sigma(x0, arrays["uniform_sample_transition_sigma"])
     want = arrays["uniform_sample_transition_xt"]
     assert 0 < (want != x0).mean() < 1
     np.testing.assert_array_equal(xt, want)

@@ -1,5 +1,6 @@
 """Masking with a schedule for each token against its closed forms."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,24 +24,35 @@ def test_both_logarithms_are_those_of_alpha_in_float32():
     x0 = np.broadcast_to(np.arange(3), (len(TIMES), 3))
     t = TIMES.astype(np.float32)
     m = (1 - 1e-4) * t.astype(np.float64)[:, None] ** W
-    ours = VectorAbsorbing(BASE, jnp.asarray(W, jnp.float32))
-    np.testing.assert_allclose(ours.log_masked(x0, t), np.log(m), rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(np.exp(ours.log_clean(x0, t)), 1 - m, rtol=2e-6)
+
+    @jax.jit
+    def both(x0, t):
+        ours = VectorAbsorbing(BASE, jnp.float32(W))
+        return ours.log_masked(x0, t), ours.log_clean(x0, t)
+
+    masked, clean = both(x0, t)
+    np.testing.assert_allclose(masked, np.log(m), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(np.exp(clean), 1 - m, rtol=2e-6)
 
 
 @pytest.mark.parametrize("power", [0.05, 1.0, 20.0])
 def test_equal_powers_come_back(power):
-    learnt = equal_powers(BASE, power)
-    np.testing.assert_allclose(with_learned_powers(BASE, learnt).w, np.full(3, power), rtol=1e-5)
+    w = jax.jit(lambda: with_learned_powers(BASE, equal_powers(BASE, power)).w)()
+    np.testing.assert_allclose(w, np.full(3, power), rtol=1e-5)
 
 
 def test_each_token_is_masked_by_its_own_schedule():
     """40,000 tokens of each kind; 5 standard errors (wrong once in 10^6). Prompts stay."""
     count, t = 40_000, 0.3
-    x0 = jnp.broadcast_to(jnp.array([0, 1, 2, 2]), (count, 4))
-    keys = example_keys(step_key(0, 0), jnp.arange(count))
-    movable = jnp.broadcast_to(jnp.array([True, True, True, False]), x0.shape)
-    xt = np.asarray(vector().corrupt(keys, x0, jnp.full(count, t), movable))
+    x0 = np.broadcast_to([0, 1, 2, 2], (count, 4))
+    movable = np.broadcast_to([True, True, True, False], x0.shape)
+
+    @jax.jit
+    def run(x0, movable):
+        keys = example_keys(step_key(0, 0), jnp.arange(count))
+        return vector().corrupt(keys, x0, jnp.full(count, t), movable)
+
+    xt = np.asarray(run(x0, movable))
     p = (1 - 1e-4) * t**W
     masked = (xt == 3).mean(0)
     assert masked[3] == 0
@@ -48,15 +60,21 @@ def test_each_token_is_masked_by_its_own_schedule():
     assert ((xt == x0) | (xt == 3)).all()
 
 
+@jax.jit
+def reversed_once(xt, logits, s, t):
+    keys = example_keys(step_key(0, 1), jnp.arange(len(xt)))
+    return vector().reverse(keys, xt, logits, s, t)
+
+
 @pytest.mark.parametrize(("s", "t"), [(0.2, 0.7), (0.0, 0.01)])
 def test_reverse_reveals_each_token_at_its_own_rate(s, t):
     """p_v (1 - (s/t)^w_v), the mask otherwise; 5 standard errors. What is not masked stays."""
     count = 40_000
     p = np.array([0.5, 0.3, 0.2])
-    logits = jnp.broadcast_to(jnp.log(p) + 2, (count, 2, 3))  # as a network says it: not normalised
-    xt = jnp.broadcast_to(jnp.array([3, 1]), (count, 2))
-    keys = example_keys(step_key(0, 1), jnp.arange(count))
-    xs = np.asarray(vector().reverse(keys, xt, logits, jnp.float32(s), jnp.float32(t)))
+    # as a network says it: not normalised
+    logits = np.broadcast_to(np.float32(np.log(p) + 2), (count, 2, 3))
+    xt = np.broadcast_to([3, 1], (count, 2))
+    xs = np.asarray(reversed_once(xt, logits, np.float32(s), np.float32(t)))
     np.testing.assert_array_equal(xs[:, 1], 1)
     law = p * (1 - (s / t) ** W)
     law = np.append(law, 1 - law.sum())
