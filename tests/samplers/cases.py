@@ -120,7 +120,7 @@ def _program(sampler: str, process: Process, apply: Callable, options: tuple) ->
         sample = SAMPLERS[sampler].sample
         return sample(apply, params, key, prompt, fixed, process, spec, **dict(options), **traced)
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def free(length: int) -> list[int]:

@@ -13,12 +13,12 @@ import pytest
 from ddm_jax.diffusion.schedules import SCHEDULES
 from tests import laws
 from tests.enumerable import random_joint
-from tests.samplers.cases import JOINT, VOCAB, free
+from tests.samplers.cases import JOINT, VOCAB, Case, free
 from tests.samplers.score_cases import POLYNOMIAL
 from tests.samplers.table import CASES, NOISE, masking, remdm_law
 from tests.scores import Chain
 
-FREE, EACH = 40_000, 3_000  # sequences without fixed positions, and of each way to fix some
+COUNT = 40_000  # sequences of a batch
 ONE_FIXED = {
     n: [[v if j == i else VOCAB for j in range(n)] for i in range(n) for v in range(VOCAB)]
     for n in (2, 3, 4)
@@ -30,35 +30,35 @@ STARTS = {
 }
 
 
-def batch_of(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the number of its start, its prompt, what is fixed) of each sequence of a batch.
+def start_of(length: int) -> np.ndarray:
+    """The number in STARTS of each sequence of a batch that has all of them, the free ones first."""
+    return np.arange(COUNT) * len(STARTS[length]) // COUNT
 
-    What the prompt says at free positions is to be ignored.
-    """
-    starts = np.array(STARTS[length])
-    number = np.repeat(np.arange(len(starts)), [FREE] + [EACH] * (len(starts) - 1))
-    fixed = starts[number] < VOCAB
-    return number, np.where(fixed, starts[number], 1).astype(np.int32), fixed
+
+def batch_of(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(prompt, what is fixed). What the prompt says at free positions is to be ignored."""
+    fixed = starts < VOCAB
+    return np.where(fixed, starts, 1).astype(np.int32), fixed
 
 
 @functools.cache
-def drawn(name: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, nfe) of a batch with all starts."""
-    _, prompt, fixed = batch_of(CASES[name].length)
-    return CASES[name].draw(steps, prompt, fixed)
-
-
-def assert_law(name: str, steps: int, start: int) -> None:
-    """Tokens and numbers of evaluations have the law of the row."""
+def drawn(name: str, steps: int, mixed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, nfe) of a batch without fixed positions; mixed: of one with all starts."""
     case = CASES[name]
-    number, _, _ = batch_of(case.length)
-    tokens, nfe = (x[number == start] for x in drawn(name, steps))
-    begin = STARTS[case.length][start]
-    statistic, limit = laws.chi_square(tokens, case.law(steps, begin))
-    assert statistic < limit, f"{steps} steps from {begin}"
+    number = start_of(case.length) * mixed
+    return case.draw(steps, *batch_of(np.array(STARTS[case.length])[number]), seed=int(mixed))
+
+
+def assert_law(
+    case: Case, sample: tuple[np.ndarray, np.ndarray], steps: int, start: list[int]
+) -> None:
+    """Tokens and numbers of evaluations have the law of the row."""
+    tokens, nfe = sample
+    statistic, limit = laws.chi_square(tokens, case.law(steps, start))
+    assert statistic < limit, f"{steps} steps from {start}"
     if case.nfe:
-        statistic, limit = laws.chi_square_of(nfe, case.nfe(steps, begin))
-        assert statistic < limit, f"evaluations in {steps} steps from {begin}"
+        statistic, limit = laws.chi_square_of(nfe, case.nfe(steps, start))
+        assert statistic < limit, f"evaluations in {steps} steps from {start}"
 
 
 def rows(names: Iterable[str]) -> list:
@@ -72,18 +72,20 @@ def test_samples_follow_the_law_of_the_chain(name):
     """For several numbers of steps, and not that of another chain."""
     case = CASES[name]
     for steps in case.steps:
-        assert_law(name, steps, 0)
+        assert_law(case, drawn(name, steps), steps, free(case.length))
     tokens, _ = drawn(name, case.steps[-1])
     for law in case.unlike():
-        statistic, limit = laws.chi_square(tokens[:FREE], law)
+        statistic, limit = laws.chi_square(tokens, law)
         assert statistic > limit
 
 
 @pytest.mark.parametrize("name", rows(CASES))
 def test_fixed_positions_stay_and_the_rest_follows_given_them(name):
     case = CASES[name]
-    for start in range(1, len(STARTS[case.length])):
-        assert_law(name, case.steps[-1], start)
+    tokens, nfe = drawn(name, case.steps[-1], mixed=True)
+    for number, start in enumerate(STARTS[case.length]):
+        own = start_of(case.length) == number
+        assert_law(case, (tokens[own], nfe[own]), case.steps[-1], start)
 
 
 def a_row_of_each_program() -> list[str]:
@@ -97,29 +99,30 @@ def a_row_of_each_program() -> list[str]:
 @pytest.mark.parametrize("name", rows(a_row_of_each_program()))
 def test_a_sequence_depends_on_its_own_key_prompt_and_number_only(name):
     """Whatever the other sequences of the batch are; test_table.py: and however many there are."""
-    case = CASES[name]
-    _, prompt, fixed = batch_of(case.length)
-    tokens, _ = drawn(name, case.steps[-1])
-    kept = np.arange(len(prompt)) % 1_000 == 0
+    case, number = CASES[name], start_of(CASES[name].length)
+    prompt, fixed = batch_of(np.array(STARTS[case.length])[number])
+    tokens, _ = drawn(name, case.steps[-1], mixed=True)
+    kept = np.arange(COUNT) % 500 == 0
     rng = np.random.default_rng(1)
     others = np.where(kept[:, None], prompt, rng.integers(0, VOCAB, prompt.shape, np.int32))
     fewer = np.where(kept[:, None], fixed, rng.random(fixed.shape) < 0.3)
-    changed, _ = case.draw(case.steps[-1], others, fewer)
+    changed, _ = case.draw(case.steps[-1], others, fewer, seed=1)
     np.testing.assert_array_equal(changed[kept], tokens[kept])
     np.testing.assert_array_equal(changed[fewer], others[fewer])
-    other_key, _ = case.draw(case.steps[-1], prompt, fixed, seed=1)
-    assert (other_key != tokens).any()
+    of_other_key, _ = drawn(name, case.steps[-1])
+    assert (of_other_key != tokens)[number == 0].any()
 
 
 @pytest.mark.slow
 def test_cached_draws_the_samples_of_event_driven_from_the_same_key():
     """Of whose evaluations a batch needs at least as many as its slowest sequence."""
-    for steps in CASES["cached"].steps:
+    steps = CASES["cached"].steps
+    for arguments in (*((n,) for n in steps), (steps[-1], True)):
         (tokens, nfe), (same, of_batch) = (
-            drawn(name, steps) for name in ("event_driven", "cached")
+            drawn(name, *arguments) for name in ("event_driven", "cached")
         )
         np.testing.assert_array_equal(tokens, same)
-        assert nfe.max() <= of_batch[0] <= steps
+        assert nfe.max() <= of_batch[0] <= arguments[0]
 
 
 MIXED = JOINT[2] / 2 + 1 / (2 * VOCAB**2)  # its rare sequences do not hide the rate
