@@ -1,12 +1,16 @@
-"""What a jax program computes, inner programs included, without running it."""
+"""How the tests compile a jax program that runs for long, and what a program computes."""
 
 from collections.abc import Iterator
 
 import jax
 
+# takes half a second longer to compile than the level of the other programs (conftest.py), and a
+# third of the time to run
+RUNS_LONG = {"xla_backend_optimization_level": 1}
+
 
 def equations(jaxpr) -> Iterator:
-    """Every equation of the program."""
+    """Every equation of the program, inner programs included, without running it."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(

@@ -17,6 +17,7 @@ from ddm_jax.models.readout import Readout
 from ddm_jax.samplers import SAMPLERS, SampleSpec
 from tests import laws
 from tests.enumerable import all_sequences, random_joint
+from tests.programs import RUNS_LONG
 
 VOCAB, MOST, EPS = 3, 8, 1e-3
 JOINT = {length: random_joint(VOCAB, length, seed=3) for length in (2, 3, 4)}
@@ -120,7 +121,7 @@ def _program(sampler: str, process: Process, apply: Callable, options: tuple) ->
         sample = SAMPLERS[sampler].sample
         return sample(apply, params, key, prompt, fixed, process, spec, **dict(options), **traced)
 
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 1})
+    return jax.jit(run, compiler_options=RUNS_LONG)
 
 
 def free(length: int) -> list[int]:

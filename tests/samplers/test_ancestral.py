@@ -3,6 +3,7 @@
 The law of its samples is in test_laws.py. Chi-squares reject the right law once in 10^6.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -14,41 +15,52 @@ from scipy.stats import chi2
 
 from ddm_jax.diffusion.absorbing import Absorbing
 from ddm_jax.diffusion.randomness import step_key
-from ddm_jax.diffusion.schedules import SCHEDULES
+from ddm_jax.diffusion.schedules import SCHEDULES, Schedule
 from ddm_jax.models.readout import Readout
 from ddm_jax.samplers import SAMPLERS
 from ddm_jax.samplers.signature import SampleSpec
+from tests.programs import RUNS_LONG
 
-VOCAB, COUNT = 3, 100_000
-
-
-def process(schedule="log_linear", mask_id=VOCAB):
-    return Absorbing(SCHEDULES[schedule].make(), mask_id)
+COUNT, LENGTH, MOST = 100_000, 4, 9
+MADE = {name: row.make() for name, row in SCHEDULES.items()}
 
 
-def sample(apply, steps, prompt, fixed, schedule="log_linear", mask_id=VOCAB):
-    """Tokens of the jitted sampler."""
-    run = functools.partial(
-        SAMPLERS["ancestral"].sample,
-        apply,
-        process=process(schedule, mask_id),
-        spec=SampleSpec(steps),
-    )
-    tokens, _ = jax.jit(run)({}, step_key(0, 0), jnp.asarray(prompt), jnp.asarray(fixed))
-    return np.asarray(tokens)
+def process(schedule="log_linear", mask_id=MOST):
+    return Absorbing(MADE[schedule], mask_id)
 
 
-def clock(schedule, steps):
-    """A network that answers with the number of the step whose time it is given, as a token."""
+def schedule_at(number):
+    """The one at this place in SCHEDULES, which may be traced."""
 
-    def apply(params, tokens, sigma):
-        step = jnp.round((1 - process(schedule).schedule.time(sigma)) * steps)
-        hidden = (
-            jax.nn.one_hot(step.astype(int), steps)[:, None] * jnp.ones((*tokens.shape, 1)) * 1e9
-        )
-        return Readout(hidden, jnp.eye(steps), jnp.zeros(steps), steps)
+    def curve(name):
+        return lambda t: jax.lax.switch(number, [getattr(x, name) for x in MADE.values()], t)
 
-    return apply
+    names = [field.name for field in dataclasses.fields(Schedule)][2:]
+    return Schedule("", (), **{name: curve(name) for name in names})
+
+
+@functools.partial(jax.jit, compiler_options=RUNS_LONG)
+def program(number, steps):
+    schedule = schedule_at(number)
+
+    def clock(params, tokens, sigma):
+        """Answers with the number of the step whose time it is given, as a token."""
+        step = jnp.round((1 - schedule.time(sigma)) * steps).astype(int)
+        hidden = jnp.broadcast_to(1e9 * jax.nn.one_hot(step, MOST)[:, None], (*tokens.shape, MOST))
+        return Readout(hidden, jnp.eye(MOST), jnp.zeros(MOST), MOST)
+
+    empty = jnp.zeros((COUNT // LENGTH, LENGTH), jnp.int32)
+    sample = SAMPLERS["ancestral"].sample
+    noise, spec = Absorbing(schedule, MOST), SampleSpec(steps)
+    return sample(clock, {}, step_key(0, 0), empty, empty > 0, noise, spec)[0]
+
+
+def revealed(schedule, steps):
+    """How many of COUNT positions are revealed at each step; none is left."""
+    tokens = np.asarray(program(list(SCHEDULES).index(schedule), steps))
+    counts = np.bincount(tokens.reshape(-1), minlength=steps)
+    assert len(counts) == steps  # no mask
+    return counts
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -58,18 +70,12 @@ def test_positions_are_revealed_as_alpha_rises_and_the_network_knows_the_time(sc
     The last step takes what the schedule would leave masked at time 0, which is 10 of these masks
     where alpha(0) = 1 - 1e-4.
     """
-    steps, length = 9, 4
-    empty = np.zeros((COUNT // length, length), np.int32)
-    tokens = sample(
-        clock(schedule, steps), steps, empty, np.zeros(empty.shape, bool), schedule, mask_id=steps
-    )
+    steps = MOST
     with jax.enable_x64(True):
         alpha = np.array(process(schedule).schedule.alpha(1 - np.arange(steps + 1) / steps))
     alpha[-1] = 1
     expected = COUNT * np.diff(alpha) / (1 - alpha[0])
-    counts = np.bincount(tokens.reshape(-1), minlength=steps)
-    assert len(counts) == steps  # no mask
-    statistic = ((counts - expected) ** 2 / np.maximum(expected, 1)).sum()
+    statistic = ((revealed(schedule, steps) - expected) ** 2 / np.maximum(expected, 1)).sum()
     assert statistic < chi2.isf(1e-6, df=steps - 1)
 
 
@@ -80,11 +86,12 @@ def test_reveal_probabilities_equal_oracle(oracle):
         (4, 32), {"loglinear": "log_linear", "geometric": "geometric"}.items()
     ):
         t = arrays[f"timesteps_{steps}__f64"]
+        reveal = jax.jit(process(schedule).reveal)
         with jax.enable_x64(True):
-            chance = process(schedule).reveal(t[1:], t[:-1])
+            chance = reveal(t[1:], t[:-1])
         want = arrays[f"{name}_tweedie_{steps}__f64"]
         np.testing.assert_allclose(chance, want, rtol=1e-6, err_msg=f"{name} {steps}")
-        chance = process(schedule).reveal(jnp.float32(t[1:]), jnp.float32(t[:-1]))
+        chance = reveal(np.float32(t[1:]), np.float32(t[:-1]))
         np.testing.assert_allclose(chance, want, rtol=1e-4, atol=1e-4, err_msg=f"{name} {steps}")
 
 
@@ -97,11 +104,8 @@ def test_positions_are_revealed_at_the_rates_of_the_oracle(oracle):
     for name, schedule in (("loglinear", "log_linear"), ("geometric", "geometric")):
         rates = np.append(arrays[f"{name}_tweedie_4__f64"][:-1], 1)
         expected = COUNT * rates * np.cumprod(np.append(1, 1 - rates[:-1]))
-        empty = np.zeros((COUNT // 4, 4), np.int32)
-        fixed = np.zeros(empty.shape, bool)
-        tokens = sample(clock(schedule, 4), 4, empty, fixed, schedule, mask_id=4)
-        counts = np.bincount(tokens.reshape(-1), minlength=4)
-        assert ((counts - expected) ** 2 / expected).sum() < chi2.isf(1e-6, df=3)
+        statistic = ((revealed(schedule, 4) - expected) ** 2 / expected).sum()
+        assert statistic < chi2.isf(1e-6, df=3)
 
 
 def test_law_of_a_step_equals_oracle(oracle):

@@ -21,6 +21,7 @@ from ddm_jax.samplers import SAMPLERS
 from ddm_jax.samplers.signature import SampleSpec
 from tests import chains
 from tests.enumerable import all_sequences
+from tests.programs import RUNS_LONG
 
 VOCAB, LENGTH, STEPS, COUNT = 3, 2, 4, 20_000
 
@@ -63,19 +64,25 @@ def sampler(name):
         return Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
 
     process = chains.make(name, STEPS, VOCAB)
-    return jax.jit(functools.partial(SAMPLERS["ancestral"].sample, apply, {}, process=process))
+    run = functools.partial(SAMPLERS["ancestral"].sample, apply, {}, process=process)
+    return jax.jit(run, compiler_options=RUNS_LONG)
+
+
+@functools.cache
+def drawn(name, steps, top_k):
+    empty = np.zeros((COUNT, LENGTH), int)
+    spec = SampleSpec(np.int32(steps), top_k=np.int32(top_k))
+    tokens, _ = sampler(name)(key=step_key(0, 0), prompt=empty, fixed=empty > 0, spec=spec)
+    return np.asarray(tokens)
 
 
 def assert_law(name, steps, times, top_k=0):
     """`steps` steps draw the law of the chain through `times`."""
     size = VOCAB + (name == "absorbing")
-    empty = jnp.zeros((COUNT, LENGTH), int)
-    spec = SampleSpec(jnp.int32(steps), top_k=jnp.int32(top_k))
-    tokens, _ = sampler(name)(key=step_key(0, 0), prompt=empty, fixed=empty > 0, spec=spec)
     p = denoiser(size)
     p = np.where(p == p.max(-1, keepdims=True), 1.0, 0.0) if top_k else p
     expected = COUNT * law_of_chain(name, p, times)
-    counts = np.bincount(np.asarray(tokens) @ [size, 1], minlength=size**LENGTH)
+    counts = np.bincount(drawn(name, steps, top_k) @ [size, 1], minlength=size**LENGTH)
     possible = expected > 1e-6
     assert counts[~possible].sum() == 0
     statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
@@ -107,6 +114,18 @@ def test_more_steps_than_the_chain_has_are_its_own_steps(name, steps, top_k):
     assert_law(name, steps, STRIDES[STEPS], top_k)
 
 
+FAR_VOCAB, FAR_STEPS = 400, 100
+
+
+@functools.cache
+def far(name):
+    if name == "gaussian":
+        return d3pm_gaussian.gaussian(d3pm_linear(FAR_STEPS), FAR_VOCAB)
+    angle = 2 * np.pi * np.arange(FAR_VOCAB) / FAR_VOCAB
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return d3pm_nearest.neighbour_process(d3pm_mutual_information(FAR_STEPS), circle, neighbours=2)
+
+
 @pytest.mark.parametrize("name", ["gaussian", "nearest"])
 @pytest.mark.parametrize("s", [0, 1])
 def test_a_token_that_is_far_from_the_last_one_can_be_drawn(name, s):
@@ -115,17 +134,11 @@ def test_a_token_that_is_far_from_the_last_one_can_be_drawn(name, s):
     Before the last step x may stay near 7, for which the modes of "nearest" leave a chance of 1e-9
     by rounding; the last step takes what the network allows.
     """
-    vocab, steps = 400, 100
-    angle = 2 * np.pi * np.arange(vocab) / vocab
-    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    process = {
-        "gaussian": lambda: d3pm_gaussian.gaussian(d3pm_linear(steps), vocab),
-        "nearest": lambda: d3pm_nearest.neighbour_process(
-            d3pm_mutual_information(steps), circle, neighbours=2
-        ),
-    }[name]()
-    keys = example_keys(step_key(0, 0), jnp.arange(9))
-    logits = jnp.full((9, 1, vocab), -jnp.inf).at[:, :, 200].set(0.0)
-    x = process.reverse(keys, jnp.full((9, 1), 7), logits, s / steps, (s + 1) / steps)
+    keys = example_keys(step_key(0, 0), np.arange(9))
+    logits = np.full((9, 1, FAR_VOCAB), -np.inf, np.float32)
+    logits[..., 200] = 0
+    # not compiled as one, which would hold the process's matrices as constants
+    x = far(name).reverse(keys, jnp.full((9, 1), 7), logits, s / FAR_STEPS, (s + 1) / FAR_STEPS)
+    x = np.asarray(x)
     stays = (name == "nearest" and s > 0) & (abs(x - 7) <= 10)
     assert ((abs(x - 200) <= 10 * s) | stays).all()

@@ -31,7 +31,7 @@ STARTS = {
 
 
 def start_of(length: int) -> np.ndarray:
-    """The number in STARTS of each sequence of a batch that has all of them, the free ones first."""
+    """The number in STARTS of each sequence of a batch that has all; the free ones come first."""
     return np.arange(COUNT) * len(STARTS[length]) // COUNT
 
 

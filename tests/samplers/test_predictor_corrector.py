@@ -19,6 +19,7 @@ from ddm_jax.samplers.predictor_corrector import mix, predictor_corrector
 from ddm_jax.samplers.remasking import remask
 from ddm_jax.samplers.signature import SampleSpec
 from tests.models.published import published_dit
+from tests.programs import RUNS_LONG
 
 VOCAB, LENGTH = 3, 2
 SCHEDULE = SCHEDULES["log_linear"].make(eps=1e-3)
@@ -78,7 +79,7 @@ def test_steps_are_drawn_from_the_laws_of_the_oracle(oracle, name):
         sigma = jnp.zeros_like(sigma)
     logits = apply(params, x, sigma).logits()[..., : vocab - (name == "mdlm")]
 
-    @functools.partial(jax.jit, static_argnames="kappa")
+    @functools.partial(jax.jit, static_argnames="kappa", compiler_options=RUNS_LONG)
     def draws(x, logits, s, t, kappa):
         keys = jax.random.split(step_key(0, 0), copies)
         rows = jnp.broadcast_to(x, (copies, *x.shape))
