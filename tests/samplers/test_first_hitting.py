@@ -71,7 +71,8 @@ def test_times_are_those_of_the_formula(schedule):
     assert ((times >= 0) & (times <= 1)).all()
     with jax.enable_x64(True):
         ends = np.repeat([[0.0], [1.0]], length, axis=1)
-        clean, full, *want = jax.jit(process.schedule.one_minus_alpha)(np.append(ends, times, 0))
+        at = jax.jit(process.schedule.one_minus_alpha)
+        clean, full, *want = np.asarray(at(np.append(ends, times, axis=0)))
     left = masks[:, None] - np.arange(length)
     here = left > 0
     noise = full * np.cumprod(np.where(here, (1 - u) ** (1 / np.maximum(left, 1)), 1), axis=1)
