@@ -1,14 +1,18 @@
 """Small networks with random weights, for properties that hold for any."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ddm_jax.models.network import Network
 
 
 def random_params(network: Network, seed: int = 0) -> dict:
-    """Random everywhere, zero-initialised heads and gates included."""
-    params = jax.jit(network.init)(jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, noise)
+    """Random everywhere, zero-initialised heads and gates included; scales of norms are near 1."""
+    random = np.random.default_rng(seed)
+
+    def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        near = float(path[-1].key == "scale")
+        return jnp.asarray(near + 0.12 * random.normal(size=shape.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(network.init, jax.random.key(0)))
