@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.models import readout as readout_module
@@ -18,17 +19,31 @@ VOCAB = 50
 
 
 def tokens(batch=2, length=12, seed=3):
-    return jax.random.randint(jax.random.key(seed), (batch, length), 0, VOCAB)
+    return np.random.default_rng(seed).integers(0, VOCAB, (batch, length), np.int32)
+
+
+@functools.cache
+def given(time="none"):
+    """A network, its weights, and its compiled `apply`, of which a few arguments are static."""
+    network = make_network(ModelConfig(**SMALL, time=time), VOCAB)
+    static = ("how", "keep")
+
+    def apply(params, x, sigma=None, how=None, **rest):
+        return network.apply(params, x, sigma, **rest if how is None else rest | {"attend": how})
+
+    return network, random_params(network), jax.jit(apply, static_argnames=static)
+
+
+SIGMA = np.linspace(0.1, 2, 2, dtype=np.float32)  # of the examples of tokens()
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_causal_network_sees_no_later_token(causal):
-    network = make_network(ModelConfig(**SMALL), VOCAB)
-    params, x = random_params(network), tokens()
-    changed = x.at[:, 7].set((x[:, 7] + 1) % VOCAB)
-    attend = "causal" if causal else None
-    apply = jax.jit(functools.partial(network.apply, attend=attend))
-    difference = jnp.abs(apply(params, x).hidden - apply(params, changed).hidden)
+    _, params, apply = given()
+    x, how = tokens(), "causal" if causal else None
+    changed = np.where(np.arange(x.shape[1]) == 7, (x + 1) % VOCAB, x)
+    one, other = (np.asarray(apply(params, each, how=how).hidden) for each in (x, changed))
+    difference = np.abs(one - other)
     before, after = difference[:, :7].max(), difference[:, 7:].min(axis=(0, 2)).max()
     assert (before == 0) == causal
     assert after > 0
@@ -36,91 +51,86 @@ def test_causal_network_sees_no_later_token(causal):
 
 def test_attention_pattern_and_positions_come_with_the_call():
     """A causal array is "causal"; tokens that carry their positions may come in any order."""
-    network = make_network(ModelConfig(**SMALL), VOCAB)
-    params, x = random_params(network), tokens()
+    _, params, apply = given()
+    x = tokens()
     length = x.shape[1]
-    apply = jax.jit(network.apply, static_argnames="attend")
-    causal = apply(params, x, attend="causal").hidden
-    lower = network.apply(params, x, attend=jnp.tril(jnp.ones((length, length), bool))).hidden
+    causal = apply(params, x, how="causal").hidden
+    lower = apply(params, x, attend=np.tri(length, dtype=bool)).hidden
     np.testing.assert_allclose(lower, causal, atol=1e-5)
     order = np.random.default_rng(0).permutation(length)
-    shuffled = network.apply(params, x[:, order], positions=jnp.asarray(order)).hidden
-    in_order = network.apply(params, x).hidden
+    shuffled = apply(params, x[:, order], positions=order).hidden
+    in_order = np.asarray(apply(params, x).hidden)
     np.testing.assert_allclose(shuffled, in_order[:, order], atol=1e-5)
 
 
 @pytest.mark.parametrize("time", ["none", "adaln"])
 def test_tokens_one_by_one_over_a_cache_are_a_causal_pass(time):
-    network = make_network(ModelConfig(**SMALL | {"time": time}), VOCAB)
-    params, x = random_params(network), tokens()
-    sigma, length = jnp.linspace(0.1, 2, len(x)), x.shape[1]
-    whole = network.apply(params, x, sigma, attend="causal", keep=True)
-    cache = jax.tree.map(jnp.zeros_like, whole.cache)
+    _, params, apply = given(time)
+    x = tokens()
+    length = x.shape[1]
+    whole = jax.device_get(apply(params, x, SIGMA, how="causal", keep=True))
+    cache = jax.tree.map(np.zeros_like, whole.cache)
     for start, number in ((0, 3), *((i, 1) for i in range(3, length))):
-        at = start + jnp.arange(number)
-        one = network.apply(
-            params,
-            x[:, start : start + number],
-            sigma,
-            attend=jnp.arange(length) <= at[:, None],
-            positions=at,
-            cache=cache,
-        )
+        at = start + np.arange(number)
+        sees = np.arange(length) <= at[:, None]
+        one = apply(params, x[:, at], SIGMA, attend=sees, positions=at, cache=cache)
         cache = one.cache
         np.testing.assert_allclose(one.hidden, whole.hidden[:, at], atol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), cache, whole.cache)
-    assert network.apply(params, x, sigma).cache is None
+    assert apply(params, x, SIGMA).cache is None
 
 
 @pytest.mark.parametrize("time", ["none", "adaln"])
 def test_reading_a_few_tokens_is_reading_all_and_taking_these(time):
-    network = make_network(ModelConfig(**SMALL | {"time": time}), VOCAB)
-    params, x = random_params(network), tokens()
-    sigma, length = jnp.linspace(0.1, 2, len(x)), x.shape[1]
-    read = jnp.asarray(np.random.default_rng(0).integers(0, length + 1, (len(x), 3)), jnp.int32)
-    sees = jnp.asarray(np.random.default_rng(1).random((length, length)) < 0.7) | jnp.eye(
-        length, dtype=bool
-    )
-    cache = network.apply(params, x[::-1], sigma, keep=True).cache
-    for given in (
+    _, params, apply = given(time)
+    x = tokens()
+    length = x.shape[1]
+    read = np.random.default_rng(0).integers(0, length + 1, (len(x), 3), np.int32)
+    sees = (np.random.default_rng(1).random((length, length)) < 0.7) | np.eye(length, dtype=bool)
+    cache = apply(params, x[::-1], SIGMA, keep=True).cache
+    for rest in (
         {},
         {"attend": sees},
-        {"attend": sees, "positions": jnp.arange(length), "cache": cache},
+        {"attend": sees, "positions": np.arange(length), "cache": cache},
     ):
-        few = network.apply(params, x, sigma, read=read, **given)
-        every = network.apply(params, x, sigma, **given).at(jnp.minimum(read, length - 1))
+        few = apply(params, x, SIGMA, read=read, **rest)
+        every = apply(params, x, SIGMA, **rest).at(np.minimum(read, length - 1))
         np.testing.assert_allclose(few.hidden, every.hidden, atol=1e-5)
 
 
 def test_constant_time_is_adaln_at_sigma_zero():
-    adaln = make_network(ModelConfig(**SMALL, time="adaln"), VOCAB)
-    params, x = random_params(adaln), tokens()
-    constant = make_network(ModelConfig(**SMALL, time="constant"), VOCAB)
-    at_zero = adaln.apply(params, x, jnp.zeros(len(x))).hidden
-    np.testing.assert_array_equal(constant.apply(params, x, jnp.ones(len(x))).hidden, at_zero)
-    assert not np.allclose(adaln.apply(params, x, jnp.ones(len(x))).hidden, at_zero, atol=1e-3)
+    (_, params, adaln), (_, _, constant) = given("adaln"), given("constant")
+    x, at_one = tokens(), np.ones(2, np.float32)
+    at_zero = np.asarray(adaln(params, x, 0 * at_one).hidden)
+    np.testing.assert_array_equal(constant(params, x, at_one).hidden, at_zero)
+    assert not np.allclose(adaln(params, x, at_one).hidden, at_zero, atol=1e-3)
 
 
 def test_parameters_of_an_objective_are_kept_from_the_network():
-    network = make_network(ModelConfig(**SMALL), VOCAB)
+    network, params, apply = given()
     more = with_parameters(network, "objective", lambda key: {"w": jax.random.normal(key, (3,))})
-    key = jax.random.key(0)
-    params = more.init(key)
-    own = params.pop("objective")
+    new, same = jax.jit(lambda key: (more.init(key), network.init(key)))(jax.random.key(0))
+    own = new.pop("objective")
     assert own["w"].shape == (3,)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, network.init(key)))
-    hidden = more.apply(params | {"objective": own}, tokens()).hidden
-    np.testing.assert_array_equal(hidden, network.apply(params, tokens()).hidden)
+    jax.tree.map(np.testing.assert_array_equal, new, same)
+    hidden = jax.jit(more.apply)(params | {"objective": own}, tokens()).hidden
+    np.testing.assert_array_equal(hidden, apply(params, tokens()).hidden)
 
 
 def test_mask_and_padding_ids_have_no_probability():
-    network = make_network(ModelConfig(**SMALL), VOCAB)
-    params, x = random_params(network), tokens()
-    params["head"]["bias"] = params["head"]["bias"].at[VOCAB:].set(1e4)
-    out = network.apply(params, x)
-    assert out.logits().shape[-1] == VOCAB
-    _, lse = out.target(x)
-    np.testing.assert_allclose(lse, jax.nn.logsumexp(out.logits(), -1), rtol=1e-6)
+    network, params, _ = given()
+    bias = np.asarray(params["head"]["bias"])
+    bias = np.where(np.arange(len(bias)) < VOCAB, bias, 1e4)
+    params = params | {"head": params["head"] | {"bias": bias}}
+
+    @jax.jit
+    def run(params, x):
+        out = network.apply(params, x)
+        return out.logits(), out.target(x)[1]
+
+    logits, lse = run(params, tokens())
+    assert logits.shape[-1] == VOCAB
+    np.testing.assert_allclose(lse, logsumexp(logits, -1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -147,8 +157,9 @@ def test_target_in_chunks_equals_full_logits(monkeypatch, tied):
 
 
 def test_new_network_is_uniform_over_the_vocabulary():
-    network = make_network(ModelConfig(**SMALL), VOCAB)
-    logit, lse = network.apply(network.init(jax.random.key(0)), tokens()).target(tokens())
+    network, x = given()[0], tokens()
+    new = jax.jit(lambda key: network.apply(network.init(key), x).target(x))
+    logit, lse = map(np.asarray, new(jax.random.key(0)))
     np.testing.assert_allclose(lse - logit, np.log(VOCAB), rtol=1e-6)
 
 
@@ -157,7 +168,7 @@ def test_dropout_depends_on_the_example_and_not_on_its_batch():
     params, x = random_params(network), tokens(4)
     keys = jax.random.split(jax.random.key(9), 4)
     apply = jax.jit(network.apply)
-    whole = apply(params, x, dropout_keys=keys).hidden
+    whole = np.asarray(apply(params, x, dropout_keys=keys).hidden)
     part = apply(params, x[2:], dropout_keys=keys[2:]).hidden
     np.testing.assert_allclose(whole[2:], part, rtol=2e-5, atol=2e-5)
     assert not np.allclose(whole, apply(params, x).hidden, atol=1e-2)
@@ -165,22 +176,23 @@ def test_dropout_depends_on_the_example_and_not_on_its_batch():
 
 def test_dropout_keeps_the_mean_and_drops_at_its_rate():
     rate, count = 0.02, 4 * 500 * 32
-    x = jnp.ones((4, 500, 32))
-    out = dropout(x, jax.random.split(jax.random.key(0), 4), 0, rate)
-    dropped = float((out == 0).mean())
+    run = jax.jit(lambda keys: dropout(jnp.ones((4, 500, 32)), keys, 0, rate))
+    out = np.asarray(run(jax.random.split(jax.random.key(0), 4)))
+    dropped = (out == 0).mean()
     assert abs(dropped - rate) < 4 * np.sqrt(rate * (1 - rate) / count)  # 4 sigma: 6e-5
     np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=1e-4)
 
 
+@functools.cache
+def gradient_with(remat):
+    network = make_network(ModelConfig(**SMALL, remat=remat), VOCAB)
+    return jax.jit(jax.grad(lambda p: network.apply(p, tokens()).hidden.sum()))(given()[1])
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
-    grads = []
-    for policy in ("none", remat):
-        network = make_network(ModelConfig(**SMALL, remat=policy), VOCAB)
-        params = random_params(network)
-        loss = jax.jit(jax.grad(lambda p, n=network: n.apply(p, tokens()).hidden.sum()))
-        grads.append(loss(params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *grads)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, *(gradient_with(policy) for policy in ("none", remat)))
 
 
 @pytest.mark.parametrize(("time", "arrays"), [("none", 6), ("adaln", 8)])
@@ -217,10 +229,14 @@ def test_program_does_not_grow_with_depth():
 
 def test_bfloat16_computes_in_bfloat16_and_reads_in_float32():
     network = make_network(ModelConfig(**SMALL, compute_dtype="bfloat16"), VOCAB)
-    params = random_params(network)
-    out = network.apply(params, tokens())
-    assert out.hidden.dtype == jnp.bfloat16
-    assert out.logits().dtype == jnp.float32
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    exact = make_network(ModelConfig(**SMALL), VOCAB).apply(params, tokens()).logits()
-    np.testing.assert_allclose(out.logits(), exact, atol=0.1)
+
+    def run(params):
+        low, exact = (each.apply(params, tokens()) for each in (network, given()[0]))
+        return low.hidden, low.logits(), exact.logits()
+
+    hidden, logits, exact = jax.jit(run)(given()[1])
+    assert hidden.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    np.testing.assert_allclose(logits, exact, atol=0.1)
