@@ -40,33 +40,44 @@ def plainly(readout: Readout, targets: np.ndarray, weight: np.ndarray) -> jax.Ar
     return jnp.where(weight == 0, 0, -weight * take_logit(log_p, targets))
 
 
-def made(layout=None, **options):
+@functools.cache
+def made(layout: str = "", **options):
+    """(network, parameters), on the eight devices of a layout or on one."""
     sizes = {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2, "time": "none"}
     config = ModelConfig(**sizes, **options)
-    network = make_network(config, VOCAB, *([hooks_of(layout)] if layout else []))
-    return network, random_params(network)
+    if not layout:
+        network = make_network(config, VOCAB)
+        return network, random_params(network)
+    network = make_network(config, VOCAB, hooks_of(laid_out(layout)))
+    params = random_params(network)
+    if not laid_out(layout).entry.uses_pmap:
+        params = jax.device_put(params, laid_out(layout).param_shardings(params))
+    return network, params
 
 
-def answer(losses, network, params, share, of_losses=jnp.mean):
-    """((of_losses(losses), losses), gradient)."""
-    tokens, targets, weight = given(share)
-
-    def value(params):
-        found = losses(network.apply(params, tokens), targets, weight)
-        return of_losses(found), found
-
-    return jax.jit(jax.value_and_grad(value, has_aux=True))(params)
-
-
-def both(network, params, share, of_losses=jnp.mean):
-    """The answers of the fused head, and of all logits."""
-    ways = Readout.cross_entropy, plainly
-    return [answer(losses, network, params, share, of_losses) for losses in ways]
+def laid_out(layout: str):
+    axes = "model=2" if layout == "tp" else ""  # as many as there are heads
+    return make_layout(LayoutConfig(layout, axes), jax.devices()[:8])
 
 
 @functools.cache
-def single_device():
-    return answer(plainly, *made(), None)
+def program(losses, network):
+    def value(params, tokens, targets, weight, linear, square):
+        found = losses(network.apply(params, tokens), targets, weight)
+        return (linear * found + square * found**2).mean(), found
+
+    return jax.jit(jax.value_and_grad(value, has_aux=True))
+
+
+def answer(losses, network, params, share=None, linear=1.0, square=0.0):
+    """((mean of linear * losses + square * losses^2, losses), gradient)."""
+    factors = (np.broadcast_to(np.float32(x), (SIZE, 1)) for x in (linear, square))
+    return program(losses, network)(params, *given(share), *factors)
+
+
+def both(network, params, *rest):
+    """The answers of the fused head, and of all logits."""
+    return [answer(losses, network, params, *rest) for losses in (Readout.cross_entropy, plainly)]
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -80,12 +91,10 @@ def test_losses_and_gradients_are_those_of_all_logits(share, tied):
 
 @pytest.mark.parametrize("layout", ["pmap", "dp", "fsdp", "tp", "sp"])
 def test_the_same_on_eight_devices(layout):
-    axes = "model=2" if layout == "tp" else ""  # as many as there are heads
-    layout = make_layout(LayoutConfig(layout, axes), jax.devices()[:8])
     network, params = made(layout)
-    if not layout.entry.uses_pmap:
-        params = jax.device_put(params, layout.param_shardings(params))
-        jax.tree.map(close, answer(Readout.cross_entropy, network, params, None), single_device())
+    single_device = answer(plainly, *made(tied_head=False))
+    if layout != "pmap":
+        jax.tree.map(close, answer(Readout.cross_entropy, network, params), single_device)
         return
     tokens, targets, weight = given(None)
 
@@ -100,68 +109,70 @@ def test_the_same_on_eight_devices(layout):
 
     (value, losses), grads = of_device(params, *(x[:, None] for x in (tokens, targets, weight)))
     first = functools.partial(jax.tree.map, lambda x: x[0])
-    jax.tree.map(close, ((value[0], losses[:, 0]), first(grads)), single_device())
+    jax.tree.map(close, ((value[0], losses[:, 0]), first(grads)), single_device)
 
 
 def test_gradients_of_losses_that_count_differently():
     """The gradients that were formed with the logits are of their sum; these are of another."""
     power = np.linspace(-1, 2, SIZE)[:, None]
-    jax.tree.map(close, *both(*made(), None, lambda x: (power * x).mean()))
-    jax.tree.map(close, *both(*made(), None, lambda x: (x**2).mean()))
+    jax.tree.map(close, *both(*made(tied_head=False), None, power))
+    jax.tree.map(close, *both(*made(tied_head=False), None, 0.0, 1.0))
 
 
 def test_losses_that_count_differently_on_some_devices_of_a_split_vocabulary():
     """All go the same way, with as many chunks: otherwise they would wait for ever."""
-    layout = make_layout(LayoutConfig("tp", "model=2"), jax.devices()[:8])
-    network, params = made(layout)
-    params = jax.device_put(params, layout.param_shardings(params))
-
-    def total(losses):
-        return losses[:-1].mean() + (losses[-1] ** 2).mean()
-
-    fused = answer(Readout.cross_entropy, network, params, None, total)
-    want = answer(plainly, *made(), None, total)
+    last = np.arange(SIZE)[:, None] == SIZE - 1
+    factors = SIZE / (SIZE - 1) * ~last, SIZE * last
+    fused = answer(Readout.cross_entropy, *made("tp"), None, *factors)
+    want = answer(plainly, *made(tied_head=False), None, *factors)
     jax.tree.map(functools.partial(close, atol=1e-5), fused, want)
 
 
+def hidden_and_head():
+    hidden = np.random.default_rng(2).normal(size=(SIZE, LENGTH, 32)).astype(np.float32)
+    return hidden, made(tied_head=False)[1]["head"]
+
+
 def test_nan_where_there_is_no_loss_does_not_spread():
-    network, params = made()
-    hidden = network.apply(params, given(None)[0]).hidden
     _, targets, weight = given(None)
 
-    def mean(hidden, head):
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradient(hidden, head):
         readout = Readout(hidden, head["kernel"], head["bias"], VOCAB)
         return readout.cross_entropy(targets, weight).mean()
 
-    want = jax.grad(mean, (0, 1))(hidden, params["head"])
-    spoilt = jnp.where((weight == 0)[..., None], jnp.nan, hidden)
-    jax.tree.map(close, jax.grad(mean, (0, 1))(spoilt, params["head"]), want)
+    hidden, head = hidden_and_head()
+    spoilt = np.where((weight == 0)[..., None], np.nan, hidden)
+    jax.tree.map(close, gradient(spoilt, head), gradient(hidden, head))
 
 
 def test_any_loss_of_the_logits():
-    _, targets, weight = given(None)
-    network, params = made()
+    _, _, weight = given(None)
     shift = np.random.default_rng(1).normal(size=weight.shape).astype(np.float32)
 
     def entropy(logits, shift):
         return jnp.exp(jax.nn.logsumexp(logits, axis=-1) + shift) + logits[:, 0]
 
-    def fused(params):
-        return network.apply(params, targets).losses(entropy, weight, shift).sum()
+    def fused(readout):
+        return readout.losses(entropy, weight, shift).sum()
 
-    def plain(params):
-        logits = network.apply(params, targets).logits().reshape(-1, VOCAB)
+    def plain(readout):
+        logits = readout.logits().reshape(-1, VOCAB)
         return (weight.reshape(-1) * entropy(logits, shift.reshape(-1))).sum()
 
-    jax.tree.map(
-        functools.partial(close, atol=1e-4),
-        *(jax.jit(jax.value_and_grad(f))(params) for f in (fused, plain)),
-    )
+    def answer(loss):
+        def value(hidden, head):
+            return loss(Readout(hidden, head["kernel"], head["bias"], VOCAB))
+
+        return jax.jit(jax.value_and_grad(value, (0, 1)))(*hidden_and_head())
+
+    jax.tree.map(functools.partial(close, atol=1e-4), answer(fused), answer(plain))
 
 
 def test_bfloat16_accumulates_in_float32():
-    exact = single_device()[1]
-    _, grads = answer(Readout.cross_entropy, *made(compute_dtype="bfloat16"), None)
+    _, exact = answer(plainly, *made(tied_head=False))
+    _, grads = answer(Readout.cross_entropy, *made(compute_dtype="bfloat16"))
     assert grads["head"]["kernel"].dtype == jnp.float32
     np.testing.assert_allclose(grads["head"]["kernel"], exact["head"]["kernel"], atol=2e-3)
 
