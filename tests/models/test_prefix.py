@@ -29,8 +29,8 @@ def networks(time: str):
     params = random_params(prefix)
     rest = {k: v for k, v in params.items() if k not in ("length", "segment")}
     # ids from SHIFT on are the tokens of a source: the same embeddings, and the segment's
-    table = rest["embed"]["embedding"]
-    table = table.at[SHIFT : SHIFT + VOCAB].set(table[:VOCAB] + params["segment"])
+    table = np.array(rest["embed"]["embedding"])
+    table[SHIFT : SHIFT + VOCAB] = table[:VOCAB] + np.asarray(params["segment"])
     return prefix, text, params, rest | {"embed": {"embedding": table}}
 
 
@@ -41,6 +41,12 @@ def batch():
     valid = np.arange(SOURCE) < np.array(SOURCES)[:, None]
     seen = np.arange(TARGET) < np.array(TARGETS)[:, None]
     return source, valid, x, seen, np.array([0.5, 3.0], np.float32)
+
+
+@functools.cache
+def as_text(time: str):
+    """`apply` of the network of text, compiled, that keeps the cache."""
+    return jax.jit(functools.partial(networks(time)[1].apply, keep=True))
 
 
 @functools.cache
@@ -59,7 +65,7 @@ def through_memory(time: str, attend: str | None = None):
 @pytest.mark.parametrize("attend", [None, "causal"])
 def test_it_is_one_sequence_whose_source_sees_only_itself(time, attend):
     """Without padding; both have their positions from 0."""
-    _, text, _, params = networks(time)
+    _, _, own, params = networks(time)
     source, _, x, _, _ = batch()
     memory, readout = through_memory(time, attend)
     for i, (s, n) in enumerate(zip(SOURCES, TARGETS, strict=True)):
@@ -68,22 +74,19 @@ def test_it_is_one_sequence_whose_source_sees_only_itself(time, attend):
         sees = (k < s) | ((q >= s) & ((attend is None) | (k <= q)))
         joint = np.concatenate([source[i, :s] + SHIFT, x[i, :n]])[None]
         at = np.concatenate([np.arange(s), np.arange(n)])
-        whole = text.apply(
-            params, joint, attend=jnp.asarray(sees), positions=jnp.asarray(at), keep=True
-        )
+        whole = jax.device_get(as_text(time)(params, joint, attend=sees, positions=at))
         close(readout.hidden[i, :n], whole.hidden[0, s:])
         close(memory.v[:, i, :s], whole.cache[1][:, 0, :s])
         mean = whole.hidden[0, :s].mean(axis=0)
-        kernel = networks(time)[2]["length"]["kernel"]
-        close(memory.length_logits[i], mean @ kernel)
+        close(memory.length_logits[i], mean @ np.asarray(own["length"]["kernel"]))
 
 
 def test_its_source_is_at_time_zero():
-    _, text, _, params = networks("adaln")
-    source = batch()[0]
+    _, _, _, params = networks("adaln")
+    source, zero = batch()[0], np.zeros(1, np.float32)
     memory, _ = through_memory("adaln")
     for i, s in enumerate(SOURCES):
-        k, v = text.apply(params, source[i : i + 1, :s] + SHIFT, jnp.zeros(1), keep=True).cache
+        k, v = jax.device_get(as_text("adaln")(params, source[i : i + 1, :s] + SHIFT, zero).cache)
         close(memory.k[:, i, :s], k[:, 0])
         close(memory.v[:, i, :s], v[:, 0])
 
@@ -91,8 +94,8 @@ def test_its_source_is_at_time_zero():
 def test_without_a_source_it_is_the_network_of_text():
     prefix, text, params, rest = networks("adaln")
     _, _, x, _, sigma = batch()
-    want = text.apply(rest, x, sigma).hidden
-    np.testing.assert_array_equal(prefix.apply(params, x, sigma).hidden, want)
+    want = jax.jit(text.apply)(rest, x, sigma).hidden
+    np.testing.assert_array_equal(jax.jit(prefix.apply)(params, x, sigma).hidden, want)
 
 
 def test_dropout_is_another_in_source_and_target():
