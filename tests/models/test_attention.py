@@ -16,29 +16,29 @@ B, T, S, H, D = 2, 5, 7, 3, 4
 def inputs(dtype="float32", queries=T):
     shapes = ((B, queries, H, D), (B, S, H, D), (B, S, H, D))
     random = np.random.default_rng(0)
-    return tuple(jnp.asarray(3 * random.normal(size=shape), dtype) for shape in shapes)
+    return tuple((3 * random.normal(size=shape)).astype(dtype) for shape in shapes)
 
 
 def patterns():
     random = np.random.default_rng(1)
     shared, own = random.random((1, 1, T, S)) < 0.6, random.random((B, 1, T, S)) < 0.6
     some = np.arange(S) == 0  # every query sees something
-    return {"all": None, "shared": jnp.asarray(shared | some), "own": jnp.asarray(own | some)}
+    return {"all": None, "shared": shared | some, "own": own | some}
+
+
+@functools.partial(jax.jit, static_argnames=("f", "causal"))
+def value_and_gradient(f, args, mask, causal):
+    return f(*args, mask, causal), jax.grad(lambda x: jnp.sin(f(*x, mask, causal)).sum())(args)
 
 
 @pytest.mark.parametrize("pattern", ["all", "shared", "own", "causal"])
 @pytest.mark.parametrize("ours", [plain_attention, recompute])
 def test_our_attention_is_that_of_the_library(pattern, ours):
     causal = pattern == "causal"
-    q, k, v = inputs(queries=S if causal else T)
+    args = inputs(queries=S if causal else T)
     mask = None if causal else patterns()[pattern]
     close = functools.partial(np.testing.assert_allclose, atol=3e-5)
-    close(*(f(q, k, v, mask, causal) for f in (ours, jax_attention)))
-    gradients = (
-        jax.grad(lambda args, f=f: jnp.sin(f(*args, mask, causal)).sum())((q, k, v))
-        for f in (ours, jax_attention)
-    )
-    jax.tree.map(close, *gradients)
+    jax.tree.map(close, *(value_and_gradient(f, args, mask, causal) for f in (ours, jax_attention)))
 
 
 def test_frugal_attention_keeps_no_scores():
@@ -51,11 +51,12 @@ def test_frugal_attention_keeps_no_scores():
 
 
 def test_large_scores_and_bfloat16_do_no_harm():
-    q, k, v = inputs("bfloat16")
-    exact = plain_attention(*(x.astype(jnp.float32) for x in (q, k, v)), None, False)
-    assert plain_attention(q, k, v, None, False).dtype == jnp.bfloat16
-    np.testing.assert_allclose(plain_attention(q, k, v, None, False), exact, atol=0.1)
-    assert np.isfinite(plain_attention(1e3 * q, k, v, None, False).astype(jnp.float32)).all()
+    q, k, v = inputs(jnp.bfloat16)
+    run = jax.jit(lambda *given: plain_attention(*given, None, False))
+    exact = run(*(x.astype(np.float32) for x in (q, k, v)))
+    assert run(q, k, v).dtype == jnp.bfloat16
+    np.testing.assert_allclose(run(q, k, v), exact, atol=0.1)
+    assert np.isfinite(np.asarray(run((1e3 * q).astype(q.dtype), k, v), np.float32)).all()
 
 
 def test_float64_is_kept(float64):
