@@ -1,6 +1,7 @@
 """Samples are saved and resumed, spans are scored as by hand, speed counts what was drawn."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from ddm_jax.evaluation.samples.infilling import evaluate_infilling, spans
 from ddm_jax.evaluation.samples.measure import sample_table
 from ddm_jax.evaluation.samples.unconditional import draw_samples, evaluate_samples
 from ddm_jax.experiment import make_sampler
+from ddm_jax.generation import generate
 from ddm_jax.generation.generate import draw_batches, make_program, make_spec
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.run import with_sampler
@@ -33,6 +35,29 @@ def layout():
 @pytest.fixture(scope="module")
 def run():
     return tiny_run(letter="e", push=3.0)
+
+
+@pytest.fixture(scope="module")
+def sure_run(run):
+    """The same, but it writes e only."""
+    head = run.params["head"]
+    head = head | {"bias": head["bias"].at[ord("e")].set(1e4)}
+    return dataclasses.replace(run, params=run.params | {"head": head})
+
+
+@functools.cache
+def shared_program(sample, options, apply, process):
+    return make_program(functools.partial(sample, **dict(options)), apply, process)
+
+
+@pytest.fixture(autouse=True)
+def programs_are_shared(monkeypatch):
+    """What one test has compiled, the others need not."""
+
+    def shared(sampler, *rest):
+        return shared_program(sampler.func, tuple(sampler.keywords.items()), *rest)
+
+    monkeypatch.setattr(generate, "make_program", shared)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +103,11 @@ def test_samples_resume_bit_for_bit(run, layout, tmp_path):
 def test_samples_are_those_of_an_older_version(run, layout, tmp_path):
     """Batch i has the key fold_in(key(seed), i), and the file is named after its settings."""
     drawn = draw_samples(run, layout, 8, tmp_path, seed=3, batch_size=4)
-    sampler = make_sampler(run.config)
+    program = make_program(make_sampler(run.config), run.network.apply, run.process)
     empty = np.zeros((4, LENGTH), np.int32)
     for number in range(2):
         key = jax.random.fold_in(jax.random.key(3), number)
-        spec = make_spec(4, 1.0, 0, 1.0)
-        tokens, _ = make_program(sampler, run.network.apply, run.process)(
-            run.params, key, empty, empty > 0, spec
-        )
+        tokens, _ = program(run.params, key, empty, empty > 0, make_spec(4, 1.0, 0, 1.0))
         lines = drawn.lines[4 * number : 4 * number + 4]
         np.testing.assert_array_equal(tokens, [line["tokens"] for line in lines])
     key = hashlib.sha256(json.dumps(drawn.settings).encode()).hexdigest()[:8]
@@ -100,7 +122,7 @@ def test_samples_are_those_of_an_older_version(run, layout, tmp_path):
 def test_other_settings_have_other_files(run, layout, tmp_path):
     other = dataclasses.replace(run, params=jax.tree.map(lambda x: x + 1e-3, run.params))
     paths = {
-        draw_samples(in_steps(which, steps), layout, 2, tmp_path, seed, batch_size=2).path
+        draw_samples(in_steps(which, steps), layout, 2, tmp_path, seed, batch_size=4).path
         for which, steps, seed in ((run, 2, 0), (run, 3, 0), (run, 2, 1), (other, 2, 0))
     }
     assert len(paths) == 4
@@ -130,9 +152,9 @@ def test_mauve_is_asked_for_by_its_features(run, layout, tmp_path):
     def features(texts):
         return np.array([[len(text), text.count("e"), 1.0] for text in texts])
 
-    drawn = draw_samples(run, layout, 24, tmp_path, batch_size=8)
+    drawn = draw_samples(run, layout, 24, tmp_path, batch_size=4)
     texts = [line["text"] for line in drawn.lines]
-    report = evaluate_samples(run, layout, 24, tmp_path, None, texts, features, batch_size=8)
+    report = evaluate_samples(run, layout, 24, tmp_path, None, texts, features, batch_size=4)
     assert report["mauve"] == pytest.approx(1)
     assert "MAUVE against the real text: 1.000" in sample_table(report)
 
@@ -159,10 +181,10 @@ def blocks(text, number):
     return np.array(rows, np.int32)
 
 
-def test_infilling_counts_the_tokens_that_come_back(layout):
+def test_infilling_counts_the_tokens_that_come_back(sure_run, layout):
     """A run that writes only the letter e is right where an e was removed."""
-    run, tokens = tiny_run(letter="e", push=1e4), blocks("been seen", 10)
-    found = evaluate_infilling(run, layout, tokens, None, 3, share=0.5, span=2, batch_size=4)
+    tokens = blocks("been seen", 10)
+    found = evaluate_infilling(sure_run, layout, tokens, None, 3, share=0.5, span=2, batch_size=4)
     rng = np.random.default_rng(3)
     masked = np.array([spans(rng, LENGTH, 0.5, 2) for _ in tokens])
     is_e = tokens == ord("e")
@@ -174,10 +196,10 @@ def test_infilling_counts_the_tokens_that_come_back(layout):
     assert 0.1 < found["span_accuracy"] < found["token_accuracy"] < 0.9
 
 
-def test_infilling_judges_only_the_spans(layout, judge):
-    run, tokens = tiny_run(letter="e", push=1e4), blocks("a bed, even a red one", 6)
-    arguments = (run, layout, tokens)
-    found = evaluate_infilling(*arguments, judge, 1, span=3, batch_size=2)
+def test_infilling_judges_only_the_spans(sure_run, layout, judge):
+    tokens = blocks("a bed, even a red one", 6)
+    arguments = (sure_run, layout, tokens)
+    found = evaluate_infilling(*arguments, judge, 1, span=3, batch_size=4)
     rng = np.random.default_rng(1)
     masked = np.array([spans(rng, LENGTH, 0.25, 3) for _ in tokens])
     for name, rows in (("true", tokens), ("drawn", np.where(masked, ord("e"), tokens))):
@@ -187,9 +209,9 @@ def test_infilling_judges_only_the_spans(layout, judge):
         assert found[f"bits_per_byte_{name}"] == pytest.approx(nats.mean() / np.log(2), rel=1e-5)
     # a judge that reads the text itself finds the same spans by their bytes
     reader = dataclasses.replace(judge, fingerprint="", byte_lengths=np.ones(257, int))
-    assert evaluate_infilling(*arguments, reader, 1, span=3, batch_size=2) == pytest.approx(found)
+    assert evaluate_infilling(*arguments, reader, 1, span=3, batch_size=4) == pytest.approx(found)
     blind = dataclasses.replace(judge, fingerprint="")
-    assert "perplexity_true" not in evaluate_infilling(*arguments, blind, 1, span=3, batch_size=2)
+    assert "perplexity_true" not in evaluate_infilling(*arguments, blind, 1, span=3, batch_size=4)
 
 
 def test_speed_counts_what_was_drawn_after_the_first_batch(run, layout, monkeypatch):
