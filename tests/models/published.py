@@ -45,9 +45,13 @@ def params_from_state_dict(weights: dict, heads: int, padded_vocab: int) -> dict
         time="adaln" if adaln else "none",
         norm_bias="output_layer.norm_final.bias" in weights,
     )
-    network = make_network(config, padded_vocab - 1)
-    abstract = jax.eval_shape(network.init, jax.random.key(0))
-    return params_from_published(DIT, weights, abstract, rows)
+    return params_from_published(DIT, weights, _shapes(config, padded_vocab - 1), rows)
+
+
+@functools.cache
+def _shapes(config: ModelConfig, vocab: int) -> dict:
+    """Of the parameters, which are float32 also in enable_x64."""
+    return jax.eval_shape(make_network(config, vocab).init, jax.random.key(0))
 
 
 def state_dict_from_params(params: dict, rows: int) -> dict:
