@@ -64,7 +64,7 @@ def readout(logits):
     return Readout(logits, jnp.eye(vocab), jnp.zeros(vocab), vocab)
 
 
-@functools.partial(jax.jit, static_argnames=("routing", "noise_scale", "cutoff"))
+@functools.partial(jax.jit, static_argnames=("routing", "cutoff"))
 def published_step(state, logits, movable, noise, u, step, steps, routing, noise_scale, cutoff):
     """(state after, chosen) with the functions under test; u are those of the Gumbel noise."""
     spec = SampleSpec(steps, temperature=0.0)

@@ -47,7 +47,7 @@ def jitted(apply, process, options):
 
 def sample(apply, process, prompt, fixed, spec, seed=0, **options):
     run = jitted(apply, process, tuple(options.items()))
-    tokens, stats = run(step_key(seed, 0), jnp.asarray(prompt), jnp.asarray(fixed), spec=spec)
+    tokens, stats = run(step_key(seed, 0), prompt, fixed, spec=spec)
     return np.asarray(tokens), np.asarray(stats.nfe)
 
 
@@ -176,8 +176,8 @@ FIXED = np.tile(all_sequences(2, LENGTH) == 1, (VOCAB**LENGTH, 1))
 
 
 def traced(steps, temperature=1.0, top_k=0, top_p=1.0):
-    floats = jnp.float32(temperature), jnp.float32(top_p)
-    return SampleSpec(jnp.int32(steps), floats[0], jnp.int32(top_k), floats[1])
+    floats = np.float32(temperature), np.float32(top_p)
+    return SampleSpec(np.int32(steps), floats[0], np.int32(top_k), floats[1])
 
 
 def test_temperature_0_takes_the_surest_tokens_first():
@@ -287,30 +287,23 @@ def test_fixed_positions_never_change_and_only_the_key_matters(name):
         np.testing.assert_array_equal(few, tokens[:5])
 
 
+SAYS = np.random.default_rng(7).normal(size=(5, VOCAB)).astype(np.float32) * 2
+
+
+def always_the_same(params, tokens, sigma):
+    hidden = jnp.broadcast_to(SAYS, (*tokens.shape, VOCAB))
+    return Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
+
+
 @pytest.mark.parametrize("routing", ["uncond", "cond", "default"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_score_is_the_mean_log_probability_of_what_was_drawn(routing, temperature):
     """Of a network that says the same at every step, at temperature 1 whatever tokens are drawn."""
-    length, count = 5, 4
-    logits = np.random.default_rng(7).normal(size=(length, VOCAB)).astype(np.float32) * 2
-    process = PROCESSES["absorbing"]
-
-    def apply(params, tokens, sigma):
-        hidden = jnp.broadcast_to(logits, (*tokens.shape, VOCAB))
-        return Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
-
+    length, count = len(SAYS), 4
     fixed = np.arange(length) == np.array([[1], [1], [1], [length]])  # the last has none
     prompt = np.full((count, length), 2, np.int32)
-    tokens, stats = rdm(
-        apply,
-        {},
-        step_key(1, 0),
-        jnp.asarray(prompt),
-        jnp.asarray(fixed),
-        process,
-        SampleSpec(steps=3, temperature=temperature),
-        routing=routing,
-    )
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    run = jitted(always_the_same, PROCESSES["absorbing"], (("routing", routing),))
+    tokens, stats = run(step_key(1, 0), prompt, fixed, spec=traced(3, temperature))
+    log_p = SAYS - np.log(np.exp(SAYS).sum(axis=1, keepdims=True))
     each = np.where(fixed, 0, log_p[np.arange(length), np.asarray(tokens)])
     np.testing.assert_allclose(stats.score, each.sum(1) / (~fixed).sum(1), rtol=1e-5)
