@@ -15,7 +15,7 @@ from tests.objectives import blocks, score_entropy
 from tests.objectives.enumeration import (
     VOCAB,
     corruptions,
-    gauss,
+    even,
     masking_matrix,
     means,
     subsets_masked,
@@ -41,12 +41,12 @@ EXACT = exact_table(masking.JOINT)
 
 def masked_in_time():
     """Every x_t of t ~ U(0, 1), all of whose noise is 1 - EPS."""
-    return corruptions(lambda t: masking_matrix((1 - EPS) * t), gauss(0, 1), 4)
+    return corruptions(lambda t: masking_matrix((1 - EPS) * t), even(0, 1), 4)
 
 
 def masked_at_ratios():
     """Every x_t of a mask ratio in (0, 1)."""
-    return corruptions(masking_matrix, gauss(0, 1), 4)
+    return corruptions(masking_matrix, even(0, 1), 4)
 
 
 def any_number_masked():

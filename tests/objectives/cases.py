@@ -57,7 +57,7 @@ class Drawn(NamedTuple):
     """What one program gives.
 
     Attributes:
-      out: of COUNT draws.
+      out: of all draws.
       changed: which tokens the network saw changed, bool[b, L], or None where it is in a loop.
       sigma: float[b] that the network was told, or None.
     """

@@ -11,20 +11,21 @@ import numpy as np
 from ddm_jax.models.readout import Readout
 from tests.batch import batch_of
 from tests.enumerable import all_sequences
+from tests.masking import gauss
 
 VOCAB = 3
 Nodes = tuple[np.ndarray, np.ndarray]  # levels of noise and the chance of each, float[T] both
 
 
-def gauss(low: float, high: float, count: int = 8) -> Nodes:
+def even(low: float, high: float, count: int = 8) -> Nodes:
     """Gauss-Legendre nodes of a mean over [low, high]."""
-    x, w = np.polynomial.legendre.leggauss(count)
-    return low + (high - low) * (x + 1) / 2, w / 2
+    levels, weights = gauss(low, high, count)
+    return levels, weights / (high - low)
 
 
 def crowded(low: float, count: int = 48) -> Nodes:
     """Those of a mean over [low, 1], crowded at `low`, for integrands that go like t log t."""
-    x, w = gauss(0, 1, count)
+    x, w = even(0, 1, count)
     return low + (1 - low) * x**4, 4 * x**3 * w
 
 
@@ -76,9 +77,10 @@ def corruptions(matrix_at: Callable[[float], np.ndarray], nodes: Nodes, length: 
 
 def subsets_masked(length: int) -> Corruptions:
     """Every number of masks equally often, and each set of that size; the level is the number."""
-    even = corruptions(lambda k: masking_matrix(0.5), (np.arange(length), np.ones(length)), length)
-    k, number = even.levels + 1, (all_sequences(VOCAB + 1, length) == VOCAB).sum(1)
-    chance = even.chance * (number == k[:, None, None])
+    nodes = np.arange(1, length + 1), np.ones(length)
+    half = corruptions(lambda k: masking_matrix(0.5), nodes, length)
+    k, number = half.levels, (all_sequences(VOCAB + 1, length) == VOCAB).sum(1)
+    chance = half.chance * (number == k[:, None, None])
     return Corruptions(k, chance / chance.sum(2, keepdims=True) / length, length)
 
 

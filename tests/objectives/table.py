@@ -1,6 +1,6 @@
 """Every objective on networks small enough to enumerate: the table behind test_means.py.
 
-The exact means are numpy's, or those of the loss at given corruptions where ATTAINED holds that
+The exact means are numpy's, or those of the loss at given corruptions, which attained.py holds
 against the likelihood.
 """
 
@@ -18,12 +18,7 @@ from tests import chains, masking
 from tests.enumerable import random_joint
 from tests.objectives import blocks, powers, score_entropy, steps
 from tests.objectives.cases import PAD, Case, in_noise, seeing
-from tests.objectives.enumeration import (
-    VOCAB,
-    corruptions,
-    gauss,
-    means,
-)
+from tests.objectives.enumeration import VOCAB, corruptions, even, means
 from tests.plug_in import hybrid_matrix, time_nodes, uniform_matrix
 from tests.plug_in import wrong_table as wrong_at_all_times
 from tests.visible import wrong_table
@@ -57,14 +52,14 @@ def at_ratios(ratios, weight):
 
 def between(low, high):
     """The integral over mask ratios m of E masked cross entropy / m: RADD's, for any schedule."""
-    m, weight = gauss(low, high)
+    m, weight = even(low, high)
     return at_ratios(m, (high - low) * weight / m)
 
 
 def in_time(schedule, low=1e-3):
     """Exact means of t ~ U(low, 1)."""
     m = masking.ONE_MINUS_ALPHA[schedule]
-    t, weight = gauss(low, 1, 40)
+    t, weight = even(low, 1, 40)
     return {"loss": between(m(low), m(1)) / (1 - low), "masked": weight @ m(t)}
 
 
@@ -222,7 +217,7 @@ def gidd_exact(loss_at):
         means(loss_at, hybrid(P_UNIFORM), every, np.log(HALF_MASKED)[None], field)
         for field in ("loss", "bound")
     )
-    u, weight = gauss(0, 1, 40)
+    u, weight = even(0, 1, 40)
     seen = corruptions(hybrid_matrix_at(P_UNIFORM), (np.sin(np.pi / 2 * u) ** 2, weight), 2)
     return {"loss": loss, "bound": bound, "noised": seen.changed()}
 
