@@ -112,6 +112,7 @@ def test_standard_error_is_the_spread_over_texts_and_corruptions():
     assert stated == pytest.approx(spread, rel=5 * 0.035)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["radd_ao", "radd_t_dce"])
 def test_batch_size_changes_nothing(name):
     batch, apply = whole(texts(60)), WRONG.apply
@@ -160,6 +161,7 @@ def test_uniform_model_of_256_tokens_has_8_bits_a_token():
         assert found.metrics() == {name: getattr(found, name) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["radd_ao", "radd_lambda_dce"])
 def test_draws_reduce_the_variance_without_moving_the_mean(name):
     """8 draws of one text: at least sqrt 8 less noise, for they are stratified, less 15 %.
@@ -211,6 +213,7 @@ def measured(network, params, process, name, tokens, draws, groups=2, seed=0, **
     return mean(np.asarray(nats), np.asarray(counts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RADD, "mdlm", "md4"])
 def test_estimators_agree_with_enumeration(name):
     """Of all 81 texts under a wrong network; within 5 errors of the draws (wrong once in 10^6).
@@ -225,6 +228,7 @@ def test_estimators_agree_with_enumeration(name):
     assert abs(found.nll - exact) < 5 * found.mc_stderr + 2e-3 * exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mdlm", "md4", "d3pm"])
 def test_bounds_in_a_few_steps_agree_with_enumeration(name):
     """T = 2; within 5 errors of the draws, which tell it from the bound in continuous time."""
@@ -242,6 +246,7 @@ def test_bounds_in_a_few_steps_agree_with_enumeration(name):
     assert exact - exact_bound(nats).mean() / LENGTH > 8 * found.mc_stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [2, 16])
 def test_error_of_the_draws_is_their_spread(draws):
     """50 seeds on the same 24 texts: 49 (spread / stated)^2 is chi-square, but for its rare tails.
@@ -280,6 +285,7 @@ def test_errors_of_a_ratio_by_hand():
     assert math.isnan(one.text_stderr)
 
 
+@pytest.mark.slow
 def test_choice_of_text_is_what_the_draws_do_not_explain():
     """200 runs of 50 texts, 8 draws: stderr is the spread; text_stderr that of the true bounds."""
     network, params, process = tiny_network()

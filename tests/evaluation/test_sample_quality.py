@@ -54,6 +54,7 @@ def expected_entropy(law):
     return math.fsum(float(binom.pmf(counts, LENGTH, p) @ terms) for p in law)
 
 
+@pytest.mark.slow
 def test_entropy_shows_gumbels_of_low_precision():
     """A race in bfloat16 over equal logits is won by the first of those that tie at the top.
 

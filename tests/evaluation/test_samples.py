@@ -100,6 +100,7 @@ def test_samples_resume_bit_for_bit(run, layout, tmp_path):
     assert all(s["text"] == run.tokenizer.decode(np.array(s["tokens"])) for s in whole)
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_an_older_version(run, layout, tmp_path):
     """Batch i has the key fold_in(key(seed), i), and the file is named after its settings."""
     drawn = draw_samples(run, layout, 8, tmp_path, seed=3, batch_size=4)
@@ -214,6 +215,7 @@ def test_infilling_judges_only_the_spans(sure_run, layout, judge):
     assert "perplexity_true" not in evaluate_infilling(*arguments, blind, 1, span=3, batch_size=4)
 
 
+@pytest.mark.slow
 def test_speed_counts_what_was_drawn_after_the_first_batch(run, layout, monkeypatch):
     """A first batch of 100 s and further ones of 0.5 s, by a clock of ours."""
 

@@ -133,6 +133,7 @@ def test_few_programs_run_on_full_batches(monkeypatch):
     assert len(translator.lengths._compiled) <= 3
 
 
+@pytest.mark.slow
 def test_there_is_room_for_the_eos():
     """Six tokens and an EOS of source fit in eight, not so eight of target and theirs."""
     translator = translator_of(copying_network(off_by=2))
@@ -141,6 +142,7 @@ def test_there_is_room_for_the_eos():
     assert prompt[1] == 16
 
 
+@pytest.mark.slow
 def test_a_target_has_a_word_and_fits():
     """A network that would have none, or more than there is room for, gets its next choice."""
     network = copying_network()
@@ -155,6 +157,7 @@ def test_a_target_has_a_word_and_fits():
     assert translate(translator, {}, ["one word", "two"]).texts == ["one word", "two"]
 
 
+@pytest.mark.slow
 def test_the_best_length_is_chosen_by_score_among_the_likely_ones():
     network = copying_network(off_by=-1)
     wrong = translate(translator_of(network), {}, ["right length"])
@@ -166,6 +169,7 @@ def test_the_best_length_is_chosen_by_score_among_the_likely_ones():
     assert right.nfe == [4, 4]
 
 
+@pytest.mark.slow
 def test_the_candidate_of_least_risk_is_chosen(monkeypatch):
     config = make_config(candidates=3, selection="mbr", temperature=1.0)
     translator = translator_of(copying_network(sure=4.0), config)
@@ -183,6 +187,7 @@ def test_a_source_too_long_is_refused_by_its_line():
         translate(translator_of(copying_network()), {}, ["good", "x" * 32], name="FILE")
 
 
+@pytest.mark.slow
 def test_where_the_eos_is_predicted_it_may_come_anywhere():
     """One more place is drawn then, in which a network that copies writes the source's EOS."""
     config = make_config()

@@ -18,6 +18,7 @@ from tests.models.published import params_from_state_dict
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_work_directory_has_the_weights_of_every_oracle_test(oracle, name, tmp_path):
     """Bitwise those that all oracle tests of losses, gradients and samplers start from."""

@@ -67,6 +67,7 @@ def test_time_is_a_linear_map_of_sinusoids_added_to_the_input():
     np.testing.assert_allclose(at, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     source, x = batch()
 
@@ -84,6 +85,7 @@ def test_remat_changes_no_gradient():
     jax.tree.map(close, gradient("full"), gradient("none"))
 
 
+@pytest.mark.slow
 def test_it_begins_as_bert_and_uniform_over_the_vocabulary():
     network = make_network(ModelConfig(**SMALL | {"width": 128}, time="input"), VOCAB)
     params = jax.device_get(jax.jit(network.init)(jax.random.key(0)))

@@ -81,7 +81,7 @@ def both(network, params, *rest):
 
 
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_losses_and_gradients_are_those_of_all_logits(share, tied):
     fused, plain = both(*made(tied_head=tied), SHARES[share])
     jax.tree.map(close, fused, plain)
@@ -89,6 +89,7 @@ def test_losses_and_gradients_are_those_of_all_logits(share, tied):
         assert np.abs(fused[1]["head"]["bias"]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["pmap", "dp", "fsdp", "tp", "sp"])
 def test_the_same_on_eight_devices(layout):
     network, params = made(layout)
@@ -112,6 +113,7 @@ def test_the_same_on_eight_devices(layout):
     jax.tree.map(close, ((value[0], losses[:, 0]), first(grads)), single_device)
 
 
+@pytest.mark.slow
 def test_gradients_of_losses_that_count_differently():
     """The gradients that were formed with the logits are of their sum; these are of another."""
     power = np.linspace(-1, 2, SIZE)[:, None]
@@ -119,6 +121,7 @@ def test_gradients_of_losses_that_count_differently():
     jax.tree.map(close, *both(*made(tied_head=False), None, 0.0, 1.0))
 
 
+@pytest.mark.slow
 def test_losses_that_count_differently_on_some_devices_of_a_split_vocabulary():
     """All go the same way, with as many chunks: otherwise they would wait for ever."""
     last = np.arange(SIZE)[:, None] == SIZE - 1
@@ -170,6 +173,7 @@ def test_any_loss_of_the_logits():
     jax.tree.map(functools.partial(close, atol=1e-4), answer(fused), answer(plain))
 
 
+@pytest.mark.slow
 def test_bfloat16_accumulates_in_float32():
     _, exact = answer(plainly, *made(tied_head=False))
     _, grads = answer(Readout.cross_entropy, *made(compute_dtype="bfloat16"))

@@ -151,6 +151,7 @@ def test_causal_target_sees_the_source_and_no_later_token(given):
     assert (apart > 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [True, False])
 def test_tokens_one_by_one_over_a_cache_are_a_causal_pass(given, masked):
     memory, _ = outcome(given)
@@ -172,6 +173,7 @@ def test_tokens_one_by_one_over_a_cache_are_a_causal_pass(given, masked):
     jax.tree.map(close, cache, whole.cache)
 
 
+@pytest.mark.slow
 def test_reading_a_few_tokens_is_reading_all_and_taking_these(given):
     memory, _ = outcome(given)
     read = np.random.default_rng(0).integers(0, TARGET + 1, (3, 4)).astype(np.int32)
@@ -183,6 +185,7 @@ def test_reading_a_few_tokens_is_reading_all_and_taking_these(given):
         close(few.hidden, every.at(np.minimum(read, TARGET - 1)).hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_of_source_and_target_is_the_examples(kind):
     given, network = make(kind), make_network(small(kind, dropout=0.3), VOCAB)
@@ -206,6 +209,7 @@ def test_dropout_of_source_and_target_is_the_examples(kind):
     assert np.abs(calm.hidden - hidden).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_close_and_reads_in_float32(kind):
     given = make(kind)
@@ -246,6 +250,7 @@ def test_a_network_of_text_has_no_memory():
     assert make_network(ModelConfig(width=32, depth=2, heads=4), VOCAB).encode is None
 
 
+@pytest.mark.slow
 def test_parameters_of_an_objective_are_kept_from_the_network(given):
     more = with_parameters(given.network, "objective", lambda key: {"w": jnp.ones(3)})
     params = given.params | {"objective": {"w": np.ones(3)}}

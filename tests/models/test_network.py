@@ -63,7 +63,7 @@ def test_attention_pattern_and_positions_come_with_the_call():
     np.testing.assert_allclose(shuffled, in_order[:, order], atol=1e-5)
 
 
-@pytest.mark.parametrize("time", ["none", "adaln"])
+@pytest.mark.parametrize("time", ["none", pytest.param("adaln", marks=pytest.mark.slow)])
 def test_tokens_one_by_one_over_a_cache_are_a_causal_pass(time):
     _, params, apply = given(time)
     x = tokens()
@@ -80,6 +80,7 @@ def test_tokens_one_by_one_over_a_cache_are_a_causal_pass(time):
     assert apply(params, x, SIGMA).cache is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", ["none", "adaln"])
 def test_reading_a_few_tokens_is_reading_all_and_taking_these(time):
     _, params, apply = given(time)
@@ -106,6 +107,7 @@ def test_constant_time_is_adaln_at_sigma_zero():
     assert not np.allclose(adaln(params, x, at_one).hidden, at_zero, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_parameters_of_an_objective_are_kept_from_the_network():
     network, params, apply = given()
     more = with_parameters(network, "objective", lambda key: {"w": jax.random.normal(key, (3,))})
@@ -133,6 +135,7 @@ def test_mask_and_padding_ids_have_no_probability():
     np.testing.assert_allclose(lse, logsumexp(logits, -1), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_target_in_chunks_equals_full_logits(monkeypatch, tied):
     network = make_network(ModelConfig(**SMALL, tied_head=tied), VOCAB)
@@ -163,6 +166,7 @@ def test_new_network_is_uniform_over_the_vocabulary():
     np.testing.assert_allclose(lse - logit, np.log(VOCAB), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_the_example_and_not_on_its_batch():
     network = make_network(ModelConfig(**SMALL, dropout=0.3), VOCAB)
     params, x = random_params(network), tokens(4)
@@ -189,6 +193,7 @@ def gradient_with(remat):
     return jax.jit(jax.grad(lambda p: network.apply(p, tokens()).hidden.sum()))(given()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)

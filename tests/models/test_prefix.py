@@ -61,7 +61,7 @@ def through_memory(time: str, attend: str | None = None):
     return jax.device_get(run(*batch()))
 
 
-@pytest.mark.parametrize("time", ["none", "constant"])
+@pytest.mark.parametrize("time", ["none", pytest.param("constant", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("attend", [None, "causal"])
 def test_it_is_one_sequence_whose_source_sees_only_itself(time, attend):
     """Without padding; both have their positions from 0."""
@@ -81,6 +81,7 @@ def test_it_is_one_sequence_whose_source_sees_only_itself(time, attend):
         close(memory.length_logits[i], mean @ np.asarray(own["length"]["kernel"]))
 
 
+@pytest.mark.slow
 def test_its_source_is_at_time_zero():
     _, _, _, params = networks("adaln")
     source, zero = batch()[0], np.zeros(1, np.float32)
@@ -98,6 +99,7 @@ def test_without_a_source_it_is_the_network_of_text():
     np.testing.assert_array_equal(jax.jit(prefix.apply)(params, x, sigma).hidden, want)
 
 
+@pytest.mark.slow
 def test_dropout_is_another_in_source_and_target():
     """Values of the last layer do not depend on positions, only on what was dropped before it."""
     _, _, params, _ = networks("none")
@@ -116,6 +118,7 @@ def test_dropout_is_another_in_source_and_target():
     assert np.abs(of_source[-1] - of_target[-1]).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_a_new_network_has_the_weights_of_the_network_of_text():
     prefix, text, _, _ = networks("adaln")
     key = jax.random.key(5)

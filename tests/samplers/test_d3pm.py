@@ -98,6 +98,7 @@ def test_samples_follow_the_law_of_the_chain(name, steps):
     assert_law(name, steps, STRIDES[steps])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", chains.NAMES)
 def test_a_stride_that_does_not_divide_the_chain_rounds_its_times(name):
     """Times 8/3 and 4/3 of 4 are taken for 3 and 1: steps of one, two and one."""
@@ -106,6 +107,7 @@ def test_a_stride_that_does_not_divide_the_chain_rounds_its_times(name):
         assert_law(name, 3, (4, 3, 2, 1, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [0, 1])
 @pytest.mark.parametrize("steps", [7, 8, 33])
 @pytest.mark.parametrize("name", chains.NAMES)
@@ -126,6 +128,7 @@ def far(name):
     return d3pm_nearest.neighbour_process(d3pm_mutual_information(FAR_STEPS), circle, neighbours=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaussian", "nearest"])
 @pytest.mark.parametrize("s", [0, 1])
 def test_a_token_that_is_far_from_the_last_one_can_be_drawn(name, s):

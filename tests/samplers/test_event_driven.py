@@ -57,6 +57,7 @@ def test_everything_fixed_needs_no_evaluation():
     np.testing.assert_array_equal(nfe, np.zeros(COUNT))
 
 
+@pytest.mark.slow
 def test_many_positions_at_once_are_drawn_like_few():
     """24 positions in 2 steps: more than are read in one go."""
     length, vocab = 24, 5
@@ -92,6 +93,7 @@ def sampler_of_ones():
     return jax.jit(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "steps"), [(16, 4), (16, 16), (16, 100), (64, 32)])
 def test_nfe_has_the_expectation_of_the_closed_form(length, steps):
     """N (1 - (1 - 1/N)^l) under log-linear noise, within 5 standard errors."""
@@ -122,6 +124,7 @@ def test_a_batch_costs_the_evaluations_of_its_slowest_sequence():
     assert stats.nfe.min() < stats.nfe.max()
 
 
+@pytest.mark.slow
 def test_every_sequence_is_told_the_time_of_its_own_step():
     """At each evaluation sigma belongs to the step at which its sequence changes."""
     seen = []

@@ -43,6 +43,7 @@ def clock(schedule):
     return apply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "geometric"])
 def test_every_position_has_its_own_clock(schedule):
     """All 64 triples of quarters are as likely; of the two that a fixed position leaves, all 16."""

@@ -64,6 +64,7 @@ def rules(arrays, name):
     return {rule: float(rule.removeprefix("psi")) if "psi" in rule else 1.0 for rule in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["udlm", "mdlm"])
 def test_steps_are_drawn_from_the_laws_of_the_oracle(oracle, name):
     """Each of 3,000 draws a position; the sum of all chi-squares is wrong once in 10^6."""

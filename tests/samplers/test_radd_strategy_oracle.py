@@ -63,6 +63,7 @@ def test_rows_of_the_oracle_cover_its_sample(oracle, strategy):
     assert (x[0] == meta["config"]["tokens"]).all()
 
 
+@pytest.mark.slow
 def test_ordered_equals_oracle(oracle, monkeypatch):
     """The whole sampler on the published weights, only its random numbers replaced."""
     weights, _ = oracle("radd", "model_weights")

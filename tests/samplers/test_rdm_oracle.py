@@ -120,6 +120,7 @@ def test_lowest_k_equal_oracle_and_are_exactly_k_where_theirs_are_more(oracle, k
             assert not right.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_equal_oracle(oracle, kind):
     arrays, record = oracle("rdm", f"step_{kind}")
@@ -213,6 +214,7 @@ def test_scores_of_drawn_tokens_are_untempered_as_in_oracle(oracle):
     np.testing.assert_allclose(theirs, arrays["sampled_scores"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["absorbing", "reparam_multinomial"])
 def test_trajectories_equal_oracle(oracle, kind):
     """Every step of the toy denoiser, each from OUR state of the step before."""
@@ -292,6 +294,7 @@ def noise_tokens(oracle, config, steps, i, tokens, u):
     return (gumbel + np.log(q + 1e-30)).argmax(-1)
 
 
+@pytest.mark.slow
 def test_whole_sampler_equals_oracle(oracle):
     """Sequences in which the toy denoiser makes no special token: theirs then stop moving."""
     arrays, record = oracle("rdm", "trajectories")

@@ -130,7 +130,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+def first_is_fast(names):
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+
+
+@pytest.mark.parametrize("case", first_is_fast(CASES))
 def test_samples_follow_the_law_of_the_chain(case):
     name, options = CASES[case]
     law = law_of_chain(name, **options)
@@ -142,6 +147,7 @@ def test_samples_follow_the_law_of_the_chain(case):
     assert statistic < limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_chi_square_tells_the_options(name):
     """Each of them taken away, the law is another: its statistic would be 150 on average."""
@@ -156,6 +162,7 @@ DEFAULTS = {"routing": "uncond", "noise_scale": 0.0, "cutoff": "linear"}
 JOINT = random_joint(3, 3, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4])
 def test_default_routing_of_masks_has_the_law_of_ancestral_sampling(steps):
     empty = np.zeros((COUNT, 3), np.int32)
@@ -180,6 +187,7 @@ def traced(steps, temperature=1.0, top_k=0, top_p=1.0):
     return SampleSpec(np.int32(steps), floats[0], np.int32(top_k), floats[1])
 
 
+@pytest.mark.slow
 def test_temperature_0_takes_the_surest_tokens_first():
     """As by hand, from every prompt of three tokens; top_k = 1 and a tiny top_p draw the same.
 
@@ -216,6 +224,7 @@ def test_temperature_0_takes_the_surest_tokens_first():
         np.testing.assert_array_equal(sample(apply, process, prompt, fixed, spec)[0], tokens)
 
 
+@pytest.mark.slow
 def test_noisy_scores_reveal_in_proportion_to_a_power_of_the_probability():
     """One of three is revealed first: i with softmax(log p / (noise_scale rate))_i, here p_i.
 
@@ -249,7 +258,7 @@ def certain(length, mask_id):
     return apply
 
 
-@pytest.mark.parametrize("routing", ["uncond", "cond", "default"])
+@pytest.mark.parametrize("routing", first_is_fast(["uncond", "cond", "default"]))
 def test_no_mask_is_left_when_all_scores_tie(routing):
     """Nor by default routing under a schedule whose alpha(0) is 0.9."""
     process = Absorbing(SCHEDULES["cosine"].make(eps=0.1), 5)
@@ -262,6 +271,7 @@ def test_no_mask_is_left_when_all_scores_tie(routing):
         assert tokens.max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["absorbing", "d3pm_uniform"])
 def test_fixed_positions_never_change_and_only_the_key_matters(name):
     """Also that one compiled program serves all steps, temperatures and cuts."""
@@ -295,7 +305,7 @@ def always_the_same(params, tokens, sigma):
     return Readout(hidden, jnp.eye(VOCAB), jnp.zeros(VOCAB), VOCAB)
 
 
-@pytest.mark.parametrize("routing", ["uncond", "cond", "default"])
+@pytest.mark.parametrize("routing", first_is_fast(["uncond", "cond", "default"]))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_score_is_the_mean_log_probability_of_what_was_drawn(routing, temperature):
     """Of a network that says the same at every step, at temperature 1 whatever tokens are drawn."""

@@ -82,6 +82,7 @@ def network(oracle, meta, dtype):
     return lambda x, sigma: apply(params, jnp.asarray(x), jnp.asarray(sigma, dtype)).logits()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", list(PROCESS))
 def test_laws_of_the_steps_equal_oracle(oracle, kind, dtype):
