@@ -144,6 +144,7 @@ def test_gradient_is_the_slope_of_the_loss(name, float64):
         np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniform", "gaussian", "nearest"])
 def test_float32_agrees_with_float64_over_a_thousand_steps(name):
     """T times a KL of order 1/T, and its gradient, to 1e-4 at early, middle and late times."""

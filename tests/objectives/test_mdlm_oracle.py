@@ -117,6 +117,7 @@ def compare(loss, arrays, variant, dtype, twin=False):
     np.testing.assert_allclose(loss, want, **TOLERANCE[dtype], err_msg=variant)
 
 
+@pytest.mark.slow
 @each_dtype
 @pytest.mark.parametrize("variant", CONTINUOUS)
 def test_continuous_losses_equal_oracle(oracle, variant, dtype):
@@ -133,6 +134,7 @@ def test_continuous_losses_equal_oracle(oracle, variant, dtype):
     compare(loss, arrays, variant, dtype, twin="cosine" in variant)
 
 
+@pytest.mark.slow
 @each_dtype
 @pytest.mark.parametrize("variant", IN_STEPS)
 def test_losses_in_steps_equal_oracle(oracle, variant, dtype):
@@ -196,6 +198,7 @@ def test_padding_is_left_out_as_in_oracle(oracle):
     np.testing.assert_allclose(loss.sum() / valid.sum(), arrays["loss_token_nll"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_equal_oracle(oracle):
     key = "mid_subs_time"
     (network, params), (arrays, _, process) = network_of(oracle), setup(oracle, "subs_time")

@@ -1,5 +1,7 @@
 """Every objective on networks small enough to enumerate (table.py): the means of what it draws."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
@@ -8,12 +10,20 @@ from tests import masking
 from tests.objectives.attained import ATTAINED, BY_MASKS, by_masks
 from tests.objectives.table import CASES, ELSEWHERE, SURER, WRONG, between
 
+FIRST = {case.objective: name for name, case in reversed(CASES.items())}
+
+
+def rows(names: Iterable[str]) -> list:
+    """Rows of the table as parameters, of which the first of each objective is fast."""
+    fast = FIRST.values()
+    return [pytest.param(x, marks=() if x in fast else pytest.mark.slow) for x in names]
+
 
 def test_every_objective_has_a_case():
     assert {case.objective for case in CASES.values()} | set(ELSEWHERE) == set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rows(CASES))
 def test_draws_have_the_enumerated_mean(name):
     """Loss, bound and metrics: 5 standard errors (wrong once in 10^6), which are below 4 %.
 
@@ -36,7 +46,7 @@ def test_draws_have_the_enumerated_mean(name):
         np.testing.assert_allclose(out.bound - out.loss, case.gap, atol=2e-4 * (case.gap != 0))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].looped])
+@pytest.mark.parametrize("name", rows(x for x in CASES if not CASES[x].looped))
 def test_metrics_are_the_share_of_the_tokens_that_the_network_sees_changed(name):
     """And where it is told sigma_bar, that is of the noise that it sees.
 
@@ -53,6 +63,7 @@ def test_metrics_are_the_share_of_the_tokens_that_the_network_sees_changed(name)
         assert abs(share - p.mean()) < 5 * np.sqrt((p * (1 - p)).mean() / changed[group].size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SURER)
 def test_some_ways_to_draw_are_surer(name):
     other, field, least = SURER[name]

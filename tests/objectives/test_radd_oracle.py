@@ -134,6 +134,7 @@ def gradients(oracle):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_equal_oracle(oracle, name):
     arrays, meta = oracle("radd", "losses")

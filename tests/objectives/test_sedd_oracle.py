@@ -120,6 +120,7 @@ def test_losses_equal_oracle(oracle, kind, dtype):
         np.testing.assert_allclose(loss, want, **tolerance, err_msg=schedule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(LOSS))
 def test_gradients_equal_oracle(oracle, kind):
     arrays, meta, process, loss_at = setup(oracle, kind, "loglinear")
