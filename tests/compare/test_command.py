@@ -11,7 +11,7 @@ from ddm_jax.runs.files import read_metrics
 from tests import commands
 from tests.commands import assert_one_sentence
 
-STEPS = 400
+STEPS = 200
 # twelve examples do not split over eight devices, and need not under tp=8
 SETTINGS = {
     "model.width": 16,

@@ -21,6 +21,7 @@ from ddm_jax.parallel import processes
 from ddm_jax.runs.files import read_metrics
 from tests import commands
 from tests.commands import RECIPE, VARIABLES
+from tests.slow_steps import make_steps_slow
 
 STEPS = 60
 SETTINGS = {
@@ -45,14 +46,6 @@ SETTINGS = {
     "sampler.name": "ancestral",  # compiles fast
 }
 TIMINGS = {"step_s", "tokens_per_s"}
-
-
-def make_steps_slow():
-    """Steps last long enough for a signal to come between two of them."""
-    from ddm_jax.runs.progress import Progress
-
-    tick = Progress.tick
-    Progress.tick = lambda self, step: (time.sleep(0.05), tick(self, step))
 
 
 def tear_for_one():

@@ -22,6 +22,7 @@ from ddm_jax.runs.files import read_metrics
 from ddm_jax.training import loop
 from tests import commands
 from tests.commands import RECIPE, ROOT
+from tests.slow_steps import make_steps_slow
 
 pytestmark = pytest.mark.slow
 
@@ -76,9 +77,9 @@ def small_experiment(corpus, **changes):
     return build(resolve(config))
 
 
-def start(workdir, corpus, **changes):
+def start(workdir, corpus, before=None, **changes):
     flags = commands.flags_of(with_changes(corpus, changes))
-    return commands.start("main", RECIPE, f"--workdir={workdir}", *flags)
+    return commands.start("main", RECIPE, f"--workdir={workdir}", *flags, before=before)
 
 
 def finish(command, code=0):
@@ -144,7 +145,7 @@ def test_run_writes_all_its_files(uninterrupted):
 def test_stopped_run_resumes_bit_for_bit(uninterrupted, corpus, tmp_path, how):
     step = random.randint(10, STEPS - 6)
     print(f"stopping after step {step}")
-    process = start(tmp_path, corpus)
+    process = start(tmp_path, corpus, make_steps_slow)
     wait_for_step(process, tmp_path, step)
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(how)
