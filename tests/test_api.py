@@ -24,6 +24,7 @@ def run(trained_run, tmp_path_factory):
     return ddm_jax.open_run(str(folder))
 
 
+@pytest.mark.slow
 def test_import_is_light_and_names_are_listed():
     code = (
         "import sys, ddm_jax; assert 'jax' not in sys.modules; "
@@ -38,6 +39,7 @@ def test_import_is_light_and_names_are_listed():
         assert getattr(ddm_jax, name)
 
 
+@pytest.mark.slow
 def test_run_says_what_it_is(trained_run):
     run = ddm_jax.open_run(str(trained_run))
     assert (run.step, run.weights, run.workdir) == (STEPS, "ema", trained_run)
@@ -72,6 +74,7 @@ def test_run_that_has_logged_nothing_has_empty_metrics(trained_run, tmp_path):
     assert str(metrics) == "\n0 lines, fields: none"
 
 
+@pytest.mark.slow
 def test_generate_draws_what_the_command_draws(run, tmp_path):
     options = {"num": 3, "seed": 4, "batch_size": 2, "temperature": 0.7, "top_k": 50}
     for name, more in {
@@ -92,12 +95,14 @@ def test_generate_draws_what_the_command_draws(run, tmp_path):
         assert made.nfe.tolist() == [line["nfe"] for line in lines]
 
 
+@pytest.mark.slow
 def test_generated_text_is_shown_as_text(run):
     made = ddm_jax.generate(run, 1, prefix="<b>\n", steps=1)
     assert repr(made) == str(made) == f"--- sample 1: 1 network evaluations\n{made.texts[0]}"
     assert "&lt;b&gt;\n" in made._repr_html_()
 
 
+@pytest.mark.slow
 def test_options_of_the_sampler(run):
     options = {"order": "right"}
     made = ddm_jax.generate(run, 2, sampler="ordered", options=options, temperature=0)
@@ -138,6 +143,7 @@ def test_run_without_sources_does_not_translate(run):
         translate_sources(run, ["a"])
 
 
+@pytest.mark.slow
 def test_likelihood_is_that_of_the_command(run, capsys):
     with flagsaver.flagsaver():
         evaluate.define_flags()

@@ -187,6 +187,7 @@ def test_the_sampler_is_lowered_too():
     assert "while" in program.jitted.lower(*program.args).as_text()
 
 
+@pytest.mark.slow
 def test_flags_are_checked_before_anything_is_compiled():
     done = run(*TINY)
     assert done.code == 2

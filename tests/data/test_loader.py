@@ -75,6 +75,7 @@ def test_seed_decides_the_order(wrapped: PreparedText, reference: list[HostBatch
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_order_is_the_same_for_any_number_of_workers(
     wrapped: PreparedText, reference: list[HostBatch], workers: int
 ):
@@ -97,6 +98,7 @@ def test_process_reads_its_contiguous_rows(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_resumed_iterator_goes_on_where_it_stopped(
     wrapped: PreparedText, reference: list[HostBatch], workers: int
 ):
@@ -192,6 +194,7 @@ def test_split_without_blocks_names_the_remedy(tmp_path: Path, wrapped: Prepared
         eval_batches(prepared, "validation", batch_size=B)
 
 
+@pytest.mark.slow
 def test_reading_does_not_start_a_jax_backend(wrapped: PreparedText):
     """Whoever reads in another process must leave the accelerator to the one that trains."""
     code = f"""

@@ -147,6 +147,7 @@ def test_seed_decides_the_order(prepared: PreparedPairs, reference: list[HostBat
     assert (firsts[0] != firsts[1]).any()
 
 
+@pytest.mark.slow
 def test_order_is_the_same_for_any_number_of_workers(
     prepared: PreparedPairs, reference: list[HostBatch]
 ):

@@ -35,6 +35,7 @@ def test_bad_flag_value_ends_in_one_sentence(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.slow
 def test_interrupted_preparation_leaves_nothing(tmp_path: Path):
     source = write_jsonl(tmp_path / "a.jsonl", make_documents(60_000))
     sets = tmp_path / "sets"

@@ -113,6 +113,7 @@ def test_nothing_to_judge_is_said():
         judge_texts(chain_judge(), ["a", ""])
 
 
+@pytest.mark.slow
 def test_judge_of_a_run_gives_the_loss_it_was_trained_with():
     run = tiny_run("ar", "e", 2.0)
     rng = np.random.default_rng(0)

@@ -69,6 +69,7 @@ def in_steps(run, steps):
     return dataclasses.replace(run, config=with_sampler(run.config, steps=steps))
 
 
+@pytest.mark.slow
 def test_report_has_perplexity_next_to_entropy_and_the_settings(run, layout, judge, tmp_path):
     real = ["the people of the states", "a message to the senate."]
     options = {"seed": 5, "batch_size": 4}

@@ -95,6 +95,7 @@ SOURCES = ["to be or not to be", "a", "", "that is", "the question", " ", "x" * 
 CLEAN = [text.strip() for text in SOURCES]
 
 
+@pytest.mark.slow
 def test_each_source_gets_its_own_target_whatever_its_length():
     translator = translator_of(copying_network())
     made = translate(translator, {}, SOURCES)

@@ -43,6 +43,7 @@ def outputs(folder):
     return [p.read_text() for p in sorted(folder.glob("process_*.log"))]
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_sum_over_four(tmp_path):
     ended = local.run(python(SUM), 2, 2, logs=tmp_path, show=False)
     texts = outputs(tmp_path)

@@ -75,6 +75,7 @@ def here(tmp_path):
             os.kill(int(file.read_text()), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_life_on_tpu_vms(here):
     """Two slices of two workers, from create to delete, with a preemption between."""
     program(here / "bin", "gcloud", FAKE_GCLOUD)

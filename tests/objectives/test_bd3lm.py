@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ddm_jax.config import ModelConfig
 from ddm_jax.diffusion.attention_masks import block_diffusion
@@ -145,6 +146,7 @@ def test_training_and_sampling_see_the_same_prefix():
         np.testing.assert_allclose(logits[:, now], trained[:, now], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_clipping_costs_one_pass_when_compiled():
     """jit leaves out the pass of the bound in training, and that of the loss in evaluation."""
     kernel = jnp.ones((64, 64))

@@ -248,6 +248,7 @@ def test_sp_gathers_keys_and_values():
 
 
 @pytest.mark.parametrize(("dtype", "wanted"), [("float32", "f32"), ("bfloat16", "bf16")])
+@pytest.mark.slow
 def test_weight_gradients_leave_their_matmuls_in_the_type_that_is_asked_for(dtype, wanted):
     parts = make("radd_t_dce", "dp", 8, compute_dtype="bfloat16", gradient_dtype=dtype)
     text = str(jax.make_jaxpr(parts.step)(parts.state, batches(1)[0]))
@@ -271,6 +272,7 @@ def test_all_gradients_are_summed_in_float32_by_default():
     assert not any("bf16" in types for types in sums)
 
 
+@pytest.mark.slow
 def test_remat_saves_memory_step_by_step():
     def work(remat: str) -> int:
         parts = make("radd_t_dce", remat=remat)

@@ -213,6 +213,7 @@ def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
     assert numbers(workdir) == numbers(together[0])
 
 
+@pytest.mark.slow
 def test_each_process_reports_a_mistake_of_all(corpus, tmp_path):
     made = start(tmp_path / "run", corpus, 2, 2, extra=("--config.train.batch_size=6",))
     assert [p.wait() for p in made] == [2, 2]

@@ -46,6 +46,7 @@ def stepped(key, x, part, s, t):
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("s", "t"), [(0.5, 0.9), (0.1, 0.2), (0.3, 0.3)])
+@pytest.mark.slow
 def test_a_step_keeps_the_marginal(part, s, t):
     """P(x_s is a mask) = 1 - alpha_s whatever sigma, also where time stands still."""
     shape = (1000, 100)

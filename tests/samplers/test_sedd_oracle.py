@@ -116,6 +116,7 @@ def test_laws_of_the_steps_equal_oracle(oracle, kind, dtype):
 
 @pytest.mark.parametrize("rule", list(LAW))
 @pytest.mark.parametrize("kind", list(PROCESS))
+@pytest.mark.slow
 def test_decisions_of_a_trajectory_equal_oracle(oracle, kind, rule):
     """Every step from its recorded state with its recorded uniforms, the denoiser at the end."""
     arrays, meta = oracle("sedd", f"sampler_traj_{kind}")

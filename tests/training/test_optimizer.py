@@ -11,6 +11,7 @@ from ddm_jax.training.optimizer import ema_update, learning_rate, make_optimizer
 
 
 @pytest.mark.parametrize("which", ["wd0.0", "wd0.1"])
+@pytest.mark.slow
 def test_updates_and_ema_equal_oracle(oracle, which):
     arrays, meta = oracle("radd", "ema_optim")
     optim = meta[f"optim_config_{which}"]["optim"]

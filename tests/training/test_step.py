@@ -90,6 +90,7 @@ def test_micro_batches_and_devices_give_the_same_losses(name):
     assert len(set(want)) == 6
 
 
+@pytest.mark.slow
 def test_corruption_is_bitwise_the_same_under_every_layout():
     seen = []
 
@@ -119,6 +120,7 @@ def test_corruption_is_bitwise_the_same_under_every_layout():
         np.testing.assert_array_equal(u, found[0][1])
 
 
+@pytest.mark.slow
 def test_logged_loss_is_the_mean_since_the_last_log():
     single = losses(step_of(log_every=1), 8)
     window = losses(step_of(log_every=4), 8)
@@ -128,6 +130,7 @@ def test_logged_loss_is_the_mean_since_the_last_log():
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
+@pytest.mark.slow
 def test_non_finite_step_changes_counters_only(poison):
     def poisoned(apply, params, batch, noise, process):
         out = OBJECTIVES["radd_t_dce"].loss(apply, params, batch, noise, process)
