@@ -25,13 +25,10 @@ MODULES = {
     name: f"ddm_jax.{name}"
     for name in ("main", "sample", "translate", "evaluate", "judge", "prepare", "convert")
 } | {name: f"ddm_jax.{name}.__main__" for name in ("compare", "aot")}
-# one device, compiled as in tests/conftest.py (XLA_FLAGS="" compiles as users do); most programs of
-# a command are small, and those of all its processes are the same
+# one device, compiled as in tests/conftest.py (XLA_FLAGS="" compiles as users do)
 VARIABLES = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 EIGHT_DEVICES = {"XLA_FLAGS": f"{VARIABLES['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
 RECIPE = "--config=configs/radd_tiny.py"

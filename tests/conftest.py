@@ -30,7 +30,8 @@ for _flag, _value in FLAGS.items():
 # what one process has compiled, the others of this machine need not, nor the next run
 CACHE = {
     "JAX_COMPILATION_CACHE_DIR": f"{tempfile.gettempdir()}/ddm_jax_tests-{getpass.getuser()}",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 for _name, _setting in CACHE.items():
     os.environ.setdefault(_name, _setting)
