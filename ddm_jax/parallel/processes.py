@@ -218,10 +218,11 @@ class Watchdog:
 
     @contextlib.contextmanager
     def slow(self) -> Iterator[None]:
-        """A longer limit within, for anything but a step."""
+        """A longer limit within, for anything but a step; after it, the limit of before."""
+        _, before = self._deadline
         self._allow(SLOW_FACTOR * self._timeout)
         yield
-        self._allow(self._timeout)
+        self._allow(before)
 
     def _allow(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds, seconds

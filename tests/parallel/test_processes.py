@@ -172,7 +172,7 @@ def interrupted(workdir, corpus, which, how):
     before = saved(workdir)
     # JAX ends the others where process 0 is killed; otherwise only the timeout can
     stalls = how == signal.SIGSTOP or (how == signal.SIGKILL and 0 not in which)
-    extra = (f"--stall_timeout={15 if stalls else 60}",)
+    extra = (f"--stall_timeout={10 if stalls else 60}",)
     made = start(workdir, corpus, 2, 2, "fsdp", extra, make_steps_slow)
     while saved(workdir) <= before:
         assert all(p.poll() is None for p in made), "\n".join(outputs(made))
@@ -198,7 +198,7 @@ def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
         assert "another process" in last
         assert "Run the same command on each of them to resume from the last checkpoint" in last
         if how == signal.SIGSTOP:
-            assert "nothing has happened for 15 s" in last
+            assert "nothing has happened for 10 s" in last
     codes, said, before = interrupted(workdir, corpus, [1], signal.SIGTERM)
     assert codes == [0, 0], said
     assert f"Resuming from step {before}" in said[0]
@@ -211,6 +211,21 @@ def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
     assert f"Checkpoint {newest} cannot be read (another process cannot read it)" in said[0]
     assert f"Resuming from step {older}" in said[0]
     assert numbers(workdir) == numbers(together[0])
+
+
+def test_limit_is_that_of_a_step_only_after_the_first_step():
+    """Before it, also after something slow: programs are compiled, or read, in between."""
+    watch = processes.Watchdog(10)
+    limits = []
+    for what in ("start", "slow", "step", "slow"):
+        if what == "slow":
+            with watch.slow():
+                limits.append(watch._deadline[1])
+        if what == "step":
+            watch.step_finished(1)
+        limits.append(watch._deadline[1])
+    long = 10 * processes.SLOW_FACTOR
+    assert limits == [long, long, long, 10, long, 10]
 
 
 @pytest.mark.slow
