@@ -132,15 +132,16 @@ def test_multinomial_posteriors_over_any_stride_equal_oracle(oracle, schedule):
 @pytest.mark.parametrize("suffix", ["", "__f64"])
 def test_simple_cross_entropy_equals_oracle(oracle, suffix):
     """RDM's auxiliary loss: the mean over positions, times the weight of the time."""
-    arrays, _ = oracle("rdm", "multinomial")
-    process = uniform("cosine", 20, 32, suffix)
+    arrays, meta = oracle("rdm", "multinomial")
+    steps = meta["config"]["T"]
+    process = uniform("cosine", steps, meta["config"]["vocab"], suffix)
     dtype = "float64" if suffix else "float32"
 
     @jax.jit
     def run(logits, batch, xt, t):
         return d3pm.d3pm_ce_at(said(logits), {}, batch, xt, t, process).loss
 
-    batch, t = batch_of(arrays["x0"], arrays["non_special_sym_mask"]), (arrays["t"] + 1) / 20
+    batch, t = batch_of(arrays["x0"], arrays["non_special_sym_mask"]), (arrays["t"] + 1) / steps
     with jax.enable_x64(bool(suffix)):
         loss = run(arrays["logits"].astype(dtype), batch, arrays["xt"], t.astype(dtype))
     ours = arrays["weight_t"] * np.asarray(loss) / arrays["x0"].shape[1]

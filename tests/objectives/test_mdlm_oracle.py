@@ -152,7 +152,8 @@ def test_first_step_is_finite_where_that_of_the_oracle_is_not(oracle):
 
     @jax.jit
     def both(answers, x0, xt):
-        given = said(answers), {}, batch_of(x0), xt, jnp.full(3, 1 / settings["T"]), process
+        t = jnp.full(len(xt), 1 / settings["T"])
+        given = said(answers), {}, batch_of(x0), xt, t, process
         return mdlm_at(*given, settings["T"]).loss, mdlm_at(*given).loss
 
     answers = np.random.default_rng(0).normal(size=(*xt.shape, process.mask_id))
