@@ -26,7 +26,7 @@ def rates(kind, vocab):
 def exponential(q, t):
     """exp(t Q) by Q's eigenvectors: scipy's expm waits for the threads of its BLAS."""
     values, vectors = np.linalg.eig(q)
-    return (vectors * np.exp(t * values)) @ np.linalg.inv(vectors)
+    return ((vectors * np.exp(t * values)) @ np.linalg.inv(vectors)).real  # complex in numpy 2.5
 
 
 def scores(joint, q, sigma_bar):
