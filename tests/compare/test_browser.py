@@ -72,6 +72,7 @@ def click(browser, table, index):
     browser.execute_script(f"{script}[arguments[1]].click()", table, index)
 
 
+@pytest.mark.slow
 def test_tables_sort_by_a_click_numbers_as_numbers(opened):
     cost = 1
     before = [float(x) for x in column(opened, cost, 2)]

@@ -170,6 +170,7 @@ def test_clock_of_uniform_jumps_is_their_alpha_bar(float64):
 
 
 @pytest.mark.parametrize("name", ["uniform", "gaussian", "nearest"])
+@pytest.mark.slow
 def test_float32_keeps_the_small_moves_of_a_thousand_steps(name):
     """One step, and a row of the first steps, to 1e-5 of what moves in all, vocabulary 64."""
     embedding = np.random.default_rng(0).normal(size=(64, 6))

@@ -70,6 +70,7 @@ def ignoring_padding(apply):
 
 
 @pytest.mark.parametrize("name", RADD)
+@pytest.mark.slow
 def test_exact_denoiser_gives_the_entropy_of_the_text(name):
     """Within 5 standard errors (wrong once in 10^6), of 40,000 texts that fill 4 of 6 positions.
 

@@ -191,6 +191,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("case", PUBLISHED, ids="-".join)
+@pytest.mark.slow
 def test_real_sets_are_cut_as_the_published_loaders_do(case):
     name, file = case
     if not (DATA / file).is_file():

@@ -88,6 +88,7 @@ def test_report_has_perplexity_next_to_entropy_and_the_settings(run, layout, jud
     assert head.index("perplexity") < head.index("entropy")
 
 
+@pytest.mark.slow
 def test_samples_resume_bit_for_bit(run, layout, tmp_path):
     whole = draw_samples(run, layout, 12, tmp_path / "a", batch_size=4).lines
     first = draw_samples(run, layout, 4, tmp_path / "b", batch_size=4)

@@ -109,6 +109,7 @@ def test_each_source_gets_its_own_target_whatever_its_length():
     assert again.compile_s == 0  # no new shape
 
 
+@pytest.mark.slow
 def test_more_sources_than_fit_a_batch():
     sources = [f"source {i} " + "y" * (i % 19) for i in range(37)]
     assert translate(translator_of(copying_network()), {}, sources).texts == [

@@ -64,6 +64,7 @@ def revealed(schedule, steps):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.slow
 def test_positions_are_revealed_as_alpha_rises_and_the_network_knows_the_time(schedule):
     """P(revealed at the step from t to s) = (alpha_s - alpha_t) / (1 - alpha_1), and none is left.
 

@@ -94,6 +94,7 @@ STRIDES = {4: (4, 3, 2, 1, 0), 2: (4, 2, 0), 1: (4, 0)}
 
 @pytest.mark.parametrize("name", chains.NAMES)
 @pytest.mark.parametrize("steps", STRIDES)
+@pytest.mark.slow
 def test_samples_follow_the_law_of_the_chain(name, steps):
     assert_law(name, steps, STRIDES[steps])
 

@@ -174,6 +174,7 @@ def test_step_reduces_the_loss_on_one_batch():
     assert np.mean(seen[-10:]) < 0.8 * seen[0]
 
 
+@pytest.mark.slow
 def test_times_follow_the_config():
     seen = []
 
