@@ -116,13 +116,13 @@ def test_each_example_draws_from_its_own_key():
     @jax.jit
     def draw(logits):
         keys = example_keys(step_key(0, 0), jnp.arange(6))
-        alone = [categorical(keys[i], logits[i]) for i in range(6)]
-        return categorical(keys, logits), jnp.stack(alone)
+        one_by_one = [categorical(keys[i], logits[i]) for i in range(6)]
+        return categorical(keys, logits), jnp.stack(one_by_one)
 
-    drawn, alone = draw(logits)
+    drawn, one_by_one = draw(logits)
     assert drawn.shape == (6, 5)
     assert drawn.dtype == jnp.int32
-    np.testing.assert_array_equal(drawn, alone)
+    np.testing.assert_array_equal(drawn, one_by_one)
 
 
 def test_oracle_sedd_categorical_races_agree(oracle):

@@ -150,11 +150,11 @@ def test_tokens_of_gaussian_noise_do_not_depend_on_how_many_sequences_are_drawn_
     t = np.float32(np.arange(size) % STEPS / STEPS + 1 / STEPS)
     keys = jax.jit(keys_of, static_argnums=1)(2, size)
     one = jax.jit(process.corrupt)
-    alone = [one(keys[i : i + 1], x0[i : i + 1], t[i : i + 1])[0] for i in range(size)]
+    one_by_one = [one(keys[i : i + 1], x0[i : i + 1], t[i : i + 1])[0] for i in range(size)]
     for together, turns in ((12, 1), (11, 2), (5, 3), (1, 12), (0.5, 12)):
         monkeypatch.setattr(type(process), "chunk_bytes", int(4 * length * VOCAB * together))
         several = jax.jit(lambda *given: process.corrupt(*given)).trace(keys, x0, t)
-        np.testing.assert_array_equal(several.lower().compile()(keys, x0, t), alone)
+        np.testing.assert_array_equal(several.lower().compile()(keys, x0, t), one_by_one)
         assert f"length={turns}\n" in str(several.jaxpr)
 
 

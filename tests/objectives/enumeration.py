@@ -34,7 +34,7 @@ class Corruptions:
     """Every x0 with every x_t that it can become at some levels of noise.
 
     Attributes:
-      levels: what a loss is told of each, float[T].
+      levels: the times, mask ratios or numbers of masks that a loss takes, float[T].
       chance: of the level and of x_t at it, float[T, V^L, S^L].
       length: L.
     """

@@ -47,7 +47,7 @@ def all_cases(arrays, name):
 
 
 def entropies(oracle, kind, schedule, log_score, x0, xt, t):
-    """Ours of each token alone, which has a time of its own: those of a loss over its rate."""
+    """Our losses over their rate, one row for each token, since each has its own time."""
     _, _, process, loss_at = setup(oracle, kind, schedule)
     options = {"scale_by_sigma": False} if kind == "absorb" else {}  # they are scaled already
 

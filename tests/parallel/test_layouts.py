@@ -19,44 +19,32 @@ from ddm_jax.parallel.layouts import LAYOUTS, dp, make_layout
 from ddm_jax.parallel.placement import device_bytes, layout_summary, layout_table
 from tests.parallel.runs import BATCH, STEPS, VOCAB, Parts, batches, compiled, make, start, train
 
-# objective, layout, devices, micro-batches, axes: every layout on 8 devices in one step and in
-# several; every objective where the head, the positions or whole programs are split; fewer devices
+# objective, layout, devices, micro-batches, axes if not the default ones. Every layout has a row on
+# 8 devices, and some of several micro-batches and of fewer devices. Every objective is trained
+# where the head, the positions or whole programs are split.
 RUNS = [
-    *(("radd_t_dce", layout, 8, 4 if layout == "hsdp" else 1, "") for layout in LAYOUTS),
-    ("radd_t_dce", "pmap", 2, 2, ""),
-    ("radd_t_dce", "fsdp_tp", 4, 4, ""),
-    ("radd_t_dce", "zero1", 1, 2, ""),
-    ("sedd_uniform", "dp", 8, 4, ""),
-    ("sedd_uniform", "fsdp_tp", 8, 2, ""),
-    ("sedd_uniform", "sp", 8, 2, ""),
-    ("d3pm", "zero1", 8, 4, ""),
-    ("d3pm", "fsdp", 8, 2, ""),
-    ("d3pm", "pmap", 8, 2, ""),
-    ("d3pm", "tp", 8, 1, ""),
-    ("ar", "sp", 8, 4, ""),
+    *(("radd_t_dce", layout, 8, 4 if layout == "hsdp" else 1) for layout in LAYOUTS),
+    ("radd_t_dce", "pmap", 2, 2),
+    ("radd_t_dce", "fsdp_tp", 4, 4),
+    ("radd_t_dce", "zero1", 1, 2),
+    ("sedd_uniform", "dp", 8, 4),
+    ("sedd_uniform", "fsdp_tp", 8, 2),
+    ("sedd_uniform", "sp", 8, 2),
+    ("d3pm", "zero1", 8, 4),
+    ("d3pm", "fsdp", 8, 2),
+    ("d3pm", "pmap", 8, 2),
+    ("d3pm", "tp", 8, 1),
+    ("ar", "sp", 8, 4),
     ("ar", "tp", 8, 4, "model=2"),
-    ("ar", "pmap", 8, 4, ""),
+    ("ar", "pmap", 8, 4),
 ]
-# on 8 devices in 4 micro-batches, where there are replicas, which sum what each has
-REPLICATED = [
-    run for run in RUNS if run[2:4] == (8, 4) and run[1] in ("dp", "zero1", "tp", "hsdp", "sp")
-]
-
-
-def built(
-    name: str,
-    layout: str = "dp",
-    devices: int = 1,
-    parts: int = 1,
-    axes: str = "",
-    **options: Any,
-) -> tuple[Parts, Any]:
-    """(the parts of `make`, their compiled step); compiled once for all tests of this file."""
-    return _built(name, layout, devices, parts, axes, **options)
+# those of 4 micro-batches whose layout has replicas, whose gradients are summed; not pmap's
+REPLICATED = [given for given in RUNS if given[2:4] == (8, 4) and given[1] != "pmap"]
 
 
 @functools.cache
-def _built(*args: Any, **options: Any) -> tuple[Parts, Any]:
+def built(*args: Any, **options: Any) -> tuple[Parts, Any]:
+    """(the parts of `make`, their compiled step); compiled once for all tests of this file."""
     parts = make(*args, **options)
     return parts, compiled(parts)
 
@@ -84,12 +72,17 @@ def reference(name: str, steps: int = STEPS, **model: Any) -> tuple[np.ndarray, 
     return losses, checksums
 
 
-@pytest.mark.parametrize(("name", "layout", "devices", "parts", "axes"), RUNS)
+def name_of(given: tuple) -> str:
+    return "-".join(map(str, given))
+
+
+@pytest.mark.parametrize("given", RUNS, ids=name_of)
 @pytest.mark.slow
-def test_every_layout_trains_on_the_same_numbers(name, layout, devices, parts, axes):
-    losses, checksums = run(name, layout, devices, parts, axes)
-    np.testing.assert_array_equal(checksums, reference(name)[1])
-    np.testing.assert_allclose(losses, reference(name)[0], rtol=1e-5)
+def test_every_layout_trains_on_the_same_numbers(given):
+    losses, checksums = run(*given)
+    expected = reference(given[0])
+    np.testing.assert_array_equal(checksums, expected[1])
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +142,10 @@ def test_data_parallelism_only_sums_gradients(layout):
     assert moved - parameters(parts) in range(20)  # and some metrics
 
 
-@pytest.mark.parametrize(("name", "layout", "devices", "parts", "axes"), REPLICATED)
+@pytest.mark.parametrize("given", REPLICATED, ids=name_of)
 @pytest.mark.slow
-def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(
-    name, layout, devices, parts, axes
-):
-    assert len({layout for _, layout, *_ in REPLICATED}) == len(REPLICATED) == 5
-    parts, program = built(name, layout, devices, parts, axes)
+def test_gradients_of_all_micro_batches_are_summed_over_replicas_once(given):
+    parts, program = built(*given)
     mesh, replicas = parts.layout.mesh, parts.layout.replica_axes
     assert replicas
     places = np.indices(mesh.devices.shape).reshape(mesh.devices.ndim, -1)

@@ -40,7 +40,7 @@ def saved(tmp_path_factory) -> tuple[epath.Path, Any]:
     ("layout", "devices"), [("dp", 1), ("pmap", 4), ("zero1", 8), ("hsdp", 8), ("tp", 2)]
 )
 def test_a_checkpoint_is_restored_under_another_layout(saved, layout, devices):
-    """Bit for bit, where that layout has it; test_layouts.py goes on from such a state."""
+    """Bit for bit, with its shardings; test_layouts.py trains from such a state."""
     folder, wanted = saved
     parts = make(NAME, layout, devices)
     checkpoints = Checkpoints(folder, keep_last=2, keep_every=100)
