@@ -4,9 +4,9 @@
 
 Every sampler is compiled first and then draws the same number of sequences. The last column is its
 time relative to event_driven: ratio_to_X in JSON, above 1 if event_driven is faster. `torch_cached`
-is a plain PyTorch loop of the published cached rule with the same weights (`pip install torch`; it
-is left out if torch is not installed). `ancestral` is the plain loop: the network and its whole
-head at every step.
+is a plain PyTorch loop of the published cached rule with the same weights; it is left out if torch
+is not installed (`pip install -e '.[bench]'`). `ancestral` is the plain loop: the network and its
+whole head at every step.
 """
 
 import functools

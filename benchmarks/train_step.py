@@ -8,8 +8,8 @@ and, if that works, with torch.compile. Each program runs in a process of its ow
 in every round, so that a drift of the machine's speed affects all. ratio_to_X is the median over
 rounds of X's seconds divided by ours, above 1 if ours is faster. CPU seconds are those of all
 threads, which other programs disturb less. Peak memory is the largest resident size of the process,
-including its start and its compiler. `pip install torch==2.13.0` (the extra
-`bench`); without it only ours runs.
+including its start and its compiler. `pip install -e '.[bench]'` installs PyTorch; without it only
+ours runs.
 """
 
 import importlib.util

@@ -92,6 +92,20 @@ def test_files_and_functions_are_short():
     assert long.keys() == LENGTHS_ALLOWED.keys(), long
 
 
+def test_no_text_installs_ddm_jax_from_an_index():
+    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").rglob("*.md")]
+    texts += [p for f in FOLDERS for p in (ROOT / f).rglob("*") if p.is_file()]
+    wrong = re.compile(r"pip install.*ddm_jax\[")
+    assert not [p for p in texts if wrong.search(p.read_text(encoding="utf-8", errors="ignore"))]
+
+
+def test_extras_in_messages_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"how_to_install\(['\"](\w+)", "\n".join(sources("ddm_jax").values())))
+    assert named
+    assert named <= project["optional-dependencies"].keys()
+
+
 def test_one_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert ddm_jax.__version__ == version

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -50,6 +51,14 @@ def test_version_is_that_of_the_project(site, tmp_path):
     file, version = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split()
     assert Path(file).is_relative_to(site)
     assert version == PROJECT["version"]
+
+
+def test_missing_extra_is_installed_by_its_requirements(site, tmp_path):
+    code = "from ddm_jax.errors import how_to_install; print(how_to_install('hf'))"
+    command = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split("'")
+    assert command[0::2] == ["pip install ", "\n"]
+    (wanted,) = PROJECT["optional-dependencies"]["hf"]
+    assert Requirement(command[1]) == Requirement(wanted)
 
 
 def test_all_scripts_and_files_are_there(site):

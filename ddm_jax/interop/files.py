@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 from ddm_jax.interop.safetensors import INDEX_FILE, WEIGHTS_FILE, SafeTensors, read_weight_map
 from ddm_jax.interop.torch_files import read_torch
 
@@ -185,7 +185,7 @@ def _download(name: str) -> Path:
     except ImportError as error:
         raise UserError(
             f"--checkpoint={name} is not a folder of this machine, and the hub needs "
-            "huggingface_hub: pip install 'ddm_jax[hub]', or give a folder."
+            f"huggingface_hub: {how_to_install('hub')}, or give a folder."
         ) from error
     reason: Exception | None = None
     for file_name in HUB_FILES:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -86,9 +86,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     try:
         from safetensors.numpy import save_file
     except ImportError as error:
-        raise UserError(
-            f"Writing {path} needs safetensors: pip install 'ddm_jax[judge]'."
-        ) from error
+        raise UserError(f"Writing {path} needs safetensors: {how_to_install('judge')}.") from error
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
@@ -96,9 +94,7 @@ def _open(path: Path) -> Any:
     try:
         from safetensors import safe_open
     except ImportError as error:
-        raise UserError(
-            f"Reading {path} needs safetensors: pip install 'ddm_jax[judge]'."
-        ) from error
+        raise UserError(f"Reading {path} needs safetensors: {how_to_install('judge')}.") from error
     return safe_open(path, framework="numpy")
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 
-_EXTRA = "pip install 'ddm_jax[torch]'"
 _STORAGE_TYPES = (
     "float64",
     "float32",
@@ -38,8 +37,8 @@ def read_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise UserError(
-            f"Reading {path} needs torch: {_EXTRA}, or convert the file to safetensors on a "
-            "machine that has torch."
+            f"Reading {path} needs torch: {how_to_install('torch')}, or convert the file "
+            "to safetensors on a machine that has torch."
         ) from error
     plain = {"weights_only": False, "pickle_module": _plain_pickle()}
     reason: Exception | None = None
@@ -82,7 +81,9 @@ def write_lightning(
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"Writing {path} needs torch: {_EXTRA}, or give a folder.") from error
+        raise UserError(
+            f"Writing {path} needs torch: {how_to_install('torch')}, or give a folder."
+        ) from error
     writeable = {name: x if x.flags.writeable else x.copy() for name, x in tensors.items()}
     state = {name: torch.from_numpy(x) for name, x in writeable.items()}
     average = [x for name, x in state.items() if not re.fullmatch(buffers, name)]

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from ddm_jax.config import TrainConfig
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 from ddm_jax.models.network import Params
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import Layout
@@ -44,7 +44,7 @@ def folder_of(workdir: Path, config: TrainConfig) -> epath.Path:
         )
     if not importlib.util.find_spec("gcsfs"):
         raise UserError(
-            f"config.train.checkpoints={config.checkpoints!r} needs gcsfs: pip install gcsfs."
+            f"config.train.checkpoints={config.checkpoints!r} needs gcsfs: {how_to_install('gcs')}."
         )
     return epath.Path(config.checkpoints)
 

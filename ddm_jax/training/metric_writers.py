@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 from ddm_jax.runs.files import read_metrics, write_atomically
 
 
@@ -55,7 +55,7 @@ def _start_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Call
         import wandb
     except ImportError as error:
         raise UserError(
-            f"config.train.wandb_project={project!r} needs wandb: pip install 'ddm_jax[wandb]', or "
+            f"config.train.wandb_project={project!r} needs wandb: {how_to_install('wandb')}, or "
             "leave the field empty."
         ) from error
     run = wandb.init(project=project, dir=str(workdir), config=dict(config), resume="allow")

@@ -353,5 +353,5 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path, corpus: str):
 
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'ddm_jax\[hf\]'"):
+    with pytest.raises(UserError, match=r"datasets: pip install .*\[hf\]'"):
         prepare_text(small("hf:owner/name"), tmp_path / "set")

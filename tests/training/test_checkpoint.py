@@ -77,7 +77,7 @@ def test_where_checkpoints_go(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"'s3://bucket/run' is not a place that Orbax can write"):
         folder_of(Path("run"), TrainConfig(checkpoints="s3://bucket/run"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs gcsfs: pip install gcsfs"):
+    with pytest.raises(UserError, match=r"needs gcsfs: pip install .*\[gcs\]'\."):
         folder_of(Path("run"), TrainConfig(checkpoints="gs://bucket/run"))
 
 

@@ -42,5 +42,5 @@ def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
 
 def test_missing_wandb_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install 'ddm_jax\[wandb\]'"):
+    with pytest.raises(UserError, match=r"needs wandb: pip install .*\[wandb\]'"):
         Writers(tmp_path, 0, "my_project", {})

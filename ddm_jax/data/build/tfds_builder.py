@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ddm_jax.data.build.packing import block_ranges
 from ddm_jax.data.build.tokenise_shards import Rules, ShardJob, SplitTokens, read_blocks, tokenise
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 
 READ_BLOCKS = 1024
 
@@ -179,7 +179,7 @@ def _beam() -> Any:
         import apache_beam
     except ImportError:
         raise UserError(
-            "--beam_runner needs Apache Beam: pip install 'ddm_jax[beam]', or leave the flag out."
+            f"--beam_runner needs Apache Beam: {how_to_install('beam')}, or leave the flag out."
         ) from None
     return apache_beam
 

