@@ -3,60 +3,27 @@
 Only process 0 shows anything.
 """
 
-import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from tqdm import tqdm
 
+from ddm_jax import progress
 from ddm_jax.parallel import processes
 
 
 def say(text: str) -> None:
     """Prints a line to stderr without breaking a bar; process 0 only."""
     if processes.is_first():
-        tqdm.write(text, file=sys.stderr)
+        progress.say(text)
 
 
-class ProgressBar:
-    """How many of `total` items are done: a bar in a terminal, a line per tenth elsewhere.
-
-    with ProgressBar(num) as progress:
-      progress.update(done, "12.0 evaluations each")
-    """
+class ProgressBar(progress.ProgressBar):
+    """The bar of `ddm_jax.progress`, shown by process 0 only."""
 
     def __init__(self, total: int, done: int = 0, unit: str = "sequence", nested: bool = False):
-        """Starts the clock.
-
-        Args:
-          total: items.
-          done: items that were done before, to resume.
-          unit: the word for one item.
-          nested: whether another bar is shown at the same time, as in training: the bar then goes
-            away at the end, and no lines are printed elsewhere.
-        """
-        self._total, self._first, self._said = total, done, done
-        self._unit, self._nested, self._begin = unit, nested, time.perf_counter()
-        self._bar = _bar(total, done, unit, leave=not nested)
-
-    def __enter__(self) -> "ProgressBar":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
-
-    def update(self, done: int, numbers: str = "") -> None:
-        """Shows that `done` items are done now, and some numbers on them."""
-        if not self._bar.disable:
-            self._bar.set_postfix_str(numbers, refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif not self._nested and (done - self._said >= self._total / 10 or done >= self._total):
-            self._said = done
-            seconds = time.perf_counter() - self._begin
-            left = tqdm.format_interval((self._total - done) * seconds / (done - self._first))
-            parts = (f"{done}/{self._total} {self._unit}s", numbers, f"{left} left")
-            say("  ".join(filter(None, parts)))
+        """See `ddm_jax.progress.ProgressBar`."""
+        super().__init__(total, done, unit, nested=nested, shown=processes.is_first())
 
 
 class Progress:
@@ -68,7 +35,7 @@ class Progress:
     def __init__(self, start: int, steps: int, tokens_per_step: int):
         self._steps = steps
         self._tokens_per_step = tokens_per_step
-        self._bar = _bar(steps, start, "step")
+        self._bar = progress.make_bar(steps, start, "step", shown=processes.is_first())
         self.restart(start)
 
     def restart(self, step: int) -> None:
@@ -106,14 +73,3 @@ class Progress:
     def close(self) -> None:
         """Leaves the bar as it stands."""
         self._bar.close()
-
-
-def _bar(total: int, done: int, unit: str, leave: bool = True) -> tqdm:
-    return tqdm(
-        total=total,
-        initial=done,
-        disable=not (processes.is_first() and sys.stderr.isatty()),
-        unit=unit,
-        leave=leave,
-        dynamic_ncols=True,
-    )
