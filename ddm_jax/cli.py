@@ -20,7 +20,7 @@ T = TypeVar("T")
 EXAMPLE = "configs/radd_tiny.py"
 CONFIG_HELP = (
     f"a recipe, e.g. {EXAMPLE} or the name of one that ships with ddm_jax, such as radd_tiny; "
-    "override fields with --config.train.steps=200"
+    "override fields with --config.train.steps=200; --help_config lists them"
 )
 
 
@@ -80,6 +80,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """Parses flags; what is wrong with them, or with the recipe, becomes a UserError."""
     try:
         args = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+        _answer(args)
         rest = flags.FLAGS([argv[0], *_resolve_config_flags(args)])
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
         mistake = _mistake(error)
@@ -89,6 +90,20 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if len(rest) > 1:
         raise UserError(f"Unknown argument {rest[1]!r}: flags start with --.")
     return rest
+
+
+def _answer(args: Sequence[str]) -> None:
+    """Prints what --help_config asks for, and ends the process, whatever else is in the flags.
+
+    Raises:
+      UserError: --help_config=SECTION names no section.
+    """
+    for arg in args:
+        if asked := re.fullmatch(r"--?help_config(?:=(.*))?", arg):
+            from ddm_jax.config_help import help_text  # imports jax and all tables
+
+            print(help_text(asked[1] or ""))
+            sys.exit(0)
 
 
 def _resolve_config_flags(args: Sequence[str]) -> list[str]:
@@ -158,7 +173,7 @@ def _recipe_mistake(error: BaseException, frames: traceback.StackSummary) -> str
         wrong = f"has the wrong type: give {TYPE_WORDS[getattr(builtins, wanted[1])]}"
     else:
         close = re.search(r'Did you mean "(\w+)"', str(error))
-        hint = f"did you mean {close[1]}?" if close else "ddm_jax/config.py has them all"
+        hint = f"did you mean {close[1]}?" if close else "--help_config lists them"
         wrong = f"names an unknown field ({hint})"
     return f"{line.filename}, line {line.lineno}: `{line.line}` {wrong}."
 

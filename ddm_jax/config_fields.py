@@ -16,25 +16,38 @@ from ddm_jax.errors import UserError
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
-def choice(default: str | None, *others: str) -> Any:
-    """A field that takes one of a few words; the first is the default.
+def setting(default: bool | str | None, meaning: str) -> Any:
+    """A field that takes a string, or true or false.
 
     Args:
       default: what the field is unless it is set; None for an option that is empty by default.
-      *others: the other words.
+      meaning: what it decides, for --help_config and docs/config.md.
     """
-    return field(default=default, metadata={"allowed": (default, *others)})
+    return field(default=default, metadata={"meaning": meaning})
 
 
-def number(default: float | None, low: float = float("-inf"), high: float = float("inf")) -> Any:
+def choice(allowed: tuple[str | None, ...], meaning: str) -> Any:
+    """A field that takes one of a few words.
+
+    Args:
+      allowed: the words, the default first; None for an option that is empty by default.
+      meaning: what it decides, and what the words stand for.
+    """
+    return field(default=allowed[0], metadata={"allowed": allowed, "meaning": meaning})
+
+
+def number(
+    default: float | None, meaning: str, low: float = float("-inf"), high: float = float("inf")
+) -> Any:
     """A field that takes a finite number from low to high, both included.
 
     Args:
       default: what the field is unless it is set; None for an option that is empty by default.
+      meaning: what it decides, with its unit.
       low: the smallest value.
       high: the largest value.
     """
-    return field(default=default, metadata={"low": low, "high": high})
+    return field(default=default, metadata={"low": low, "high": high, "meaning": meaning})
 
 
 @dataclass(frozen=True)

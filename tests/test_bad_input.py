@@ -175,7 +175,7 @@ def recipe(tmp_path, line):
         ("config.train.stepz = 3", "did you mean steps?"),
         ("config.trian.steps = 3", "did you mean train?"),
         ("config.train.update({'stepz': 3})", "did you mean steps?"),
-        ("config.nonesuch = 3", "ddm_jax/config.py"),
+        ("config.nonesuch = 3", "--help_config lists them"),
         ("config.train.steps = 'many'", "wrong type: give a whole number"),
         ("config.optim.lr = 'high'", "wrong type: give a number"),
         ("config.schedule.eps = 'low'", "wrong type: give a number"),

@@ -21,7 +21,8 @@ RANKS = (
     "evaluation",
     "training compare aot",
     # the commands; so is every __main__
-    "main sample translate evaluate judge convert prepare scripts cli run_flags __main__",
+    "main sample translate evaluate judge convert prepare __main__ "
+    "scripts cli run_flags config_help",
 )
 # (module, a module that it imports): why it may
 IMPORTS_ALLOWED: dict[tuple[str, str], str] = {}
