@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s --name=NAME --image=IMAGE (--tpu=... | --gpu=...) [options] -- COMMAND ...",
     )
     parser.add_argument("--name", required=True, help="name of the job")
-    parser.add_argument("--image", required=True, help="image, made with launch/Dockerfile")
+    parser.add_argument("--image", required=True, help="image, made with the Dockerfile at the top")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--tpu", choices=list(TPUS), help="kind of TPU")
     which.add_argument("--gpu", help="accelerator label of GKE, such as nvidia-h100-80gb")

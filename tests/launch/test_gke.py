@@ -151,14 +151,23 @@ def test_gpu_pods_find_pod_0():
 
 
 def test_image_is_made_of_what_there_is():
-    lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
-    kept = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().split()
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    kept = (ROOT / ".dockerignore").read_text().split()
     copied = [w for line in lines if line.startswith("COPY ") for w in line.split()[1:-1]]
     assert {"requirements.txt", "pyproject.toml", "ddm_jax", "configs", "launch"} <= set(copied)
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in kept
+    # what a build argument selects; docs/cloud.md gives one of them
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (case,) = [line for line in lines if 'case "$EXTRA"' in line]
-    extras = re.search(r"in ([a-z| ]+)\)", case)[1].split(" | ")
-    assert set(extras) == {"tpu", "gpu"} <= set(project["optional-dependencies"])
+    pages = "\n".join([*lines, (ROOT / "docs" / "cloud.md").read_text()])
+    extras = set(re.findall(r"--build-arg EXTRA=(\w+)", pages))
+    assert {"tpu", "gpu"} <= extras <= set(project["optional-dependencies"])
+
+
+def test_pods_do_not_run_as_the_user_of_the_image():
+    """Claims that GKE mounts belong to root."""
+    assert [x for x in (ROOT / "Dockerfile").read_text().splitlines() if x.startswith("USER ")]
+    for words in (("--gpu=nvidia-h100-80gb",), ("--tpu=v5e", "--topology=4x4")):
+        pod = job_set(*words)[1]["template"]["spec"]["template"]["spec"]
+        assert pod["securityContext"] == {"runAsUser": 0}
