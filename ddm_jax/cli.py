@@ -2,6 +2,7 @@
 
 import builtins
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,12 +26,15 @@ CONFIG_HELP = (
 
 
 def run(
-    main: Callable[[Sequence[str]], None], define_flags: Callable[[], None] | None = None
+    main: Callable[[Sequence[str]], int | None], define_flags: Callable[[], None] | None = None
 ) -> None:
     """Runs absl's app.run; a UserError is printed and ends the program with exit code 2.
 
+    Ctrl-C ends it with 130, unless `main` handles it.
+
     Args:
-      main: receives what is left of the command line after the flags.
+      main: receives what is left of the command line after the flags; returns the exit code, None
+        for 0.
       define_flags: defines the flags of the command. A command does not define them when it is
         imported, so that one process can import all commands, several of which have a flag of the
         same name.
@@ -191,6 +195,9 @@ def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequen
                 print(f"error: {processes.label()}{error}", file=sys.stderr)
                 processes.exit_process(2)
             processes.end_all_processes(error)
+            if isinstance(error, KeyboardInterrupt):
+                print("Interrupted.", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
             raise
 
     return wrapped

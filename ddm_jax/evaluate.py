@@ -26,6 +26,7 @@ from ddm_jax.evaluation.pairs import PairsRequest, measure_pairs
 from ddm_jax.evaluation.reports import two_columns
 from ddm_jax.evaluation.samples.measure import SamplesRequest, format_samples, measure_samples
 from ddm_jax.generation.request import NATURAL, POSITIVE
+from ddm_jax.runs.interrupt import exit_code
 from ddm_jax.runs.record import read_record
 
 FLAGS = flags.FLAGS
@@ -89,8 +90,11 @@ _OF_TEXT = ("dataset", "protocol", "data_root", "documents", "estimator", "draws
 _OF_SAMPLES = ("samples", "infill", "judge", "mauve")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Evaluates, writes and prints the report.
+
+    Returns:
+      The exit code: 0, or that of the signal that stopped it.
 
     Raises:
       UserError: a bad flag, no run, or no data.
@@ -104,8 +108,11 @@ def main(argv: Sequence[str]) -> None:
         report = _samples(workdir)
     else:
         report = _likelihood(workdir)
-    if report is not None and FLAGS.json:
+    if report is None:
+        return exit_code()
+    if FLAGS.json:
         print(json.dumps(report))
+    return 0
 
 
 def _pairs(workdir: Path) -> dict[str, Any]:

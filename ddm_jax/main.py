@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from ddm_jax import cli
 from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
+from ddm_jax.runs.interrupt import exit_code
 from ddm_jax.training.curve import CURVE
 from ddm_jax.training.loop import STALL_TIMEOUT, Outcome, train
 
@@ -30,27 +32,31 @@ def define_flags() -> None:
     cli.define_json()
 
 
-def main(argv: Sequence[str]) -> None:
-    """Trains or resumes a run, and prints a report."""
+def main(argv: Sequence[str]) -> int:
+    """Trains or resumes a run, and prints a report.
+
+    Returns:
+      The exit code, the same in all processes: 0, or that of the signal that stopped the run.
+    """
     del argv
     stall_timeout = _stall_timeout()
     processes.initialize()
     config = cli.read_config(FLAGS.config)
     workdir = FLAGS.workdir or f"work/{cli.recipe_name()}"
     outcome = train(config, workdir, stall_timeout)
-    if not processes.is_first():
-        return
-    print(report(outcome))
-    if FLAGS.json:
-        result = {
-            "step": outcome.step,
-            "finished": outcome.finished,
-            "workdir": str(outcome.workdir),
-        }
-        if outcome.validation:
-            result |= outcome.validation.metrics() | {"unigram_nll": outcome.unigram_nll}
-            result["estimates"] = outcome.validation.bound.estimates
-        print(json.dumps(result))
+    if processes.is_first():
+        print(report(outcome))
+        if FLAGS.json:
+            print(json.dumps(_result(outcome)))
+    return exit_code(outcome.signal) if outcome.signal else 0
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    result = {"step": outcome.step, "finished": outcome.finished, "workdir": str(outcome.workdir)}
+    if outcome.validation:
+        result |= outcome.validation.metrics() | {"unigram_nll": outcome.unigram_nll}
+        result["estimates"] = outcome.validation.bound.estimates
+    return result
 
 
 def _stall_timeout() -> int:
@@ -80,7 +86,7 @@ def report(outcome: Outcome) -> str:
                 f"BLEU {scores['bleu']:.2f} on held-out pairs; copying the source has "
                 f"{scores['bleu_copy']:.2f}."
             )
-    if not outcome.finished:
+    if outcome.signal:
         lines.append(f"Stopped and saved at step {outcome.step}. Run the same command to resume.")
     written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", "tensorboard/"]
     if (outcome.workdir / CURVE).exists():

@@ -20,7 +20,7 @@ from ddm_jax.generation.prompts import read_template
 from ddm_jax.generation.request import sampler_options
 from ddm_jax.generation.text import Plan, TextRequest, plan_text
 from ddm_jax.runs.files import write_new
-from ddm_jax.runs.interrupt import Interrupt
+from ddm_jax.runs.interrupt import Interrupt, exit_code
 from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
@@ -46,8 +46,11 @@ def define_flags() -> None:
     flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Draws, writes and prints the samples.
+
+    Returns:
+      The exit code: 0, or that of the signal that stopped it before the last sample.
 
     Raises:
       UserError: a bad flag, or a run that cannot be sampled from.
@@ -83,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
             "compile_s": sampler.compile_s,
         }
         print(json.dumps(result | settings))
+    return exit_code() if len(samples) < request.num else 0
 
 
 def _request() -> TextRequest:

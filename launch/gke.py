@@ -5,10 +5,9 @@
         --config.train.checkpoints=gs://BUCKET/radd
     python launch/gke.py --name=radd --image=IMAGE --gpu=nvidia-h100-80gb --nodes=2 -- ...
 
-Every pod runs the command (through launch/resumable.sh, which is in the image). A job that was
-preempted or stopped is restarted without a limit; one that failed, at most --max-restarts times;
-one with a mistake in its command (exit code 2), never. The cluster needs JobSet 0.10 or later:
-docs/cloud.md.
+Every pod runs the command. A job that was preempted or stopped by SIGTERM (exit code 143) is
+restarted without a limit; one that failed, at most --max-restarts times; one with a mistake in its
+command (exit code 2), never. The cluster needs JobSet 0.10 or later: docs/cloud.md.
 """
 
 import argparse
@@ -48,8 +47,8 @@ POD_FAILURE_POLICY = """\
           rules:
           - action: FailJob  # a mistake in the command, config or data
             onExitCodes: {containerName: train, operator: In, values: [2]}
-          - action: FailJob  # stopped and saved
-            onExitCodes: {containerName: train, operator: In, values: [75]}
+          - action: FailJob  # stopped by SIGTERM, and saved
+            onExitCodes: {containerName: train, operator: In, values: [143]}
           - action: FailJob  # preempted, drained or evicted
             onPodConditions: [{type: DisruptionTarget, status: "True"}]"""
 SPOT = """\
@@ -92,9 +91,7 @@ def manifest(args: argparse.Namespace) -> str:
         "image": json.dumps(args.image),
         "service_account": args.service_account,
         # Kubernetes would replace $(NAME); and JSON is valid YAML
-        "command": json.dumps(
-            ["bash", "launch/resumable.sh", *(word.replace("$(", "$$(") for word in args.command)]
-        ),
+        "command": json.dumps([word.replace("$(", "$$(") for word in args.command]),
         "failure_policy": Template(FAILURE_POLICY).substitute(max_restarts=args.max_restarts),
         "pod_failure_policy": POD_FAILURE_POLICY,
         "spot": SPOT,

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOST = "127.0.0.1"
+# exit codes of a process that a signal has stopped; ddm_jax saves a checkpoint first
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 GRACE = 30.0  # seconds that the others have to end by themselves once one has failed
 _POLL = 0.05
 _LAST_LINES = 20
@@ -278,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: the processes did not start: {error}.", file=sys.stderr)
         return 127
-    if ended.failed is not None:
+    if ended.failed is not None and ended.code not in STOPPED:
         print(f"Process {ended.failed} failed first, with code {ended.code}.", file=sys.stderr)
         if ended.failed > 0:
             lines = (logs / f"process_{ended.failed}.log").read_text(errors="replace").splitlines()

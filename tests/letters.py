@@ -81,16 +81,16 @@ def make_run(workdir, prepared, letters, **changes):
 
 
 def call(*args):
-    """What the command line does in this process."""
+    """What the command line does in this process; returns the exit code."""
     with flagsaver.flagsaver():
         sample.define_flags()
         flags.FLAGS(["sample", *map(str, args)])
-        sample.main([])
+        return sample.main([])
 
 
 def drawn(out, *args):
     """Calls with --out, and returns the objects that were written."""
-    call(f"--out={out}", *args)
+    assert call(f"--out={out}", *args) == 0
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 

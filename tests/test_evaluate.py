@@ -28,6 +28,7 @@ from ddm_jax.experiment import with_options
 from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.objectives import OBJECTIVES
 from ddm_jax.parallel.layouts import dp
+from ddm_jax.runs.interrupt import exit_code
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import open_run
 from tests import commands
@@ -145,6 +146,7 @@ def test_interrupted_evaluation_resumes_with_the_same_numbers(run, tmp_path, mon
     monkeypatch.setattr(PartialResults, "append", stop_after_two)
     assert measure_likelihood(run, request) is None
     assert "Stopped after 16 of 36 sequences" in capsys.readouterr().out
+    assert exit_code() == 130
     (file,) = (
         path
         for path in (run / "evaluation").glob("*.batches.jsonl")

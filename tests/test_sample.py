@@ -165,7 +165,8 @@ def test_interrupted_samples_are_written(letters_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ProgressBar, "update", update_and_stop)
     args = [f"--workdir={letters_run}", "--num=9", "--batch_size=2"]
-    assert len(drawn(tmp_path / "out", *args)) == 4
+    assert call(f"--out={tmp_path / 'out'}", *args) == 130
+    assert len((tmp_path / "out").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow

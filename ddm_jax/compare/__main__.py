@@ -37,6 +37,7 @@ from ddm_jax.data.open import open_or_prepare
 from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import LAYOUTS
+from ddm_jax.runs.interrupt import exit_code
 
 FLAGS = flags.FLAGS
 # flags of numbers, and the least that each may be
@@ -76,8 +77,11 @@ def define_flags() -> None:
     cli.define_json()
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Runs the cells that are not finished, and makes the page.
+
+    Returns:
+      The exit code: 0, or that of the signal that stopped it.
 
     Raises:
       UserError: a bad flag or recipe, missing data, or no run to make a page of.
@@ -98,17 +102,19 @@ def main(argv: Sequence[str]) -> None:
     texts = TextRequest(FLAGS.samples, sample_steps, FLAGS.judge) if FLAGS.samples else None
     if workdirs:
         _make_page(find_runs(workdirs), workdir, texts)
-        return
+        return 0
     cells = _cells(workdir, seeds)
     if FLAGS.plan:
         _show_plan(cells)
-        return
+        return 0
     _require_one_page_maker()
     finished = _run(cells)
     if not FLAGS.cells_only:
         _make_page([cell.folder for cell in cells], workdir, texts if finished else None)
-    if not finished:
-        print("Stopped and saved. Run the same command to resume.")
+    if finished:
+        return 0
+    print("Stopped and saved. Run the same command to resume.")
+    return exit_code()
 
 
 def _cells(workdir: Path, seeds: Sequence[int]) -> list[Cell]:

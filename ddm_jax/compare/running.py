@@ -22,6 +22,8 @@ from ddm_jax.errors import UserError
 from ddm_jax.runs.interrupt import Interrupt
 
 POLL = 0.2  # seconds between two looks at the cells
+# return codes of a cell that saved and stopped after a signal, or was not yet able to save
+_STOPPED = {code for s in (signal.SIGINT, signal.SIGTERM) for code in (128 + s, -s)}
 _LAST_LINES = 8  # of the log of a cell that failed, which are reported
 
 
@@ -150,7 +152,7 @@ def _record_end(one: RunningCell) -> str:
         whole = not one.resumed
         write_cell(cell, code=code, seconds=seconds, whole=whole, at_once=one.at_once)
         return f"{cell.name}: finished in {seconds:.0f} s"
-    if code in (0, -signal.SIGTERM):
+    if code in _STOPPED:
         write_cell(cell)
         return f"{cell.name}: stopped"
     return _record_failure(cell, _failure_reason(cell, code), code)

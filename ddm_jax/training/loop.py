@@ -40,6 +40,8 @@ class Outcome:
       step: the last step, of which there is a checkpoint.
       finished: whether that is the last step of the config; False after SIGTERM or Ctrl-C.
       validation: the last validation; None if there was none.
+      signal: number of the signal that stopped the run before its last step, or before the
+        validation after it; 0 if none did.
       unigram_nll: cross entropy of a unigram model on the validation split, nats per token: what
         any trained network must beat.
     """
@@ -49,6 +51,7 @@ class Outcome:
     finished: bool
     validation: Validation | None
     unigram_nll: float
+    signal: int = 0
 
 
 def train(
@@ -133,6 +136,7 @@ def train_experiment(
         finished=training.step >= experiment.config.train.steps,
         validation=training.validation,
         unigram_nll=experiment.data.unigram_entropy("validation"),
+        signal=training.signal,
     )
 
 
@@ -142,6 +146,7 @@ class _Training:
     Attributes:
       step: the last step that was started.
       validation: the last validation; None before the first.
+      signal: number of the signal that has stopped it; 0 if none has.
     """
 
     def __init__(self, experiment: Experiment, workdir: Path, watch: processes.Watchdog):
@@ -152,6 +157,7 @@ class _Training:
         start = start_run(experiment, program, workdir)
         self.step = start.step
         self.validation: Validation | None = None
+        self.signal = 0
         self._state = start.state
         self._checkpoints, self._folder = start.checkpoints, start.folder
         self._loader = start.loader
@@ -175,10 +181,9 @@ class _Training:
         """Trains to the last step, or until an interrupt."""
         if self._lacks_validation():
             self._check()
-        interrupted = False
         if self.step < self._config.train.steps:
-            interrupted = self._take_steps(interrupt)
-        if not self.validation and not interrupted:  # the run had ended before
+            self._take_steps(interrupt)
+        if not self.validation and not self.signal:  # the run had ended before
             with self._watch.slow():
                 self.validation = self._validate(self._state.ema, self.step)
 
@@ -192,8 +197,8 @@ class _Training:
         self._loader.close()
         self._progress.close()
 
-    def _take_steps(self, interrupt: Interrupt) -> bool:
-        """Returns whether an interrupt came.
+    def _take_steps(self, interrupt: Interrupt) -> None:
+        """Trains to the last step, or to the one after a signal.
 
         The host runs one step ahead of what it reads: the next batch is loaded and a step is
         started before the metrics of the step before it are waited for.
@@ -203,10 +208,10 @@ class _Training:
         self._compiled.get(self._state, batch)
         self._progress.restart(self.step)
         pending: tuple[int, Metrics] | None = None
-        interrupted = done = False
+        done = False
         while not done:
             metrics = self._start_step(batch)
-            done = interrupted or self.step == config.steps
+            done = bool(self.signal) or self.step == config.steps
             save = done or self.step % config.checkpoint_every == 0
             position = self._loader.get_state() if save else None
             if not done:
@@ -220,12 +225,12 @@ class _Training:
                 if position is not None:
                     with self._watch.slow():
                         self._checkpoints.save(self.step, self._state, position)
-                if self._is_due() and not interrupted:
+                if self._is_due() and not self.signal:
                     self._check()
                 self._progress.restart(self.step)
-            # a signal that comes later than this line is for the step after the next
-            interrupted = interrupt.agreed()
-        return interrupted
+            if not done:
+                # a signal that comes later than this line is for the step after the next
+                self.signal = interrupt.agreed()
 
     def _next_batch(self) -> dict[str, Array]:
         return self._layout.put_train_batch(next(self._loader))

@@ -69,7 +69,7 @@ def finished(comparison):
     process = start(*flags)
     wait_for_step(process, cell, 20)
     process.send_signal(signal.SIGTERM)
-    stopped = finish(process)
+    stopped = finish(process, 143)
     at = max(r["step"] for r in read_metrics(cell / "metrics.jsonl"))
     early = json.loads((workdir / "report.json").read_text())
 

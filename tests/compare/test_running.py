@@ -25,7 +25,7 @@ def tell(what):
         file.write(f"{what} {folder.name}\\n")
 def stop(*_):
     tell("stopped")
-    sys.exit(0)
+    sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 tell("started")
 time.sleep(seconds)

@@ -11,7 +11,7 @@ TRAINS = """
 import os, pathlib, signal, sys, time
 def stop(which, frame):
     print("Stopped and saved at step 7. Run the same command to resume.")
-    sys.exit(0)
+    sys.exit(128 + which)
 signal.signal(signal.SIGTERM, stop)
 print(sys.argv[1:], pathlib.Path("launch/local.py").exists())
 time.sleep(600)

@@ -47,7 +47,7 @@ def test_job_set_has_the_fields_that_its_api_asks_for(words):
     assert pod["restartPolicy"] == "Never"  # a podFailurePolicy asks for it
     (container,) = pod["containers"]
     # Kubernetes turns $$( into $(, and replaces $(NAME)
-    assert container["command"][:-1] == ["bash", "launch/resumable.sh", "python", "-m", "x"]
+    assert container["command"][:-1] == ["python", "-m", "x"]
     assert container["command"][-1] == "--a=$$(b) 'c' \"d\": é"
     assert pod["nodeSelector"].get("cloud.google.com/gke-spot") == (
         "true" if "--spot" in words else None
@@ -100,7 +100,7 @@ def test_kinds_of_failure_are_distinguished():
 
     assert policy["maxRestarts"] == 7
     assert action(rule_of(2)) == "FailJobSet"  # a UserError: cli.run
-    assert action(rule_of(75)) == "RestartJobSetAndIgnoreMaxRestarts"  # resumable.sh
+    assert action(rule_of(143)) == "RestartJobSetAndIgnoreMaxRestarts"  # SIGTERM
     assert action(rule_of(3)) == "RestartJobSet"
     assert action(rule_of(137)) == "RestartJobSet"
     disrupted = {"type": "DisruptionTarget", "status": "True"}

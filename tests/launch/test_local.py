@@ -160,7 +160,7 @@ STOPS = """
 import os, pathlib, signal, sys, time
 def stop(which, frame):
     print("saved", which, flush=True)
-    sys.exit(0)
+    sys.exit(128 + which)
 signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
 print("ready", flush=True)
 time.sleep(600)
@@ -169,13 +169,15 @@ time.sleep(600)
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_process_once_and_they_may_save(tmp_path, which):
-    group = subprocess.Popen(launcher(tmp_path, STOPS), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    group = subprocess.Popen(launcher(tmp_path, STOPS), cwd=ROOT, text=True, **pipes)
     lines = [group.stdout.readline() for _ in range(2)]  # process 0's lines come as they are
     assert lines[1] == "ready\n"
     wait_for(lambda: outputs(tmp_path) == ["ready\n"])
     group.send_signal(which)
     assert group.stdout.read() == f"saved {int(which)}\n"
-    assert group.wait() == 0
+    assert group.stderr.read() == ""  # nothing has failed
+    assert group.wait() == 128 + which
     assert outputs(tmp_path) == [f"ready\nsaved {int(which)}\n"]
     assert str(tmp_path) in lines[0]
 

@@ -11,7 +11,7 @@ import pytest
 from tests.launch.fakes import ROOT, TRAIN, clean
 
 GOLDEN = Path(__file__).with_name("golden")
-SCRIPTS = ["tpu_vm.sh", "resumable.sh", "slurm.sbatch"]
+SCRIPTS = ["tpu_vm.sh", "slurm.sbatch"]
 VM = ["launch/tpu_vm.sh"]
 RADD = ["--dry-run", "--name=radd", "--zone=us-east5-a"]
 GKE = [sys.executable, "launch/gke.py", "--dry-run", "--name=radd", "--image=r/ddm_jax:1"]

@@ -120,9 +120,9 @@ def test_a_life_on_tpu_vms(here):
     assert vm("status").count("running") == 4
     assert "a run is in progress" in vm("run", *train, code=1)
     assert vm("stop").count("asked to save and stop") == 4
-    wait_for(lambda: all_say("ended with code 0"))
+    wait_for(lambda: all_say("ended with code 143"))
     assert all("Stopped and saved at step 7" in log.read_text() for log in logs)
-    assert vm("status").count("ended; [ended with code 0") == 4
+    assert vm("status").count("ended; [ended with code 143") == 4
     vm("run", *train)  # resumes
     wait_for(lambda: all(log.read_text().count("True") == 2 for log in logs))
     pids = [int((log.parent / "run.pid").read_text()) for log in logs]
@@ -137,6 +137,6 @@ def test_a_life_on_tpu_vms(here):
     calls = [json.loads(line)[3] for line in (here / "calls").read_text().splitlines()]
     assert calls[-7:] == ["describe", "delete", "create", "describe", "scp", "ssh", "ssh"]
     vm("stop")
-    wait_for(lambda: all_say("ended with code 0"))
+    wait_for(lambda: all_say("ended with code 143"))
     vm("delete")
     assert not (here / "state").exists()

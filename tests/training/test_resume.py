@@ -149,7 +149,7 @@ def test_stopped_run_resumes_bit_for_bit(uninterrupted, corpus, tmp_path, how):
     wait_for_step(process, tmp_path, step)
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(how)
-    output = finish(process, -how if how == signal.SIGKILL else 0)
+    output = finish(process, -how if how == signal.SIGKILL else 128 + how)
     if how != signal.SIGKILL:
         assert "Run the same command to resume." in output
         saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
