@@ -1,27 +1,31 @@
-"""What all commands share: flags, and errors that are printed as one sentence, not a traceback."""
+"""What all commands share: flags and their help, and errors that are one sentence, no traceback."""
 
 import builtins
+import contextlib
+import functools
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from ddm_jax import command_help
 from ddm_jax.config import Config, field_type, resolve
 from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
 from ddm_jax.recipes import extend_configs, find_recipe
 
 T = TypeVar("T")
+_GROUPS: dict[str, str] = {}  # flag -> the title under which --help lists it
 EXAMPLE = "configs/radd_tiny.py"
 CONFIG_HELP = (
-    f"a recipe, e.g. {EXAMPLE} or the name of one that ships with ddm_jax, such as radd_tiny; "
-    "override fields with --config.train.steps=200; --help_config lists them"
+    f"a recipe: a file such as {EXAMPLE}, or the name of one that ships with ddm_jax, such as "
+    "radd_tiny; with a variant: radd_tiny:loss=ao"
 )
 
 
@@ -31,6 +35,7 @@ def run(
     """Runs absl's app.run; a UserError is printed and ends the program with exit code 2.
 
     Ctrl-C ends it with 130, unless `main` handles it.
+    --help prints the docstring of the module of `main` and the flags that `define_flags` defines.
 
     Args:
       main: receives what is left of the command line after the flags; returns the exit code, None
@@ -39,10 +44,24 @@ def run(
         imported, so that one process can import all commands, several of which have a flag of the
         same name.
     """
+    parse = _parse
     if define_flags is not None:
-        define_flags()
+        _GROUPS.clear()
+        with group("Flags"):
+            define_flags()
+        parse = functools.partial(_answer_or_parse, sys.modules[main.__module__].__doc__ or "")
     logging.set_verbosity(logging.WARNING)
-    app.run(_in_one_sentence(main), flags_parser=_in_one_sentence(_parse))
+    app.run(_in_one_sentence(main), flags_parser=_in_one_sentence(parse))
+
+
+@contextlib.contextmanager
+def group(title: str) -> Iterator[None]:
+    """Lists the flags that are defined within it under a title in --help."""
+    before = set(flags.FLAGS)
+    yield
+    for name in flags.FLAGS:
+        if name not in before:
+            _GROUPS.setdefault(name, title)
 
 
 def define_config() -> flags.FlagHolder:
@@ -52,7 +71,10 @@ def define_config() -> flags.FlagHolder:
 
 def define_json() -> flags.FlagHolder[bool]:
     """Defines --json, a flag of every command that has a result."""
-    return flags.DEFINE_bool("json", False, "print the result as one JSON object, as the last line")
+    with group("Output"):
+        return flags.DEFINE_bool(
+            "json", False, "print the result as one JSON object, as the last line"
+        )
 
 
 def read_config(config: config_dict.ConfigDict | None) -> Config:
@@ -80,11 +102,31 @@ def _config_filename() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"])
 
 
+def _answer_or_parse(doc: str, argv: Sequence[str]) -> list[str]:
+    """Prints the help that the flags ask for and ends the process, otherwise parses the flags.
+
+    Raises:
+      UserError: --help_config=SECTION names no section; or see `_parse`.
+    """
+    for arg in argv[1:]:
+        if re.fullmatch(r"--?(help|helpshort|h|\?)", arg):
+            print(command_help.help_text(doc, _GROUPS))
+        elif re.fullmatch(r"--?version", arg):
+            print(command_help.version_text())
+        elif wanted := re.fullmatch(r"--?help_config(?:=(.*))?", arg):
+            from ddm_jax.config_help import config_help  # imports jax and all tables
+
+            print(config_help(wanted[1] or ""))
+        else:
+            continue
+        sys.exit(0)
+    return _parse(argv)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses flags; what is wrong with them, or with the recipe, becomes a UserError."""
     try:
         args = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
-        _answer(args)
         rest = flags.FLAGS([argv[0], *_resolve_config_flags(args)])
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
         mistake = _mistake(error)
@@ -94,20 +136,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if len(rest) > 1:
         raise UserError(f"Unknown argument {rest[1]!r}: flags start with --.")
     return rest
-
-
-def _answer(args: Sequence[str]) -> None:
-    """Prints what --help_config asks for, and ends the process, whatever else is in the flags.
-
-    Raises:
-      UserError: --help_config=SECTION names no section.
-    """
-    for arg in args:
-        if asked := re.fullmatch(r"--?help_config(?:=(.*))?", arg):
-            from ddm_jax.config_help import help_text  # imports jax and all tables
-
-            print(help_text(asked[1] or ""))
-            sys.exit(0)
 
 
 def _resolve_config_flags(args: Sequence[str]) -> list[str]:

@@ -54,7 +54,7 @@ class FieldHelp:
     meaning: str
 
 
-def help_text(wanted: str = "") -> str:
+def config_help(wanted: str = "") -> str:
     """The fields as text for a terminal.
 
     Args:

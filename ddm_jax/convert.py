@@ -1,12 +1,12 @@
-"""Converts weights (docs/interop.md).
+"""Converts weights: published ones to a work directory, and those of a run to published files.
 
-    python -m ddm_jax.convert --from=mdlm --checkpoint=DIR_OR_FILE --workdir=W     published -> ours
-    python -m ddm_jax.convert --to=mdlm --workdir=W --out=FOLDER_OR_FILE.ckpt      ours -> published
-    python -m ddm_jax.convert --workdir=W --out=FOLDER            the bare weights of a run, as ours
+    python -m ddm_jax.convert --from=mdlm --checkpoint=kuleshov-group/mdlm-owt --workdir=work/mdlm
+    python -m ddm_jax.convert --to=mdlm --workdir=work/mdlm --out=published
+    python -m ddm_jax.convert --workdir=work/mdlm --out=weights      # the bare weights, as ours
 
 Each is written as a whole or not at all: a work directory for sample, evaluate, translate and
 --config.train.init_from; or a folder like the hub's, or a Lightning checkpoint. The bare weights
-are about a quarter of a training checkpoint.
+are about a quarter of a training checkpoint. docs/interop.md has the details.
 """
 
 from collections.abc import Sequence
@@ -32,24 +32,31 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_enum("from", None, list(RELEASES), "published weights of this kind to --workdir")
-    flags.DEFINE_enum("to", None, list(RELEASES), "the run's weights to --out, in this layout")
-    flags.DEFINE_string(
-        "checkpoint", "", "of --from: a file, a folder, or OWNER/NAME of a hub that can be reached"
-    )
-    flags.DEFINE_string("workdir", "", "folder of the run; with --from the one to write")
-    flags.DEFINE_string(
-        "weights", "ema", f"one of {', '.join(WEIGHTS)}; with --from ema or last, if it has both"
-    )
-    flags.DEFINE_string(
-        "out", "", "folder to write, or with --to a Lightning .ckpt; it must not exist"
-    )
-    flags.DEFINE_string(
-        "tokenizer",
-        "",
-        "of --from: a kind (docs/data.md) or a folder that has one; the recipe's by default",
-    )
-    cli.define_config()
+    with cli.group("From published weights"):
+        flags.DEFINE_enum(
+            "from", None, list(RELEASES), "published weights of this kind to --workdir"
+        )
+        flags.DEFINE_string(
+            "checkpoint", "", "a file, a folder, or OWNER/NAME of a hub that can be reached"
+        )
+        flags.DEFINE_string(
+            "tokenizer",
+            "",
+            "a kind (docs/data.md) or a folder that has one; the recipe's by default",
+        )
+        cli.define_config()
+    with cli.group("The run"):
+        flags.DEFINE_string("workdir", "", "folder of the run; with --from the one to write")
+        flags.DEFINE_string(
+            "weights",
+            "ema",
+            f"one of {', '.join(WEIGHTS)}; with --from ema or last, if it has both",
+        )
+    with cli.group("Output"):
+        flags.DEFINE_enum("to", None, list(RELEASES), "the run's weights to --out, in this layout")
+        flags.DEFINE_string(
+            "out", "", "folder to write, or with --to a Lightning .ckpt; it must not exist"
+        )
 
 
 def main(argv: Sequence[str]) -> None:

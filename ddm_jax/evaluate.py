@@ -1,4 +1,8 @@
-"""Evaluates a trained run on held-out data: python -m ddm_jax.evaluate --workdir=work/radd_tiny.
+"""Measures the likelihood of held-out text, or the quality of texts or translations.
+
+    python -m ddm_jax.evaluate --workdir=work/radd_tiny
+    python -m ddm_jax.evaluate --workdir=work/radd_tiny --samples=16
+    python -m ddm_jax.evaluate --workdir=work/rdm_tiny --num=64
 
 A language model: the likelihood of text, with its standard errors, in nats per token, perplexity,
 bits per token, byte and character, and all that determined them (docs/evaluation.md). With
@@ -35,16 +39,35 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags of this command."""
     run_flags.define_flags()
-    flags.DEFINE_enum(
-        "split",
-        None,
-        ["validation", "test", "train"],
-        "of the run's own data, of a set or of a hub; test by default, or what the protocol takes",
-    )
-    flags.DEFINE_integer("num", None, "number of blocks or pairs, from the first; all by default")
-    # of runs on pairs
-    flags.DEFINE_string("source", "", "pairs:NAME to translate; the run's own by default")
-    # of language models
+    with cli.group("Data"):
+        flags.DEFINE_enum(
+            "split",
+            None,
+            ["validation", "test", "train"],
+            "of the run's own data, of a set or of a hub; test by default, or what the protocol "
+            "takes",
+        )
+        flags.DEFINE_integer(
+            "num", None, "number of blocks or pairs, from the first; all by default"
+        )
+    with cli.group("Runs on pairs"):
+        flags.DEFINE_string("source", "", "pairs:NAME to translate; the run's own by default")
+    with cli.group("Likelihood of language models"):
+        _define_likelihood_flags()
+    with cli.group("Samples of language models"):
+        flags.DEFINE_integer("samples", 0, "number of sequences to draw and score")
+        flags.DEFINE_integer(
+            "infill",
+            0,
+            "number of held-out blocks whose spans are removed, drawn again and compared",
+        )
+        flags.DEFINE_string(
+            "judge", "", f"language model that gives the perplexity of samples: {HELP}"
+        )
+        flags.DEFINE_bool("mauve", False, "compare the samples with held-out text by MAUVE")
+
+
+def _define_likelihood_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         "",
@@ -70,13 +93,6 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "time_steps", None, "mdlm, md4: T of the bound in T steps, 0 for continuous time"
     )
-    # of samples of language models
-    flags.DEFINE_integer("samples", 0, "number of sequences to draw and score")
-    flags.DEFINE_integer(
-        "infill", 0, "number of held-out blocks whose spans are removed, drawn again and compared"
-    )
-    flags.DEFINE_string("judge", "", f"language model that gives the perplexity of samples: {HELP}")
-    flags.DEFINE_bool("mauve", False, "compare the samples with held-out text by MAUVE")
 
 
 _RANGES = {

@@ -1,8 +1,10 @@
-"""Judges any text: python -m ddm_jax.judge --judge=smollm2 --input=samples.jsonl,real.txt.
+"""Judges any text by its perplexity under a language model.
 
-Prints its perplexity under a causal language model, always with its entropy and repetition
-(docs/evaluation.md). A .jsonl file, such as ddm_jax.sample writes, has a text in the field "text"
-of each line. Any other file is one text, or with --lines one text per line.
+    python -m ddm_jax.judge --judge=smollm2 --input=README.md,CONTRIBUTING.md
+
+The perplexity always comes with the entropy and the repetition of the text (docs/evaluation.md). A
+.jsonl file, such as ddm_jax.sample writes, has a text in the field "text" of each line. Any other
+file is one text, or with --lines one text per line.
 """
 
 import json
@@ -23,10 +25,14 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("judge", "", HELP)
-    flags.DEFINE_list("input", [], "files to judge, each a row of the table")
-    flags.DEFINE_bool("lines", False, "every line of a file that is not .jsonl is a text")
-    flags.DEFINE_integer("first", None, "number of texts of a file, from the first; all by default")
+    with cli.group("Text"):
+        flags.DEFINE_list("input", [], "files to judge, each a row of the table")
+        flags.DEFINE_bool("lines", False, "every line of a file that is not .jsonl is a text")
+        flags.DEFINE_integer(
+            "first", None, "number of texts of a file, from the first; all by default"
+        )
+    with cli.group("Judge"):
+        flags.DEFINE_string("judge", "", HELP)
     cli.define_json()
 
 

@@ -1,4 +1,12 @@
-"""Trains a recipe: python -m ddm_jax.main --config=configs/radd_tiny.py --workdir=/tmp/radd."""
+r"""Trains a recipe, or resumes its run.
+
+    python -m ddm_jax.main --config=radd_tiny
+    python -m ddm_jax.main --config=radd_tiny --workdir=work/sedd --config.train.steps=200 \
+        --config.objective.name=sedd_uniform
+
+A recipe is a Python file, or the name of one that ships with ddm_jax. Ctrl-C saves a checkpoint and
+stops; the same command resumes. Everything is written to the work directory.
+"""
 
 import json
 import os
@@ -19,16 +27,17 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    cli.define_config()
-    flags.DEFINE_string(
-        "workdir", "", "folder of the run; an existing run is resumed (default: work/RECIPE)"
-    )
-    flags.DEFINE_integer(
-        "stall_timeout",
-        None,
-        "with several processes: seconds without a finished step after which all end "
-        f"(default: {STALL_TIMEOUT:g}, or the environment variable DDM_STALL_TIMEOUT)",
-    )
+    with cli.group("The run"):
+        cli.define_config()
+        flags.DEFINE_string(
+            "workdir", "", "folder of the run; an existing run is resumed (default: work/RECIPE)"
+        )
+        flags.DEFINE_integer(
+            "stall_timeout",
+            None,
+            "with several processes: seconds without a finished step after which all end "
+            f"(default: {STALL_TIMEOUT:g}, or the environment variable DDM_STALL_TIMEOUT)",
+        )
     cli.define_json()
 
 

@@ -1,6 +1,9 @@
-"""Prepares a set of packed tokens, or of pairs, from text. See docs/data.md.
+"""Prepares a set of packed tokens, or of pairs, from text (docs/data.md).
 
-python -m ddm_jax.prepare --source=embedded --tokenizer=gpt2 --length=1024 --out=/data/sotu
+    python -m ddm_jax.prepare --source=embedded --tokenizer=gpt2 --length=1024 --out=work/sotu
+
+Training prepares text on this machine by itself, the first time. This command also downloads. A run
+reads the set with --config.data.source=FOLDER.
 """
 
 import dataclasses

@@ -18,20 +18,22 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags that sample, translate and evaluate share."""
-    flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
-    flags.DEFINE_string("sampler", "auto", "a sampler that fits the run; auto: the run's")
-    flags.DEFINE_integer("steps", None, "steps of the sampler; the run's by default")
-    flags.DEFINE_multi_string(
-        "option",
-        [],
-        "name=value: a field of config.sampler, such as routing=cond, lengths=5, candidates=10, "
-        "selection=mbr or temperature=0.5; may be repeated",
-    )
-    flags.DEFINE_string("weights", "ema", f"one of {', '.join(WEIGHTS)}")
-    flags.DEFINE_integer(
-        "batch_size", None, "sequences drawn at once: 16 by default, or 64 targets of sources"
-    )
-    flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same sequences")
+    with cli.group("The run"):
+        flags.DEFINE_string("workdir", "", "folder of the run, as ddm_jax.main wrote it")
+        flags.DEFINE_string("weights", "ema", f"one of {', '.join(WEIGHTS)}")
+    with cli.group("Sampling"):
+        flags.DEFINE_string("sampler", "auto", "a sampler that fits the run; auto: the run's")
+        flags.DEFINE_integer("steps", None, "steps of the sampler; the run's by default")
+        flags.DEFINE_multi_string(
+            "option",
+            [],
+            "name=value: a field of config.sampler, such as routing=cond, lengths=5, "
+            "candidates=10, selection=mbr or temperature=0.5; may be repeated",
+        )
+        flags.DEFINE_integer(
+            "batch_size", None, "sequences drawn at once: 16 by default, or 64 targets of sources"
+        )
+        flags.DEFINE_integer("seed", 0, "the same seed and batch size give the same sequences")
     cli.define_json()
 
 

@@ -1,7 +1,11 @@
-"""Samples from a trained run: python -m ddm_jax.sample --workdir=work/radd_tiny --num=4.
+r"""Draws texts from a trained run.
+
+    python -m ddm_jax.sample --workdir=work/radd_tiny --num=4
+    python -m ddm_jax.sample --workdir=work/radd_tiny --sampler=confidence --steps=32 \
+        --temperature=0.8 --prefix='To the Congress' --suffix=' Thank you.'
 
 It reads the newest checkpoint, whether the run has ended or not, and changes nothing but to add a
-file of samples. What is fixed in every sequence: see generation/prompts.py.
+file of samples. docs/samplers.md describes the samplers.
 """
 
 import json
@@ -31,19 +35,24 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags of this command."""
     run_flags.define_flags()
-    flags.DEFINE_integer("num", 4, "sequences to draw")
-    flags.DEFINE_integer("length", None, "tokens of a sequence; the run's by default")
-    flags.DEFINE_string("prefix", "", "text at the start of every sequence")
-    flags.DEFINE_string("suffix", "", "text at the end of every sequence")
-    flags.DEFINE_string(
-        "template", "", "text file with blanks: {{5}} for five tokens, {{}} for all that are left"
-    )
-    flags.DEFINE_float(
-        "temperature", None, "of the draws; 0 takes the best token; the run's by default"
-    )
-    flags.DEFINE_integer("top_k", 0, "draw from the best N tokens only; 0: from all tokens")
-    flags.DEFINE_float("top_p", 1.0, "draw from the best tokens of this total probability")
-    flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
+    with cli.group("Sampling"):
+        flags.DEFINE_integer("num", 4, "sequences to draw")
+        flags.DEFINE_float(
+            "temperature", None, "of the draws; 0 takes the best token; the run's by default"
+        )
+        flags.DEFINE_integer("top_k", 0, "draw from the best N tokens only; 0: from all tokens")
+        flags.DEFINE_float("top_p", 1.0, "draw from the best tokens of this total probability")
+    with cli.group("Text"):
+        flags.DEFINE_integer("length", None, "tokens of a sequence; the run's by default")
+        flags.DEFINE_string("prefix", "", "text at the start of every sequence")
+        flags.DEFINE_string("suffix", "", "text at the end of every sequence")
+        flags.DEFINE_string(
+            "template",
+            "",
+            "text file with blanks: {{5}} for five tokens, {{}} for all that are left",
+        )
+    with cli.group("Output"):
+        flags.DEFINE_string("out", "", "JSONL file to make; one in WORKDIR/samples by default")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Console scripts: `ddm-train` is `python -m ddm_jax.main`, and so on.
 
-A script runs its module as `__main__`, so that `--help` shows the module's docstring and flags.
+A script runs its module as `__main__`, so that both behave alike.
 """
 
 import functools
@@ -9,6 +9,11 @@ import runpy
 
 def _run(module: str) -> None:
     runpy.run_module(f"ddm_jax.{module}", run_name="__main__", alter_sys=True)
+
+
+def overview() -> None:
+    """`ddm-jax` is `python -m ddm_jax`."""
+    _run("__main__")
 
 
 train = functools.partial(_run, "main")

@@ -1,7 +1,10 @@
-"""Targets of sources from a trained run: python -m ddm_jax.translate --workdir=W --text='...'.
+"""Writes the targets of sources, by a run that was trained on pairs.
 
-One line of the input is one source, one line of the output its target. What decides how they are
-drawn: generation/translation.py.
+    python -m ddm_jax.translate --workdir=work/rdm_tiny --text='And God said, Let there be light.'
+    echo 'In the beginning' | python -m ddm_jax.translate --workdir=work/rdm_tiny --input=-
+
+One line of the input is one source, one line of the output its target. docs/seq2seq.md describes
+what decides how they are drawn.
 """
 
 import json
@@ -27,9 +30,11 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags of this command."""
     run_flags.define_flags()
-    flags.DEFINE_string("text", "", "the source itself")
-    flags.DEFINE_string("input", "", "file of sources, one a line; - for standard input")
-    flags.DEFINE_string("out", "", "file of targets to make; standard output by default")
+    with cli.group("Text"):
+        flags.DEFINE_string("text", "", "the source itself")
+        flags.DEFINE_string("input", "", "file of sources, one a line; - for standard input")
+    with cli.group("Output"):
+        flags.DEFINE_string("out", "", "file of targets to make; standard output by default")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """Compiles a recipe ahead of time for TPUs or GPUs, and reports what a step needs there.
 
-    python -m ddm_jax.aot --config=configs/radd_small.py --topology=v5e:16x16 --layout=fsdp
+    python -m ddm_jax.aot --config=radd_small --topology=v5e:16x16 --layout=fsdp
+    python -m ddm_jax.aot --config=radd_small --topology=h200:8 --search_batch
 
 It reads no data and needs no device, only the compiler: `pip install "jax[tpu]"` (or "cuda13").
 Memory is the compiler's own answer. Time is an estimate, the roofline of public figures
-(costs/roofline.py). Without a GPU, the compiler for GPUs cannot try which kernels are fastest and
+(docs/scaling.md). Without a GPU, the compiler for GPUs cannot try which kernels are fastest and
 has no cuDNN: everything reported for GPUs is an estimate.
 """
 
@@ -32,16 +33,19 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    cli.define_config()
-    flags.DEFINE_string("topology", "", "TPUs or GPUs: v5e:16x16, v5p:2x2x2, h200:8")
-    flags.DEFINE_integer(
-        "slices", 1, "number of such slices or nodes, connected by the data-centre network"
-    )
-    flags.DEFINE_string("layout", "", f"{', '.join(LAYOUTS)}; the recipe's if empty")
-    flags.DEFINE_string("axes", "", "sizes of the mesh's axes, such as data=16,fsdp=16")
-    flags.DEFINE_enum("program", "train", ["train", "sample"], "which step to compile")
-    flags.DEFINE_bool("search_batch", False, "find the largest batch that fits")
-    flags.DEFINE_bool("table", False, "show how each parameter is split over the devices")
+    with cli.group("The program"):
+        cli.define_config()
+        flags.DEFINE_string("layout", "", f"{', '.join(LAYOUTS)}; the recipe's if empty")
+        flags.DEFINE_string("axes", "", "sizes of the mesh's axes, such as data=16,fsdp=16")
+        flags.DEFINE_enum("program", "train", ["train", "sample"], "which step to compile")
+    with cli.group("The machine"):
+        flags.DEFINE_string("topology", "", "TPUs or GPUs: v5e:16x16, v5p:2x2x2, h200:8")
+        flags.DEFINE_integer(
+            "slices", 1, "number of such slices or nodes, connected by the data-centre network"
+        )
+        flags.DEFINE_bool("search_batch", False, "find the largest batch that fits")
+    with cli.group("Output"):
+        flags.DEFINE_bool("table", False, "show how each parameter is split over the devices")
     cli.define_json()
 
 

@@ -1,6 +1,7 @@
 """Trains objectives x layouts x seeds and makes one page of them.
 
-    python -m ddm_jax.compare --config=configs/compare_tiny.py --workdir=work/compare --devices=8
+    python -m ddm_jax.compare --config=compare_tiny --workdir=work/compare --devices=8
+    python -m ddm_jax.compare --config=compare_tiny --plan
 
 Every cell is an ordinary run; rerunning the command after an interruption resumes it. The page,
 report.html, opens from disk; report.json has its numbers.
@@ -46,34 +47,43 @@ _LEAST = {"jobs": 1, "devices": 1, "samples": 0, "steps": 1}
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    cli.define_config()
-    flags.DEFINE_string("workdir", "", "folder of all cells and of the page")
-    flags.DEFINE_list(
-        "objectives",
-        ["radd_t_dce", "udlm:model.time=adaln", "ar"],
-        "objectives to train; NAME:FIELD=VALUE sets config fields for one of them",
-    )
-    flags.DEFINE_list("layouts", ["dp", "fsdp", "tp"], "layouts; the first is the reference")
-    flags.DEFINE_list("seeds", ["0", "1"], "seeds to train each objective and layout with")
-    flags.DEFINE_integer("steps", None, "config.train.steps; the recipe's by default")
-    flags.DEFINE_integer("devices", None, "number of virtual CPU devices to run on")
-    flags.DEFINE_integer("jobs", 1, "cells at once; more than 1 slow each other down")
-    flags.DEFINE_multi_string(
-        "from", [], "make the page of these work directories without training; may be repeated"
-    )
-    flags.DEFINE_bool("plan", False, "print what would run and for how long, without running it")
-    flags.DEFINE_float("step_s", None, "with --plan: seconds of a step, if you know them")
-    flags.DEFINE_string("topology", "", "with --plan: TPUs or GPUs to compile for, see ddm_jax.aot")
-    flags.DEFINE_integer("samples", 64, "texts to draw of each objective; 0 for none")
-    flags.DEFINE_list("sample_steps", ["4", "8", "16", "32"], "steps of the samplers")
-    flags.DEFINE_string(
-        "judge",
-        "auto",
-        "judge of the texts: a --judge of ddm_jax.evaluate; auto (an ar cell); none",
-    )
-    flags.DEFINE_bool(
-        "cells_only", False, "make no page, for the processes of a pod; make it later with --from"
-    )
+    with cli.group("What to train"):
+        cli.define_config()
+        flags.DEFINE_string("workdir", "", "folder of all cells and of the page")
+        flags.DEFINE_list(
+            "objectives",
+            ["radd_t_dce", "udlm:model.time=adaln", "ar"],
+            "objectives to train; NAME:FIELD=VALUE sets config fields for one of them",
+        )
+        flags.DEFINE_list("layouts", ["dp", "fsdp", "tp"], "layouts; the first is the reference")
+        flags.DEFINE_list("seeds", ["0", "1"], "seeds to train each objective and layout with")
+        flags.DEFINE_integer("steps", None, "config.train.steps; the recipe's by default")
+        flags.DEFINE_integer("devices", None, "number of virtual CPU devices to run on")
+        flags.DEFINE_integer("jobs", 1, "cells at once; more than 1 slow each other down")
+        flags.DEFINE_multi_string(
+            "from", [], "make the page of these work directories without training; may be repeated"
+        )
+        flags.DEFINE_bool(
+            "cells_only",
+            False,
+            "make no page, for the processes of a pod; make it later with --from",
+        )
+    with cli.group("Plan"):
+        flags.DEFINE_bool(
+            "plan", False, "print what would run and for how long, without running it"
+        )
+        flags.DEFINE_float("step_s", None, "with --plan: seconds of a step, if you know them")
+        flags.DEFINE_string(
+            "topology", "", "with --plan: TPUs or GPUs to compile for, see ddm_jax.aot"
+        )
+    with cli.group("Texts on the page"):
+        flags.DEFINE_integer("samples", 64, "texts to draw of each objective; 0 for none")
+        flags.DEFINE_list("sample_steps", ["4", "8", "16", "32"], "steps of the samplers")
+        flags.DEFINE_string(
+            "judge",
+            "auto",
+            "judge of the texts: a --judge of ddm_jax.evaluate; auto (an ar cell); none",
+        )
     cli.define_json()
 
 
