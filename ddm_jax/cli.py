@@ -34,8 +34,8 @@ def run(
 ) -> None:
     """Runs absl's app.run; a UserError is printed and ends the program with exit code 2.
 
-    Ctrl-C ends it with 130, unless `main` handles it.
-    --help prints the docstring of the module of `main` and the flags that `define_flags` defines.
+    Ctrl-C ends it with 130, unless `main` handles it. --help prints the docstring of
+    the module of `main` and the flags that `define_flags` defines.
 
     Args:
       main: receives what is left of the command line after the flags; returns the exit code, None
