@@ -210,8 +210,19 @@ def _recipe_mistake(error: BaseException, frames: traceback.StackSummary) -> str
     return f"{line.filename}, line {line.lineno}: `{line.line}` {wrong}."
 
 
+def _sentence(error: BaseException) -> str:
+    """What a user can do about an error; "" if it is a bug, or Ctrl-C."""
+    from ddm_jax.costs.memory import exhausted  # imports jax
+
+    if isinstance(error, UserError):
+        return str(error)
+    if reason := exhausted(error):
+        return f"Out of memory ({reason}): use smaller batches or a device with more memory."
+    return ""
+
+
 def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequence[str]], T]:
-    """The function, whose UserErrors are printed as one sentence and end the process."""
+    """The function, whose errors end the process, with one sentence if a user can mend them."""
 
     def wrapped(argv: Sequence[str]) -> T:
         try:
@@ -219,8 +230,8 @@ def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequen
         except (Exception, KeyboardInterrupt) as error:
             from ddm_jax.parallel import processes  # imports jax, which not all commands need
 
-            if isinstance(error, UserError):
-                print(f"error: {processes.label()}{error}", file=sys.stderr)
+            if sentence := _sentence(error):
+                print(f"error: {processes.label()}{sentence}", file=sys.stderr)
                 processes.exit_process(2)
             processes.end_all_processes(error)
             if isinstance(error, KeyboardInterrupt):

@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         f"Step {run.step} of {workdir}: {request.num} sequences of {length} tokens, "
         f"{sampler_config.name} sampler, {sampler_config.steps} steps"
     )
+    say("Compiling the sampler ...")
     sampler = plan.compile_for(run)
     say(f"Compiled the sampler in {sampler.compile_s:.1f} s")
     samples, seconds = _draw(sampler, plan, tokenizer)

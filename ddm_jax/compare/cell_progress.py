@@ -91,6 +91,6 @@ def status_of(cell: Cell) -> str:
             )
     with suppress(OSError):
         lines = cell.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        if known := [x for x in lines if re.match(r"Compiled|Starting|Resuming", x)]:
+        if known := [x for x in lines if re.match(r"Compil|Starting|Resuming", x)]:
             return f"{cell.name}: {known[-1].split(' in ')[0]}"
     return f"{cell.name}: starting"

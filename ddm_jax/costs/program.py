@@ -28,12 +28,13 @@ def program_costs(
       program's text cannot be read}.
     """
     return {
-        "memory_bytes": _memory_bytes(compiled),
+        "memory_bytes": memory_bytes(compiled),
         "collectives": _collective_bytes(compiled, devices, warn),
     }
 
 
-def _memory_bytes(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+def memory_bytes(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+    """The part `memory_bytes` of `program_costs`."""
     memory = compiled.memory_analysis()
     if not memory:
         return None

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ddm_jax.costs.memory import lower_batch, out_of_memory
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.diffusion.process import Process
 from ddm_jax.experiment import make_sampler
@@ -87,6 +88,9 @@ def compile_sampler(
       batch_size: sequences per batch.
       top_k: draws from the `top_k` best tokens; 0 for all.
       top_p: draws from the best tokens of this total probability.
+
+    Raises:
+      UserError: a device has run out of memory.
     """
     config = run.config
     spec = make_spec(config.sampler.steps, config.sampler.temperature, top_k, top_p)
@@ -95,7 +99,8 @@ def compile_sampler(
     rows = layout.put_batch({"prompt": empty, "fixed": empty > 0})
     program = make_program(make_sampler(config), run.network.apply, run.process)
     begin = time.perf_counter()
-    compiled = program.lower(run.params, key, **rows, spec=spec).compile()
+    with out_of_memory(f"A batch of {batch_size} sequences", lambda: lower_batch(batch_size)):
+        compiled = program.lower(run.params, key, **rows, spec=spec).compile()
     compile_s = time.perf_counter() - begin
     return CompiledSampler(compiled, run.params, spec, layout, batch_size, compile_s)
 
@@ -111,6 +116,9 @@ def draw_batches(
       num: sequences. The last batch is drawn whole and then cut.
       seed: the same seed and batch size draw the same sequences.
       first_batch: begins at this batch, to resume.
+
+    Raises:
+      UserError: a device has run out of memory.
     """
     size = sampler.batch_size
     key = jax.device_put(jax.random.key(seed), sampler.layout.replicated)
@@ -119,8 +127,9 @@ def draw_batches(
         rows = sampler.layout.put_batch(_rows(prompt, start, size))
         batch_key = jax.random.fold_in(key, number)
         begin = time.perf_counter()
-        out = sampler.program(sampler.params, batch_key, **rows, spec=sampler.spec)
-        tokens, stats = jax.device_get(out)
+        with out_of_memory(f"A batch of {size} sequences", lambda: lower_batch(size)):
+            out = sampler.program(sampler.params, batch_key, **rows, spec=sampler.spec)
+            tokens, stats = jax.device_get(out)
         seconds = time.perf_counter() - begin
         yield Batch(tokens[: num - start], stats.nfe[: num - start], seconds)
 

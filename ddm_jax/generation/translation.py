@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from ddm_jax.config import Config
+from ddm_jax.costs.memory import lower_batch, out_of_memory
 from ddm_jax.data.pair_encoding import bucket_shapes, decode, encode
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
@@ -180,19 +181,21 @@ def translate(
       nested: whether another progress bar is shown at the same time (`ProgressBar`).
 
     Raises:
-      UserError: a source is longer than data.source_length.
+      UserError: a source is longer than data.source_length, or a device has run out of memory.
     """
     timed = (translator.lengths, translator.draw)
     before = [(t.seconds, t.compile_s) for t in timed]
     ids = _encoded(translator, sources, name)
-    number = translator.config.sampler.candidates
-    items = [x for x in _items(translator, params, ids) for _ in range(number)]
-    items.sort(key=lambda item: item.shape)
+    number, size = translator.config.sampler.candidates, translator.config.eval.batch_size
     found: list[list[_Drawn]] = [[] for _ in sources]
-    with ProgressBar(len(items), unit="target", nested=nested) as progress:
-        for done, (item, drawn) in enumerate(_draw(translator, params, ids, items, seed), start=1):
-            found[item.source].append(drawn)
-            progress.update(done)
+    with out_of_memory(f"A batch of {size} targets", lambda: lower_batch(size)):
+        items = [x for x in _items(translator, params, ids) for _ in range(number)]
+        items.sort(key=lambda item: item.shape)
+        drawn_items = _draw(translator, params, ids, items, seed)
+        with ProgressBar(len(items), unit="target", nested=nested) as progress:
+            for done, (item, drawn) in enumerate(drawn_items, start=1):
+                found[item.source].append(drawn)
+                progress.update(done)
     return Translations(
         texts=[_chosen(translator.config, of) for of in found],
         candidates=[[drawn.text for drawn in of] or [""] for of in found],

@@ -1,6 +1,7 @@
 """Training: the loop around the step, with its logs, checkpoints and validations."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from ddm_jax.config import Config
+from ddm_jax.costs.memory import out_of_memory
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment, build
 from ddm_jax.parallel import processes
@@ -21,6 +23,7 @@ from ddm_jax.runs.progress import Progress
 from ddm_jax.runs.record import check_workdir
 from ddm_jax.settle import describe, settle
 from ddm_jax.training.curve import draw_curve
+from ddm_jax.training.memory_settings import step_settings, validation_settings
 from ddm_jax.training.metric_writers import Writers
 from ddm_jax.training.profile import Profile
 from ddm_jax.training.programs import CompiledSteps, make_train_program
@@ -117,13 +120,15 @@ def train_experiment(
 
     Raises:
       UserError: the folder holds another run, its checkpoints cannot be read or are not those that
-        other processes see, or the loss was not finite for train.max_bad_steps steps in a row.
+        other processes see, memory does not suffice, or the loss was not finite for
+        train.max_bad_steps steps in a row.
     """
+    remedy = functools.partial(step_settings, experiment.config, experiment.layout)
     processes.barrier("training starts")
     with processes.Watchdog(stall_timeout) as watch:
         training = _Training(experiment, workdir, watch)
         try:
-            with Interrupt() as interrupt:
+            with Interrupt() as interrupt, out_of_memory("Training", remedy):
                 training.run(interrupt)
         except BaseException as error:
             processes.end_all_processes(error)
@@ -175,7 +180,7 @@ class _Training:
             self._writers = Writers(workdir, start.step, project, dataclasses.asdict(config))
         self._profile = Profile(workdir / "profile", config.train.profile)
         self._validate = make_validation(experiment, workdir)
-        self._compiled = CompiledSteps(program, workdir, self._progress, watch)
+        self._compiled = CompiledSteps(config, program, workdir, self._progress, watch)
 
     def run(self, interrupt: Interrupt) -> None:
         """Trains to the last step, or until an interrupt."""
@@ -184,8 +189,7 @@ class _Training:
         if self.step < self._config.train.steps:
             self._take_steps(interrupt)
         if not self.validation and not self.signal:  # the run had ended before
-            with self._watch.slow():
-                self.validation = self._validate(self._state.ema, self.step)
+            self.validation = self._measure()
 
     def close(self) -> None:
         """Waits for the checkpoints, and closes all files and threads."""
@@ -268,10 +272,16 @@ class _Training:
 
     def _check(self) -> None:
         """Validates, and logs it."""
-        with self._watch.slow():
-            self.validation = self._validate(self._state.ema, self.step)
+        self.validation = self._measure()
         self._write(self.step, self.validation.metrics())
         self._progress.say(self.validation.describe(self.step))
+
+    def _measure(self) -> Validation:
+        if not self.validation:
+            self._progress.say("Compiling the validation and the sampler ...")
+        settings = functools.partial(validation_settings, self._config, self._layout)
+        with self._watch.slow(), out_of_memory("The validation", settings):
+            return self._validate(self._state.ema, self.step)
 
     def _is_due(self) -> bool:
         """Whether a validation belongs to the last step."""

@@ -6,16 +6,22 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from ddm_jax.config import TrainConfig
+from ddm_jax.config import Config, TrainConfig
+from ddm_jax.costs.memory import check_fits, device_memory, out_of_memory
 from ddm_jax.data.loading.loader import TrainIterator, train_iterator
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import Experiment
 from ddm_jax.parallel import processes
+from ddm_jax.parallel.placement import device_bytes
 from ddm_jax.runs.checkpoint import Checkpoints, folder_of
+from ddm_jax.runs.progress import say
 from ddm_jax.runs.record import write_record
 from ddm_jax.training.init_from import load_initial_weights
+from ddm_jax.training.memory_settings import state_settings
 from ddm_jax.training.programs import TrainProgram
 from ddm_jax.training.state import TrainState
+
+_STATE = "The train state (weights, average and optimizer state)"
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,12 @@ def start_run(experiment: Experiment, program: TrainProgram, workdir: Path) -> S
 
     Raises:
       UserError: the folder holds another run, its checkpoints cannot be read or are not those that
-        other processes see, or config.train.init_from does not fit.
+        other processes see, config.train.init_from does not fit, or the state exceeds the memory
+        of a device.
     """
     config, layout = experiment.config, experiment.layout
     write_record(workdir, config, experiment.data)
+    _check_state_fits(config, program)
     folder = _checkpoint_folder(workdir, config.train)
     checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_every)
     loader = train_iterator(
@@ -62,12 +70,26 @@ def start_run(experiment: Experiment, program: TrainProgram, workdir: Path) -> S
         state, position = restored
         loader.set_state(position)
     else:
-        state = program.jitted_init()(jax.random.key(config.seed))
+        with out_of_memory(_STATE, lambda: state_settings(config, layout)):
+            state = program.jitted_init()(jax.random.key(config.seed))
         if config.train.init_from:
             state = load_initial_weights(state, config, experiment.data.tokenizer, layout)
     step = int(state.step)
     _check_same_step(step, folder)
     return Start(state, step, restored is not None, loader, checkpoints, folder)
+
+
+def _check_state_fits(config: Config, program: TrainProgram) -> None:
+    """Raises UserError if the state that is restored or made exceeds the memory of a device."""
+    layout = program.layout
+    held = device_bytes(program.state, layout.state_shardings(program.state))
+    check_fits(
+        _STATE,
+        {"peak": held, "arguments": 0},
+        device_memory(layout.mesh.local_devices),
+        lambda: state_settings(config, layout),
+        warn=say,
+    )
 
 
 def _checkpoint_folder(workdir: Path, config: TrainConfig) -> epath.Path:

@@ -6,20 +6,25 @@ Most tests start the command in a fork (tests/commands.py).
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from configs.radd_tiny import get_config
 from ddm_jax.config import resolve
 from ddm_jax.costs import hlo
+from ddm_jax.costs.memory import DeviceMemory
+from ddm_jax.errors import UserError
 from ddm_jax.experiment import build
 from ddm_jax.runs.files import read_metrics
-from ddm_jax.training import loop
+from ddm_jax.training import loop, programs
+from ddm_jax.training import start as start_module
 from tests import commands
 from tests.commands import RECIPE, ROOT
 from tests.slow_steps import make_steps_slow
@@ -238,6 +243,36 @@ def test_hlo_that_cannot_be_read_does_not_stop_training(
     program = json.loads((tmp_path / "program.json").read_text())
     assert program["collectives"] is None
     assert program["memory_bytes"]["peak"] > 1000
+
+
+def test_step_that_exceeds_the_memory_ends_before_it_runs(
+    corpus, tmp_path, monkeypatch, capsys, one_device
+):
+    small = DeviceMemory(8 * 10**5, 8 * 10**5, host=True)
+    monkeypatch.setattr(programs, "device_memory", lambda _: small)
+    with pytest.raises(UserError, match=r"step for 8 x 16 tokens needs .* set config.train.micro"):
+        loop.train_experiment(small_experiment(corpus), tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "Compiling the step for 8 x 16 tokens ..."
+    assert re.fullmatch(r"Compiled the step in .* s; it needs 1.1 MB of memory", said[-1])
+    assert not numbers(tmp_path)
+    # nor is a state made that does not fit
+    smaller = DeviceMemory(10**5, 10**5, host=True)
+    monkeypatch.setattr(start_module, "device_memory", lambda _: smaller)
+    with pytest.raises(UserError, match=r"The train state .* needs .* smaller config.model.width"):
+        loop.train_experiment(small_experiment(corpus), tmp_path / "new")
+
+
+def test_validation_that_runs_out_of_memory_is_one_sentence(
+    corpus, tmp_path, monkeypatch, one_device
+):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(loop, "make_validation", lambda *_: fail)
+    with pytest.raises(UserError, match=r"The validation ran out .* set config.eval.batch_size=4"):
+        loop.train_experiment(small_experiment(corpus, train__steps=1), tmp_path)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
 IN_A_THREAD = """

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.config import Config
+from ddm_jax.costs.memory import lower_batch, out_of_memory
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.likelihood import estimators
@@ -223,7 +224,8 @@ def _batches(
         rows = {"tokens": tokens[first:last], "valid": valid[first:last]}
         batch = layout.put_batch({k: np.pad(x, filled) for k, x in rows.items()})
         index = jnp.arange(first, first + size)
-        nats, counts = jax.device_get(grouped(run.params, batch, index, seed))
+        with out_of_memory(f"A batch of {size} blocks", lambda: lower_batch(size)):
+            nats, counts = jax.device_get(grouped(run.params, batch, index, seed))
         yield nats[: last - first], counts[: last - first]
 
 
