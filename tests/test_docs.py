@@ -21,15 +21,17 @@ def pages(nav):
 
 
 def messages():
-    """The text of every UserError in the code, \\0 in place of its values."""
+    """A pattern of every UserError in the code: its text, with anything in place of the values."""
     for path in sorted((ROOT / "ddm_jax").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
                 parts = getattr(node.args[0], "values", node.args)
-                yield "".join(
-                    str(getattr(part, "value", "")) if isinstance(part, ast.Constant) else "\0"
-                    for part in parts
-                )
+                texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+                if len("".join(texts)) > 20:  # else any text is a case of it
+                    yield "".join(
+                        re.escape(part.value) if isinstance(part, ast.Constant) else ".*"
+                        for part in parts
+                    )
 
 
 def test_every_page_is_in_the_nav():
@@ -47,9 +49,7 @@ def test_troubleshooting_quotes_messages_of_the_code():
     quoted = [line for block in blocks for line in block.splitlines()]
     known = list(messages())
     assert len(quoted) > 20
-    for line in quoted:
-        pattern = ".*".join(map(re.escape, line.split("...")))
-        assert any(re.fullmatch(pattern, text, re.DOTALL) for text in known), line
+    assert not [x for x in quoted if not any(re.fullmatch(pattern, x) for pattern in known)]
 
 
 def test_troubleshooting_names_every_extra_that_a_user_may_need():
