@@ -149,11 +149,13 @@ class DataConfig:
     )
     root: str = setting("~/.cache/ddm_jax", "folder of prepared sets")
     validation_fraction: float = number(
-        0.04, "share held out for validation, if the source has no such split", low=0, high=0.5
+        0.04, "share held out for validation, if there is no such split", low=0, high=0.5
     )
     test_fraction: float = number(0.04, "likewise, for the test split", low=0, high=0.5)
     workers: int = number(0, "loader processes; 0 loads in a thread", low=0)
-    validation: str = setting("", "held-out pairs, named like source; empty: a fraction of it")
+    validation: str = setting(
+        "", "source of the validation split, named like source; empty: a fraction"
+    )
     test: str = setting("", "likewise, for the test split")
     source_length: int = number(256, "of pairs: tokens of the longest source, EOS included", low=2)
     buckets: int = number(

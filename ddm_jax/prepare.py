@@ -19,7 +19,7 @@ from ddm_jax import cli
 from ddm_jax.data.build.packing import PACKERS
 from ddm_jax.data.build.pairs import prepare_pairs
 from ddm_jax.data.build.text import prepare_text
-from ddm_jax.data.build.tfds_builder import BeamSpec
+from ddm_jax.data.build.tokenise_shards import BeamSpec
 from ddm_jax.data.sets.kinds import PreparedSet, Spec, default_folder, spec_type
 from ddm_jax.data.sets.pairs import PairSpec, PreparedPairs
 from ddm_jax.data.sets.text import TextSpec
@@ -30,7 +30,7 @@ from ddm_jax.errors import UserError
 FLAGS = flags.FLAGS
 # Flags that do not apply to the other kind of data.
 TEXT_FLAGS = ("pack", "beam_runner", "beam_options")
-PAIR_FLAGS = ("validation", "test", "source_length")
+PAIR_FLAGS = ("source_length",)
 
 
 def define_flags() -> None:
@@ -46,9 +46,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum("pack", text.pack, list(PACKERS), "How documents become blocks.")
     flags.DEFINE_string(
-        "validation", pairs.validation, "Held-out pairs, named like --source=pairs:...."
+        "validation", text.validation, "Source of the validation split, named like --source."
     )
-    flags.DEFINE_string("test", pairs.test, "Likewise.")
+    flags.DEFINE_string("test", text.test, "Likewise.")
     flags.DEFINE_float(
         "validation_fraction",
         text.validation_fraction,

@@ -83,7 +83,7 @@ class ProgressBar:
         if not self._total:
             return ""
         seconds = time.perf_counter() - self._begin
-        rest = (self._total - self._done) * seconds / (self._done - self._first)
+        rest = max(0, self._total - self._done) * seconds / (self._done - self._first)
         return f"{tqdm.format_interval(rest)} left"
 
 

@@ -262,7 +262,8 @@ def test_set_that_is_not_there_names_the_command_that_prepares_it(run, tmp_path,
 
 def test_text_without_a_held_out_block_is_refused_before_training(run, tmp_path):
     (tmp_path / "text").write_text("to be or not to be " * 100)
-    args = [*small_data(tmp_path, f"text:{tmp_path}/text"), "--config.data.validation_fraction=0"]
+    args = small_data(tmp_path, f"text:{tmp_path}/text")
+    args += overrides(data__validation_fraction=0, data__test_fraction=0)
     ended = run(RECIPE, *args)
     last = ended.stderr.splitlines(keepends=True)[-1]
     assert_one_sentence(ended._replace(stderr=last), "validation split", "validation_fraction")

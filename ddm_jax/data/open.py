@@ -46,7 +46,7 @@ def open_or_prepare(config: DataConfig) -> PreparedSet:
     if isinstance(spec, PairSpec):
         with lock:
             return _with_reading_options(prepare_pairs(spec, folder), config)
-    if is_prepared(folder) or sources.is_local(config.source):
+    if is_prepared(folder) or all(map(sources.is_local, spec.named.values())):
         with lock:
             return prepare_text(spec, folder)
     raise UserError(
@@ -80,10 +80,12 @@ def _check_match(prepared: PreparedSet, config: DataConfig) -> None:
 
 def _fields_to_match(prepared: PreparedSet, config: DataConfig) -> Mapping[str, Any]:
     """Returns the config's values of the fields of the spec that a batch depends on."""
+    held_out = {"validation": config.validation, "test": config.test}
+    named = {field: source for field, source in held_out.items() if source}
     if isinstance(prepared, PreparedText):
-        return {"length": config.length, "pack": config.pack}
-    files = {"validation": config.validation, "test": config.test}
-    named = {f: pair_files.absolute(spec, f"data.{f}") for f, spec in files.items() if spec}
+        named = {field: sources.absolute(source, field) for field, source in named.items()}
+        return {"length": config.length, "pack": config.pack, **named}
+    named = {f: pair_files.absolute(source, f"data.{f}") for f, source in named.items()}
     return {"length": config.length, "source_length": config.source_length, **named}
 
 
@@ -91,13 +93,6 @@ def _check_reading_options(spec: Spec, config: DataConfig) -> None:
     """Refuses fields of the config that are not part of the spec and do not fit it."""
     if isinstance(spec, PairSpec):
         pair_encoding.bucket_shapes(spec.length, spec.source_length, config.buckets)
-        return
-    for field in ("validation", "test"):
-        if getattr(config, field):
-            raise UserError(
-                f"data.{field}={getattr(config, field)} names held-out pairs, but data.source="
-                f"{config.source} is text: leave it empty, or use data.source=pairs:NAME."
-            )
 
 
 def _with_reading_options(prepared: PreparedSet, config: DataConfig) -> PreparedSet:

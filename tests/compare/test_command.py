@@ -19,6 +19,7 @@ SETTINGS = {
     "data.tokenizer": "bytes",
     "data.length": 16,
     "data.validation_fraction": 0.2,
+    "data.test_fraction": 0.0,
     "train.batch_size": 12,
     "train.log_every": 5,
     "train.checkpoint_every": 50,

@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import os
 import random
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from ddm_jax.data.sets.pairs import PairSpec
+from ddm_jax.data.sets.text import PreparedText, TextSpec
 
 WORDS = ("liberty", "états", "commerce", "naïve", "Москва", "peace", "日本", "treasury", "🎈")
 
@@ -23,6 +29,18 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
 def write_jsonl(path: Path, documents: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path
+
+
+def read_all(prepared: PreparedText, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and valid positions of all blocks of a split."""
+    blocks = prepared.records(split)
+    return blocks.read(range(len(blocks)))
+
+
+def small(source: str, **changes: object) -> TextSpec:
+    """Bytes in blocks of 32."""
+    spec = TextSpec(source, "bytes", 32, "wrap", validation_fraction=0.1, test_fraction=0.1)
+    return dataclasses.replace(spec, **changes)
 
 
 def english(count: int = 400) -> list[str]:
@@ -60,3 +78,21 @@ def pair_spec(source: str, **changes: object) -> PairSpec:
 def rows_of(k: int, count: int) -> Callable[[int], range]:
     """The rows of process k of `count`."""
     return lambda size: range(k * size // count, (k + 1) * size // count)
+
+
+def interrupt_after_a_shard() -> None:
+    """For `before` of tests/commands.py: Ctrl-C comes when the first of many shards is written."""
+    from ddm_jax.data.build import text
+    from ddm_jax.data.sources import shards
+
+    tokenise = text.tokenise
+
+    def tokenise_and_interrupt(job, *args):
+        size = tokenise(job, *args)
+        if job.index == 0:
+            print("a shard is written", file=sys.stderr)
+            os.kill(os.getpid(), signal.SIGINT)
+        return size
+
+    text.tokenise = tokenise_and_interrupt
+    shards.SHARD_BYTES = (1000, 1000)

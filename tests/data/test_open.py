@@ -13,14 +13,9 @@ from ddm_jax.data.open import open_or_prepare, prepare_command
 from ddm_jax.data.sets.kinds import default_folder
 from ddm_jax.data.sets.text import PreparedText, TextSpec
 from ddm_jax.errors import UserError
-from tests.data.corpora import make_documents, write_jsonl
+from tests.data.corpora import make_documents, small, write_jsonl
 
 prepare_text = functools.partial(prepare_module.prepare_text, progress=False)
-
-
-def small(source: str, **changes: object) -> TextSpec:
-    spec = TextSpec(source, "bytes", 32, "wrap", validation_fraction=0.1, test_fraction=0.1)
-    return dataclasses.replace(spec, **changes)
 
 
 def config(spec: TextSpec, root: Path, **changes: Any) -> DataConfig:
@@ -44,9 +39,16 @@ def test_default_folder_depends_on_every_field(tmp_path: Path):
     assert folder.name.startswith("jsonl_ab-sentencepiece_2048-L256-wrap-")
     changes = {"source": "embedded", "tokenizer": "gpt2", "length": 8, "pack": "pad"}
     changes |= {"validation_fraction": 0.3, "test_fraction": 0.3}
+    changes |= {"validation": "embedded", "test": "embedded"}
     others = [dataclasses.replace(spec, **{name: value}) for name, value in changes.items()]
     names = {default_folder(tmp_path, other).name.rsplit("-", 1)[1] for other in [spec, *others]}
     assert len(names) == 1 + len(dataclasses.fields(spec))
+
+
+def test_default_folder_without_named_splits_is_that_of_earlier_versions(tmp_path: Path):
+    spec = TextSpec(source="jsonl:/data/a b.jsonl", tokenizer="sentencepiece:2048", length=256)
+    # as version 0.2.0 named it
+    assert default_folder(tmp_path, spec).name == "jsonl_ab-sentencepiece_2048-L256-wrap-f54aea15"
 
 
 def test_local_source_is_prepared_when_a_run_asks_for_it(tmp_path: Path, corpus: str):
@@ -56,11 +58,18 @@ def test_local_source_is_prepared_when_a_run_asks_for_it(tmp_path: Path, corpus:
     assert open_or_prepare(config(spec, tmp_path)) == prepared
 
 
-@pytest.mark.parametrize("source", ["tfds:lm1b", "hf:owner/name:config"])
-def test_source_that_must_be_downloaded_names_the_command(tmp_path: Path, source: str):
-    spec = small(source)
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"source": "tfds:lm1b"},
+        {"source": "hf:owner/name:config"},
+        {"source": "embedded", "validation": "hf:owner/name"},
+    ],
+)
+def test_source_that_must_be_downloaded_names_the_command(tmp_path: Path, named: dict):
+    spec = small(**named)
     expected = prepare_command(spec, default_folder(tmp_path, spec))
-    assert f"--source={source}" in expected
+    assert all(f"--{field}={source}" in expected for field, source in named.items())
     with pytest.raises(UserError) as error:
         open_or_prepare(config(spec, tmp_path))
     assert expected in str(error.value)
@@ -82,6 +91,7 @@ def test_prepared_folder_is_opened_as_it_is(wrapped: PreparedText, tmp_path: Pat
         ("tokenizer", "sentencepiece:2048", "data.tokenizer=.* does not match the data"),
         ("length", 64, "data.length=64 does not match the data.*length=32"),
         ("pack", "pad", "data.pack=pad does not match the data.*pack=wrap"),
+        ("test", "embedded", "data.test=embedded does not match the data.*test=;"),
     ],
 )
 def test_prepared_folder_unlike_the_config_is_refused(
@@ -90,13 +100,3 @@ def test_prepared_folder_unlike_the_config_is_refused(
     asked = {"source": str(wrapped.folder), field: value}
     with pytest.raises(UserError, match=complaint):
         open_or_prepare(config(wrapped.spec, tmp_path, **asked))
-
-
-@pytest.mark.parametrize("field", ["validation", "test"])
-def test_held_out_pairs_of_text_are_refused(
-    wrapped: PreparedText, tmp_path: Path, corpus: str, field: str
-):
-    for source in (corpus, str(wrapped.folder)):
-        asked = config(wrapped.spec, tmp_path, source=source, **{field: "pairs:a,b"})
-        with pytest.raises(UserError, match=rf"data\.{field}=pairs:a,b names held-out pairs"):
-            open_or_prepare(asked)

@@ -144,7 +144,7 @@ def test_set_is_the_same_for_any_number_of_threads(
 
 
 def test_finished_pairs_are_reused(pairs_set: PreparedPairs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prepare_module.tfds_builder, "write", None)
+    monkeypatch.setattr(prepare_module, "_write", None)
     assert prepare_pairs(pairs_set.spec, pairs_set.folder) == pairs_set
     assert open_folder(pairs_set.folder) == pairs_set
     for field, value in {"length": 8, "source": "pairs:embedded", "test": "pairs:a,b"}.items():
@@ -206,6 +206,22 @@ def test_file_without_a_whole_pair_is_refused(tmp_path: Path):
     path = write_pairs(tmp_path / "a.jsonl", [("", "a"), ("b", " ")])
     with pytest.raises(UserError, match="gives no pair to train on"):
         prepare_pairs(pair_spec(path), tmp_path / "set")
+
+
+def test_empty_split_is_refused_and_leaves_nothing(tmp_path: Path, pair_source: str):
+    for changes, complaint in (
+        (
+            {"test_fraction": 0.0001},
+            r"the test split no pair that fits .*data\.test_fraction=0\.0001",
+        ),
+        (
+            {"validation": write_pairs(tmp_path / "a.jsonl", [("a" * 200, "b")])},
+            r"fits .*\(1 do not\)",
+        ),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            prepare_pairs(pair_spec(pair_source, **changes), tmp_path / "sets" / "set")
+        assert not list((tmp_path / "sets").iterdir())
 
 
 def test_split_without_a_pair_names_the_remedy(tmp_path: Path, pair_source: str):

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,27 +16,17 @@ import tensorflow_datasets as tfds
 
 from ddm_jax.data.build import text as prepare_module
 from ddm_jax.data.build import tfds_builder as builder
-from ddm_jax.data.build.tfds_builder import BeamSpec
-from ddm_jax.data.sets.text import PreparedText, TextSpec, open_text
+from ddm_jax.data.build.tokenise_shards import BeamSpec
+from ddm_jax.data.sets.text import PreparedText, open_text
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.splits import SPLITS
 from ddm_jax.data.tokenizers import characters
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from tests.data.corpora import make_documents, write_jsonl
+from tests.data.corpora import make_documents, read_all, small, write_jsonl
 
 prepare_text = functools.partial(prepare_module.prepare_text, progress=False)
-
-
-def read_all(prepared: PreparedText, split: str) -> tuple[np.ndarray, np.ndarray]:
-    blocks = prepared.records(split)
-    return blocks.read(range(len(blocks)))
-
-
-def small(source: str, **changes: object) -> TextSpec:
-    spec = TextSpec(source, "bytes", 32, "wrap", validation_fraction=0.1, test_fraction=0.1)
-    return dataclasses.replace(spec, **changes)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -150,10 +141,32 @@ def test_set_is_the_same_for_any_number_of_workers_and_shards(
     tmp_path: Path, corpus: str, wrapped: PreparedText, monkeypatch: pytest.MonkeyPatch
 ):
     one = prepare_text(wrapped.spec, tmp_path / "one", workers=1)
-    monkeypatch.setattr("ddm_jax.data.sources.text_files.SHARD_BYTES", (1000, 1000))
+    monkeypatch.setattr("ddm_jax.data.sources.shards.SHARD_BYTES", (1000, 1000))
     assert len(sources.open_source(corpus).shards["train"]) > 10
     many = prepare_text(wrapped.spec, tmp_path / "many", workers=4)
     assert files(one.folder) == files(many.folder) == files(wrapped.folder)
+
+
+@pytest.mark.parametrize("pack", ["wrap", "pad"])
+def test_set_is_the_same_for_any_size_of_chunks(
+    tmp_path: Path, corpus: str, pack: str, monkeypatch: pytest.MonkeyPatch
+):
+    one = prepare_text(small(corpus, pack=pack), tmp_path / "one")
+    monkeypatch.setattr("ddm_jax.data.build.tokenise_shards.CHUNK_CHARS", 300)
+    monkeypatch.setattr(builder, "READ_BLOCKS", 7)
+    monkeypatch.setattr(builder, "WRITE_RECORDS", 100)
+    many = prepare_text(small(corpus, pack=pack), tmp_path / "many")
+    assert files(one.folder) == files(many.folder)
+
+
+def test_records_in_several_files_are_read_in_order(
+    tmp_path: Path, wrapped: PreparedText, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(builder, "FILE_BYTES", 100 * 32 * 2)  # 100 blocks of 32 ids of 2 bytes
+    cut = prepare_text(wrapped.spec, tmp_path / "set")
+    assert len(list(cut.folder.glob("*train*"))) > 5
+    for split in SPLITS:
+        np.testing.assert_array_equal(read_all(cut, split)[0], read_all(wrapped, split)[0])
 
 
 @pytest.mark.parametrize("pack", ["wrap", "pad"])
@@ -161,7 +174,7 @@ def test_beam_prepares_the_same_set(
     tmp_path: Path, corpus: str, pack: str, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("apache_beam", reason="the extra `beam` is not installed")
-    monkeypatch.setattr("ddm_jax.data.sources.text_files.SHARD_BYTES", (5000, 5000))
+    monkeypatch.setattr("ddm_jax.data.sources.shards.SHARD_BYTES", (5000, 5000))
     spec = small(corpus, pack=pack)
     here = prepare_text(spec, tmp_path / "here")
     beam = prepare_text(spec, tmp_path / "beam", beam=BeamSpec())
@@ -194,46 +207,6 @@ def test_ids_above_16_bits_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tokens, _ = read_all(prepared, "train")
     assert tokens.min() >= 70_000
     assert tokens.max() == 70_256
-
-
-def test_splits_of_the_source_are_kept(tmp_path: Path):
-    folder = tmp_path / "corpus"
-    train, validation = make_documents(200, seed=1), make_documents(20, seed=2)
-    _build_tfds(folder, {"train": train, "validation": validation})
-    spec = small(f"tfds:{folder}", pack="pad", length=600)
-    prepared = prepare_text(spec, tmp_path / "set")
-    texts = {split: _texts(prepared, split) for split in SPLITS}
-    assert texts["validation"] == set(validation)
-    assert texts["test"]
-    assert texts["train"] | texts["test"] == set(train)
-    assert not texts["train"] & texts["test"]
-
-
-def _texts(prepared: PreparedText, split: str) -> set[str]:
-    """The documents of a padded split, none of which was cut."""
-    rows = zip(*read_all(prepared, split), strict=True)
-    return {prepared.tokenizer.decode(tokens[valid]) for tokens, valid in rows}
-
-
-def _build_tfds(folder: Path, splits: dict[str, list[str]]) -> None:
-    class Texts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        code_path = None
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "id": np.int32})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager: object) -> dict:
-            return {name: self._generate_examples(texts) for name, texts in splits.items()}
-
-        def _generate_examples(self, texts: list[str]):
-            yield from ((i, {"text": text, "id": i}) for i, text in enumerate(texts))
-
-    made = Texts(data_dir=str(folder / "root"))
-    made.download_and_prepare(file_format="array_record")
-    for path in Path(made.data_dir).iterdir():
-        path.rename(folder / path.name)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt()])
@@ -323,6 +296,16 @@ def test_bad_spec_is_named_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_set_of_an_earlier_version_opens(tmp_path: Path, wrapped: PreparedText):
+    """Its spec has no named splits."""
+    shutil.copytree(wrapped.folder, tmp_path / "set")
+    record = json.loads((tmp_path / "set" / "ddm_jax.json").read_text())
+    assert record["spec"].pop("validation") == record["spec"].pop("test") == ""
+    (tmp_path / "set" / "ddm_jax.json").write_text(json.dumps(record))
+    opened = dataclasses.replace(wrapped, folder=tmp_path / "set")
+    assert prepare_text(wrapped.spec, tmp_path / "set") == opened
+
+
 def test_damaged_record_is_named(tmp_path: Path, wrapped: PreparedText):
     (tmp_path / "ddm_jax.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(UserError, match="damaged"):
@@ -330,19 +313,6 @@ def test_damaged_record_is_named(tmp_path: Path, wrapped: PreparedText):
     (tmp_path / "ddm_jax.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(UserError, match="has format 99"):
         open_text(tmp_path)
-
-
-def test_hugging_face_splits_are_kept(tmp_path: Path):
-    pytest.importorskip("datasets", reason="the extra `hf` is not installed")
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    train, validation = make_documents(200, seed=1), make_documents(20, seed=2)
-    write_jsonl(corpus / "train.jsonl", train)
-    write_jsonl(corpus / "validation.jsonl", validation)
-    prepared = prepare_text(small(f"hf:{corpus}", pack="pad", length=600), tmp_path / "set")
-    assert _texts(prepared, "validation") == set(validation)
-    assert _texts(prepared, "train") | _texts(prepared, "test") == set(train)
-    assert prepared.splits["test"].documents
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path, corpus: str):

@@ -35,7 +35,7 @@ def test_splits_of_the_source_are_not_carved_again():
 
 def test_embedded_held_out_splits_spread_over_the_centuries():
     (shards,) = sources.open_source("embedded").shards.values()
-    years = [int(path.name[:4]) for shard in shards for path in shard.read.args[0]]
+    years = [int(span.path.name[:4]) for shard in shards for span in shard.read.args[1]]
     texts = [text for shard in shards for text in shard.read()]
     for split in ("validation", "test"):
         found = [

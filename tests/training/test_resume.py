@@ -40,6 +40,7 @@ SETTINGS = {
     "data.tokenizer": "bytes",
     "data.length": 16,
     "data.validation_fraction": 0.2,
+    "data.test_fraction": 0.0,
     "optim.warmup_steps": 5,
     "optim.decay": "constant",
     "train.steps": STEPS,

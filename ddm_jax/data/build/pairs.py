@@ -1,10 +1,11 @@
 """Parallel text -> prepared set of pairs.
 
-The text is never held in memory as a whole. It is read several times: for its fingerprint, to
-count the pairs, to train a tokenizer, and once for each split.
+The text is never held in memory as a whole. It is read several times: for its fingerprint and the
+number of pairs, to train a tokenizer, and once for each split.
 """
 
 import functools
+import hashlib
 import itertools
 import os
 from collections import Counter
@@ -12,20 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from ddm_jax.data import pair_encoding
-from ddm_jax.data.build import tfds_builder
 from ddm_jax.data.build.atomic_folder import (
     check_free,
     check_reusable,
     publish,
     temporary_sibling,
 )
+from ddm_jax.data.build.plan import announce, check_asked
 from ddm_jax.data.sets.folder import COUNTS, is_prepared
 from ddm_jax.data.sets.kinds import open_folder
 from ddm_jax.data.sets.pairs import PairSpec, PairSplitInfo, PreparedPairs, lengths_file
@@ -36,8 +34,10 @@ from ddm_jax.data.splits import SPLITS, HeldOut, hash_position, split_of, withou
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
+from ddm_jax.progress import ProgressBar
 
 CHUNK = 1024  # pairs that a thread encodes at once
+PAIRS_PER_FILE = 2**20
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ def prepare_pairs(
       spec: what to prepare.
       out: folder to make; it appears when the set is finished, and not before.
       workers: threads that tokenise; all cores by default. The result does not depend on it.
-      progress: whether to show progress bars on stderr.
+      progress: whether to say on stderr what is done and how far it is.
 
     Raises:
-      UserError: bad spec or text, or `out` holds something else.
+      UserError: bad spec or text, `out` holds something else, or a split that the spec asks for
+        would have no pair that fits.
     """
     _check(spec)
     out = out.expanduser()
@@ -73,15 +74,17 @@ def prepare_pairs(
         assert isinstance(finished, PreparedPairs)  # the specs are equal
         return finished
     check_free(out)
-    for field, named in spec.files.items():
-        pair_files.find_files(named, f"data.{field}")
-    stamp, fingerprint = spec.stamp(), spec.fingerprint()
-    held_out = without_own_splits(HeldOut(spec.validation_fraction, spec.test_fraction), spec.files)
-    counted, empty = _count(spec, held_out)
+    files = {f: pair_files.find_files(named, f"data.{f}") for f, named in spec.named.items()}
+    if progress:
+        announce(spec, files, out)
+    stamp = spec.stamp()
+    held_out = without_own_splits(HeldOut(spec.validation_fraction, spec.test_fraction), spec.named)
+    fingerprint, counted, empty = _count(spec, held_out, progress)
     if not counted["train"]:
         raise _no_pair(spec)
     with temporary_sibling(out) as scratch:
-        tokenizer = tokenizers.make(spec.tokenizer, lambda: _train_texts(spec, held_out))
+        texts = functools.partial(_train_texts, spec, held_out, counted["train"], progress)
+        tokenizer = tokenizers.make(spec.tokenizer, texts)
         tallies = {split: _Tally(spec, tokenizer.vocab_size) for split in SPLITS}
         encode = functools.partial(_encode_chunks, tokenizer=tokenizer, threads=workers)
         pairs = {
@@ -89,11 +92,13 @@ def prepare_pairs(
             for split in SPLITS
             if counted[split]
         }
-        dtype = token_dtype(tokenizer.vocab_size)
-        built = tfds_builder.write(ParallelText(pairs, counted, dtype, scratch, progress), scratch)
+        records = {
+            split: _records(split, encoded, counted[split], tokenizer, progress)
+            for split, encoded in pairs.items()
+        }
+        built = _write(records, tokenizer, scratch)
         splits = {split: tallies[split].info(empty[split]) for split in SPLITS}
-        if not splits["train"].fitting:
-            raise _no_pair(spec)
+        _check_fitting(spec, splits)
         np.save(built / COUNTS, np.stack([tallies[split].counts for split in SPLITS]))
         for split in SPLITS:
             np.save(built / lengths_file(split), np.concatenate(tallies[split].lengths))
@@ -103,64 +108,45 @@ def prepare_pairs(
     return prepared
 
 
-class ParallelText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see __init_subclass__ of a library without types
+def _write(
+    records: Mapping[str, Iterator[dict[str, object]]], tokenizer: Tokenizer, folder: Path
+) -> Path:
     """Writes the pairs of each split, in order: ids of both sides, without EOS, and the texts."""
+    import tensorflow_datasets as tfds  # slow to import
 
-    VERSION = tfds.core.Version("1.0.0")
-    # Otherwise TFDS looks for checksums of downloads next to this file.
-    code_path = None
+    from ddm_jax.data.build import tfds_builder
 
-    def __init__(
-        self,
-        pairs: Mapping[str, Iterator[EncodedPair]],
-        totals: Mapping[str, int],
-        dtype: np.dtype,
-        data_dir: Path,
-        progress: bool,
-    ) -> None:
-        self._pairs = pairs
-        self._totals = totals
-        self._dtype = dtype
-        self._progress = progress
-        super().__init__(data_dir=str(data_dir))
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {}
-        for side in ("source", "target"):
-            features[side] = tfds.features.Tensor(
-                shape=(None,), dtype=self._dtype, encoding=tfds.features.Encoding.BYTES
-            )
-            features[f"{side}_text"] = tfds.features.Text()
-        return tfds_builder.UnpublishedInfo(
-            builder=self,
-            description="Pairs of texts and their tokens, prepared by ddm_jax.",
-            features=tfds.features.FeaturesDict(features),
-            # Grain shuffles when it reads; here the order is that of the text.
-            disable_shuffling=True,
+    features = {}
+    for side in ("source", "target"):
+        features[side] = tfds.features.Tensor(
+            shape=(None,),
+            dtype=token_dtype(tokenizer.vocab_size),
+            encoding=tfds.features.Encoding.BYTES,
         )
+        features[f"{side}_text"] = tfds.features.Text()
+    return tfds_builder.write(
+        "parallel_text",
+        "Pairs of texts and their tokens, prepared by ddm_jax.",
+        tfds.features.FeaturesDict(features),
+        records,
+        folder,
+        records_per_file=PAIRS_PER_FILE,
+    )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager
-        return {split: self._generate_examples(split) for split in self._pairs}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        with tqdm(
-            self._pairs[split],
-            desc=f"tokenise {split}",
-            total=self._totals[split],
-            unit=" pairs",
-            disable=not self._progress,
-        ) as bar:
-            for key, pair in enumerate(bar):
-                yield (
-                    key,
-                    {
-                        "source": pair.source.astype(self._dtype),
-                        "target": pair.target.astype(self._dtype),
-                        "source_text": pair.source_text,
-                        "target_text": pair.target_text,
-                    },
-                )
+def _records(
+    split: str, pairs: Iterator[EncodedPair], total: int, tokenizer: Tokenizer, progress: bool
+) -> Iterator[dict[str, object]]:
+    dtype = token_dtype(tokenizer.vocab_size)
+    with ProgressBar(total, unit="pair", label=f"tokenise {split}", shown=progress) as bar:
+        for pair in pairs:
+            yield {
+                "source": pair.source.astype(dtype),
+                "target": pair.target.astype(dtype),
+                "source_text": pair.source_text,
+                "target_text": pair.target_text,
+            }
+            bar.add(1)
 
 
 class _Tally:
@@ -222,26 +208,42 @@ def _no_pair(spec: PairSpec) -> UserError:
     )
 
 
-def _count(spec: PairSpec, held_out: HeldOut) -> tuple[Counter[str], Counter[str]]:
-    """Returns the number of pairs, and of pairs with an empty side, of each split.
+def _check_fitting(spec: PairSpec, splits: Mapping[str, PairSplitInfo]) -> None:
+    """Refuses a set without a fitting pair in a split that the spec asks for."""
+    limits = f"data.length={spec.length} and data.source_length={spec.source_length}"
+    for split, info in splits.items():
+        if info.fitting:
+            continue
+        if split == "train":
+            raise _no_pair(spec)
+        check_asked(spec, split, f"no pair that fits {limits} ({info.long} do not)", "raise these")
+
+
+def _count(
+    spec: PairSpec, held_out: HeldOut, progress: bool
+) -> tuple[str, Counter[str], Counter[str]]:
+    """Returns the fingerprint of all pairs, and their number, and that of empty ones, by split.
 
     A pair with an empty side counts for the split whose file has it, or for train in the source.
     """
+    digest = hashlib.sha256()
     counted: Counter[str] = Counter()
     empty: Counter[str] = Counter()
-    for field, named in spec.files.items():
-        for source, target in pair_files.read(named):
-            own = "train" if field == "source" else field
-            if not (source and target):
-                empty[own] += 1
-            else:
-                counted[split_of(source, held_out) if own == "train" else own] += 1
-    return counted, empty
+    with ProgressBar(0, unit="pair", label="read", shown=progress) as bar:
+        for field, named in spec.named.items():
+            for source, target in pair_files.read_and_hash(named, digest):
+                own = "train" if field == "source" else field
+                if not (source and target):
+                    empty[own] += 1
+                else:
+                    counted[split_of(source, held_out) if own == "train" else own] += 1
+                bar.add(1)
+    return digest.hexdigest(), counted, empty
 
 
 def _pairs_of_split(spec: PairSpec, held_out: HeldOut, split: str) -> Iterator[Pair]:
     """Yields the pairs of a split that have words on both sides, in the order on disk."""
-    own = spec.files.get("source" if split == "train" else split, "")
+    own = spec.named.get("source" if split == "train" else split, "")
     pairs = filter(all, pair_files.read(own or spec.source))
     if split != "train" and own:
         return pairs
@@ -250,10 +252,12 @@ def _pairs_of_split(spec: PairSpec, held_out: HeldOut, split: str) -> Iterator[P
     return members if own else iter(sorted(members, key=lambda pair: hash_position(pair[0])))
 
 
-def _train_texts(spec: PairSpec, held_out: HeldOut) -> Iterator[str]:
+def _train_texts(spec: PairSpec, held_out: HeldOut, total: int, progress: bool) -> Iterator[str]:
     """Yields the texts that the tokenizer may be trained on: both sides of the train split."""
-    for pair in _pairs_of_split(spec, held_out, "train"):
-        yield from map(pair_encoding.with_leading_space, pair)
+    with ProgressBar(total, unit="pair", label="read for the tokenizer", shown=progress) as bar:
+        for pair in _pairs_of_split(spec, held_out, "train"):
+            yield from map(pair_encoding.with_leading_space, pair)
+            bar.add(1)
 
 
 def _encode_chunks(

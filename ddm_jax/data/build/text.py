@@ -1,14 +1,14 @@
 """Text source -> prepared set of packed tokens."""
 
+import functools
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from ddm_jax.data.build import tfds_builder
 from ddm_jax.data.build.atomic_folder import (
     check_free,
     check_reusable,
@@ -16,8 +16,9 @@ from ddm_jax.data.build.atomic_folder import (
     temporary_sibling,
 )
 from ddm_jax.data.build.packing import PACKERS
-from ddm_jax.data.build.tfds_builder import BeamSpec
+from ddm_jax.data.build.plan import announce, check_asked
 from ddm_jax.data.build.tokenise_shards import (
+    BeamSpec,
     Rules,
     ShardJob,
     SplitTokens,
@@ -30,12 +31,13 @@ from ddm_jax.data.build.tokenise_shards import (
 from ddm_jax.data.sets.folder import COUNTS, is_prepared
 from ddm_jax.data.sets.kinds import open_folder
 from ddm_jax.data.sets.text import PreparedText, TextSpec, TextSplitInfo
-from ddm_jax.data.sets.text_records import token_dtype
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.sources.registry import Source
+from ddm_jax.data.sources.shards import Shard
 from ddm_jax.data.splits import SPLITS, HeldOut, split_of, without_own_splits
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
+from ddm_jax.progress import ProgressBar
 
 
 def prepare_text(
@@ -53,10 +55,11 @@ def prepare_text(
       out: folder to make; it appears when the set is finished, and not before.
       workers: threads that tokenise; all cores by default. The result does not depend on it.
       beam: tokenise and write with Apache Beam instead. The result is the same.
-      progress: whether to show progress bars on stderr.
+      progress: whether to say on stderr what is done and how far it is.
 
     Raises:
-      UserError: bad spec or text, or `out` holds something else.
+      UserError: bad spec or text, `out` holds something else, or a split that the spec asks for
+        would be empty.
     """
     _check(spec)
     out = out.expanduser()
@@ -67,18 +70,21 @@ def prepare_text(
         assert isinstance(finished, PreparedText)  # the specs are equal
         return finished
     check_free(out)
-    source, stamp = sources.open_source(spec.source), spec.stamp()
+    if progress:
+        announce(spec, {field: sources.paths(s, field) for field, s in spec.named.items()}, out)
+    from ddm_jax.data.build import tfds_builder  # slow to import
+
+    source, stamp = spec.open_source(), spec.stamp()
     fractions = HeldOut(spec.validation_fraction, spec.test_fraction)
     held_out = without_own_splits(fractions, source.shards)
     with temporary_sibling(out) as scratch:
-        tokenizer = tokenizers.make(spec.tokenizer, lambda: _train_documents(source, held_out))
+        documents = functools.partial(_train_documents, source, held_out, progress)
+        tokenizer = tokenizers.make(spec.tokenizer, documents)
         rules = Rules(tokenizer, held_out, spec.length, spec.pack)
         fingerprint, infos, streams = _tokenise(source, rules, scratch, workers, beam, progress)
-        if not streams["train"].blocks:
-            raise _too_short(spec, streams["train"].total)
+        _check_blocks(spec, streams)
         built = tfds_builder.build(
             {split: stream for split, stream in streams.items() if stream.blocks},
-            token_dtype(tokenizer.vocab_size),
             scratch,
             beam=beam,
             progress=progress,
@@ -105,21 +111,37 @@ def _check(spec: TextSpec) -> None:
         raise UserError(f"data.pack={spec.pack!r} must be one of {', '.join(PACKERS)}.")
     if spec.length < 1:
         raise UserError(f"data.length={spec.length} must be at least 1 token.")
-    sources.split_spec(spec.source)
+    for field, named in spec.named.items():
+        sources.split_spec(named, field)
     tokenizers.split_spec(spec.tokenizer)
 
 
-def _too_short(spec: TextSpec, tokens: int) -> UserError:
-    return UserError(
-        f"data.source={spec.source} gives {tokens} tokens to train on, fewer than one block of "
-        f"data.length={spec.length}: add text, lower data.length, or lower the held-out fractions."
-    )
+def _check_blocks(spec: TextSpec, streams: Mapping[str, SplitTokens]) -> None:
+    """Refuses a set without a block of a split that the spec asks for."""
+    for split, stream in streams.items():
+        if stream.blocks:
+            continue
+        if split == "train":
+            raise UserError(
+                f"data.source={spec.source} gives {stream.total} tokens to train on, fewer than "
+                f"one block of data.length={spec.length}: add text, lower data.length, or lower "
+                "the held-out fractions."
+            )
+        got = f"{stream.total} tokens, fewer than one block of data.length={spec.length}"
+        check_asked(spec, split, got, "lower data.length")
 
 
-def _train_documents(source: Source, held_out: HeldOut) -> Iterator[str]:
+def _train_documents(source: Source, held_out: HeldOut, progress: bool) -> Iterator[str]:
     """Yields the documents that the tokenizer may be trained on: nothing that is held out."""
-    for shard in source.shards["train"]:
-        yield from (text for text in shard.read() if split_of(text, held_out) == "train")
+    with _Meter(source.shards["train"], "read for the tokenizer", progress) as meter:
+        for shard in source.shards["train"]:
+            size = 0
+            for text in shard.read():
+                size += len(text)
+                meter.add(len(text))
+                if split_of(text, held_out) == "train":
+                    yield text
+            meter.finish(shard, size)
 
 
 def _tokenise(
@@ -131,6 +153,8 @@ def _tokenise(
     progress: bool,
 ) -> tuple[str, dict[str, list[TokenFileInfo]], dict[str, SplitTokens]]:
     """Writes the token files of all shards; returns what `gather` returns."""
+    from ddm_jax.data.build import tfds_builder  # slow to import
+
     folder = scratch / "token_files"
     folder.mkdir()
     jobs = list_jobs(source)
@@ -144,19 +168,44 @@ def _tokenise(
 def _tokenise_in_threads(
     jobs: list[ShardJob], rules: Rules, folder: Path, workers: int | None, progress: bool
 ) -> None:
-    total = sum(job.shard.size for job in jobs)
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        sizes = {pool.submit(tokenise, job, rules, folder): job.shard.size for job in jobs}
-        with tqdm(
-            total=total or None, desc="tokenise", unit="B", unit_scale=True, disable=not progress
-        ) as bar:
-            for done in as_completed(sizes):
-                text_bytes = done.result()
-                bar.update(sizes[done] if total else text_bytes)
-    finally:
-        # After an error or Ctrl-C, jobs that have not started are cancelled.
-        pool.shutdown(cancel_futures=True)
+    with _Meter([job.shard for job in jobs], "tokenise", progress) as meter:
+        try:
+            shards = {
+                pool.submit(tokenise, job, rules, folder, meter.add): job.shard for job in jobs
+            }
+            for done in as_completed(shards):
+                meter.finish(shards[done], done.result())
+        finally:
+            # After an error or Ctrl-C, jobs that have not started are cancelled.
+            pool.shutdown(cancel_futures=True)
+
+
+class _Meter:
+    """Progress in bytes of input, which any thread may add to."""
+
+    def __init__(self, shards: Sequence[Shard], label: str, progress: bool) -> None:
+        sizes = [shard.size for shard in shards]
+        total = sum(sizes) if all(sizes) else 0
+        self._bar = ProgressBar(total, unit="B", label=label, shown=progress)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "_Meter":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
+
+    def add(self, text_bytes: int) -> None:
+        """Counts text that has been read."""
+        with self._lock:
+            self._bar.add(text_bytes)
+
+    def finish(self, shard: Shard, text_bytes: int) -> None:
+        """Counts a shard with its size, instead of that of its text."""
+        if shard.size:
+            self.add(shard.size - text_bytes)
 
 
 def _split_infos(

@@ -1,12 +1,14 @@
 """Source shards -> files of token ids, one token file for each shard and split.
 
 Shards are independent, so that threads of this process or Beam workers can each take some; the
-token files are the same. A shard that is run again writes the same files.
+token files are the same. A shard that is run again writes the same files. A shard is read and
+written in chunks of `CHUNK_CHARS`, so that memory does not depend on its size.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,12 @@ import numpy as np
 from ddm_jax.data.build.packing import PACKERS, Packed, read_range
 from ddm_jax.data.sets.text_records import token_dtype
 from ddm_jax.data.sources.registry import Source, add_digests, document_digest
-from ddm_jax.data.sources.text_files import Shard
+from ddm_jax.data.sources.shards import Shard
 from ddm_jax.data.splits import SPLITS, HeldOut, split_of
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
+
+CHUNK_CHARS = 2**20  # of text that a thread tokenises at once
+_VALID_DTYPE = np.dtype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,19 @@ class ShardJob:
     index: int
     split: str
     shard: Shard
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSpec:
+    """Where a Beam pipeline runs.
+
+    Attributes:
+      runner: name of the runner.
+      options: pipeline options, spelt as Beam's own flags.
+    """
+
+    runner: str = "DirectRunner"
+    options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +98,7 @@ class SplitTokens:
       total: tokens in the stream.
       length: tokens per block, L.
       padded: whether the files state how many tokens of each block are real.
+      dtype: of the ids in the files.
     """
 
     stems: tuple[Path, ...]
@@ -87,6 +106,7 @@ class SplitTokens:
     total: int
     length: int
     padded: bool
+    dtype: np.dtype
 
     @property
     def blocks(self) -> int:
@@ -100,30 +120,40 @@ def list_jobs(source: Source) -> list[ShardJob]:
     return [ShardJob(index, split, shard) for index, (split, shard) in enumerate(shards)]
 
 
-def tokenise(job: ShardJob, rules: Rules, folder: Path) -> int:
+def tokenise(
+    job: ShardJob, rules: Rules, folder: Path, report: Callable[[int], object] = lambda _: None
+) -> int:
     """Reads one shard and writes its token files in `folder`, its summary last.
+
+    Args:
+      job: the shard.
+      rules: how its text becomes tokens.
+      folder: where to write.
+      report: called with the bytes of text of each chunk, when it is written.
 
     Returns:
       Bytes of text in the shard.
 
     Raises:
-      UserError: the text is bad (see `text_files`, `hubs`).
+      UserError: the text is bad (see `readers`, `hubs`).
     """
-    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
-    digest = 0
-    for text in filter(None, job.shard.read()):
-        digest = add_digests(digest, document_digest(job.split, text))
-        own = job.split != "train"
-        texts[job.split if own else split_of(text, rules.held_out)].append(text)
-    infos = {
-        split: _write_token_file(_stem(folder, job.index, split), documents, rules)
-        for split, documents in texts.items()
-        if documents
-    }
-    figures = {split: dataclasses.asdict(info) for split, info in infos.items()}
+    digest = total = 0
+    files: dict[str, _TokenFile] = {}
+    with contextlib.ExitStack() as stack:
+        for texts in _chunks(filter(None, job.shard.read())):
+            digest = add_digests(digest, *(document_digest(job.split, text) for text in texts))
+            size = 0
+            for split, members in _by_split(texts, job.split, rules.held_out).items():
+                if split not in files:
+                    stem = _stem(folder, job.index, split)
+                    files[split] = stack.enter_context(_TokenFile(stem, rules))
+                size += files[split].write(members)
+            report(size)
+            total += size
+    figures = {split: dataclasses.asdict(file.info()) for split, file in files.items()}
     summary = {"digest": f"{digest:064x}", "token_files": figures}
     _summary_path(folder, job.index).write_text(json.dumps(summary))
-    return sum(info.bytes for info in infos.values())
+    return total
 
 
 def gather(
@@ -157,6 +187,7 @@ def gather(
             total=int(ends[-1]),
             length=rules.length,
             padded=rules.pack == "pad",
+            dtype=token_dtype(rules.tokenizer.vocab_size),
         )
     return f"{digest:064x}", infos, streams
 
@@ -169,9 +200,11 @@ def read_blocks(stream: SplitTokens, start: int, stop: int) -> tuple[np.ndarray,
       real tokens in each block.
     """
     length = stream.length
-    tokens = read_range(_opener(stream, "tokens"), stream.starts, start * length, stop * length)
+    open_tokens = _opener(stream, "tokens", stream.dtype)
+    tokens = read_range(open_tokens, stream.starts, start * length, stop * length)
     if stream.padded:
-        valid = read_range(_opener(stream, "valid"), stream.starts // length, start, stop)
+        open_valid = _opener(stream, "valid", _VALID_DTYPE)
+        valid = read_range(open_valid, stream.starts // length, start, stop)
     else:
         valid = np.full(stop - start, length, np.int32)
     return tokens.reshape(stop - start, length), valid
@@ -179,40 +212,89 @@ def read_blocks(stream: SplitTokens, start: int, stop: int) -> tuple[np.ndarray,
 
 def unigram_counts(stream: SplitTokens, vocab_size: int) -> np.ndarray:
     """Returns int64[V]: how often each id occurs as a real token in the whole blocks of a split."""
-    open_counts = _opener(stream, "counts")
     counts = np.zeros(vocab_size, np.int64)
-    for index in range(len(stream.stems)):
-        counts += open_counts(index)
+    for stem in stream.stems:
+        counts += np.fromfile(_array_path(stem, "counts"), np.int64)
     kept = stream.blocks * stream.length
     if kept == stream.total:
         return counts
-    tail = read_range(_opener(stream, "tokens"), stream.starts, kept, stream.total)
+    tail = read_range(_opener(stream, "tokens", stream.dtype), stream.starts, kept, stream.total)
     return counts - np.bincount(tail, minlength=vocab_size)
 
 
-def _write_token_file(stem: Path, texts: list[str], rules: Rules) -> TokenFileInfo:
-    tokenizer, length = rules.tokenizer, rules.length
-    documents = tokenizer.encode_batch(texts)
-    packed = PACKERS[rules.pack](documents, tokenizer.eos_id, length)
-    sizes = [len(text.encode()) for text in texts]
-    kept, dropped = sizes, 0
-    if packed.valid is not None:
-        kept = [
-            size if len(ids) <= length else len(tokenizer.decode(ids[:length]).encode())
-            for ids, size in zip(documents, sizes, strict=True)
-        ]
-        dropped = sum(len(ids) + 1 for ids in documents) - int(packed.valid.sum())
-        np.save(_array_path(stem, "valid"), packed.valid)
-    np.save(_array_path(stem, "tokens"), packed.stream.astype(token_dtype(tokenizer.vocab_size)))
-    counts = np.bincount(_real_tokens(packed, length), minlength=tokenizer.vocab_size)
-    np.save(_array_path(stem, "counts"), counts)
-    return TokenFileInfo(
-        documents=len(texts),
-        bytes=sum(sizes),
-        kept_bytes=sum(kept),
-        dropped=dropped,
-        tokens=len(packed.stream),
-    )
+class _TokenFile:
+    """The file of what one shard gives to one split, written chunk by chunk.
+
+    Ids are written as they are, without a header; so are, for `pad`, the real tokens of each block.
+    """
+
+    def __init__(self, stem: Path, rules: Rules) -> None:
+        self._stem, self._rules = stem, rules
+        self._info = TokenFileInfo(documents=0, bytes=0, kept_bytes=0, dropped=0, tokens=0)
+        self._counts = np.zeros(rules.tokenizer.vocab_size, np.int64)
+
+    def __enter__(self) -> "_TokenFile":
+        arrays = ("tokens", "valid") if self._rules.pack == "pad" else ("tokens",)
+        self._files = {array: _array_path(self._stem, array).open("wb") for array in arrays}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+        self._counts.tofile(_array_path(self._stem, "counts"))
+
+    def write(self, texts: list[str]) -> int:
+        """Encodes documents and appends their tokens; returns the bytes of their text."""
+        tokenizer, length = self._rules.tokenizer, self._rules.length
+        documents = tokenizer.encode_batch(texts)
+        packed = PACKERS[self._rules.pack](documents, tokenizer.eos_id, length)
+        sizes = [len(text.encode()) for text in texts]
+        kept, dropped = sizes, 0
+        if packed.valid is not None:
+            kept = [
+                size if len(ids) <= length else len(tokenizer.decode(ids[:length]).encode())
+                for ids, size in zip(documents, sizes, strict=True)
+            ]
+            dropped = sum(len(ids) + 1 for ids in documents) - int(packed.valid.sum())
+            packed.valid.astype(_VALID_DTYPE).tofile(self._files["valid"])
+        packed.stream.astype(token_dtype(tokenizer.vocab_size)).tofile(self._files["tokens"])
+        self._counts += np.bincount(_real_tokens(packed, length), minlength=tokenizer.vocab_size)
+        self._info = TokenFileInfo(
+            documents=self._info.documents + len(texts),
+            bytes=self._info.bytes + sum(sizes),
+            kept_bytes=self._info.kept_bytes + sum(kept),
+            dropped=self._info.dropped + dropped,
+            tokens=self._info.tokens + len(packed.stream),
+        )
+        return sum(sizes)
+
+    def info(self) -> TokenFileInfo:
+        """Returns the figures of what has been written."""
+        return self._info
+
+
+def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Yields the documents in lists of at least `CHUNK_CHARS` characters, the last one shorter."""
+    chunk: list[str] = []
+    size = 0
+    for text in documents:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK_CHARS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _by_split(texts: list[str], own: str, held_out: HeldOut) -> dict[str, list[str]]:
+    """Sorts documents of the source's own split by the split that they belong to."""
+    if own != "train":
+        return {own: texts}
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        found.setdefault(split_of(text, held_out), []).append(text)
+    return found
 
 
 def _real_tokens(packed: Packed, length: int) -> np.ndarray:
@@ -222,8 +304,8 @@ def _real_tokens(packed: Packed, length: int) -> np.ndarray:
     return rows[np.arange(length) < packed.valid[:, None]]
 
 
-def _opener(stream: SplitTokens, array: str) -> Callable[[int], np.ndarray]:
-    return lambda index: np.load(_array_path(stream.stems[index], array), mmap_mode="r")
+def _opener(stream: SplitTokens, array: str, dtype: np.dtype) -> Callable[[int], np.ndarray]:
+    return lambda index: np.memmap(_array_path(stream.stems[index], array), dtype, mode="r")
 
 
 def _stem(folder: Path, index: int, split: str) -> Path:
@@ -231,7 +313,7 @@ def _stem(folder: Path, index: int, split: str) -> Path:
 
 
 def _array_path(stem: Path, array: str) -> Path:
-    return stem.with_name(f"{stem.name}-{array}.npy")
+    return stem.with_name(f"{stem.name}-{array}.bin")
 
 
 def _summary_path(folder: Path, index: int) -> Path:

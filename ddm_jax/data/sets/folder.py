@@ -76,7 +76,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not is_prepared(folder):
         raise UserError(
             f"{folder} is not a prepared set (it has no {MARKER}): give the folder that "
-            "`python -m ddm_jax.prepare` wrote."
+            "`python -m ddm_jax.prepare` wrote, or text:FOLDER to read the text files beneath it."
         )
     try:
         record: dict[str, Any] = json.loads((folder / MARKER).read_text())

@@ -24,8 +24,11 @@ def spec_type(source: str) -> type[TextSpec] | type[PairSpec]:
 def default_folder(root: str | Path, spec: Spec) -> Path:
     """Returns `root`/words-hash8 of a spec, with a hash of all its fields."""
     spec = spec.absolute()
-    fields = json.dumps({"format": FORMAT, **dataclasses.asdict(spec)}, sort_keys=True)
-    digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
+    fields = {"format": FORMAT, **dataclasses.asdict(spec)}
+    if isinstance(spec, TextSpec):
+        # Text had no named splits once: without them a set keeps the folder that it had then.
+        fields = {name: value for name, value in fields.items() if value != ""}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
     return Path(root).expanduser() / "-".join([*spec.words, digest])
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from tensorflow_datasets.proto import tf_example_pb2
 
 from ddm_jax.data.sets.text_records import RecordSpan
 
@@ -79,6 +78,8 @@ class PairRecords:
         ]
 
     def _features(self, indices: Sequence[int] | np.ndarray) -> Iterator[Any]:
+        from tensorflow_datasets.proto import tf_example_pb2  # slow to import
+
         # array_record refuses an empty list of records.
         for record in self._records.__getitems__(indices) if len(indices) else ():
             yield tf_example_pb2.Example.FromString(record).features.feature

@@ -52,14 +52,14 @@ class PairSpec:
         return word(self.source), word(self.tokenizer), *lengths
 
     @property
-    def files(self) -> Mapping[str, str]:
+    def named(self) -> Mapping[str, str]:
         """The fields that name pairs, with their values."""
         named = {"source": self.source, "validation": self.validation, "test": self.test}
         return {field: spec for field, spec in named.items() if spec}
 
     def absolute(self) -> "PairSpec":
         """Returns the spec with absolute paths, independent of the current folder."""
-        files = {f: pair_files.absolute(spec, f"data.{f}") for f, spec in self.files.items()}
+        files = {f: pair_files.absolute(spec, f"data.{f}") for f, spec in self.named.items()}
         return dataclasses.replace(
             self,
             source=files["source"],
@@ -69,11 +69,11 @@ class PairSpec:
 
     def stamp(self) -> str:
         """See `pair_files.stamp`."""
-        return " ".join(pair_files.stamp(spec) for spec in self.files.values())
+        return " ".join(pair_files.stamp(spec) for spec in self.named.values())
 
     def fingerprint(self) -> str:
         """See `pair_files.fingerprint`."""
-        return pair_files.fingerprint(*self.files.values())
+        return pair_files.fingerprint(*self.named.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from ddm_jax.data.sets.folder import COUNTS, cross_entropy, describe, read_set, record_spans, word
 from ddm_jax.data.sets.text_records import TextRecords, token_dtype
 from ddm_jax.data.sources import registry as sources
+from ddm_jax.data.sources.registry import Source
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
@@ -24,8 +25,11 @@ class TextSpec:
       tokenizer: one of `tokenizers.KINDS`.
       length: tokens per block, L.
       pack: "wrap" or "pad" (see `packing`).
-      validation_fraction: fraction of the documents, if the source has no such split.
-      test_fraction: fraction of the documents, if the source has no such split.
+      validation_fraction: fraction of the documents, if there is no such split.
+      test_fraction: fraction of the documents, if there is no such split.
+      validation: the text of this split, one of `sources.KINDS`; "" takes the source's own split,
+        or a fraction.
+      test: the text of this split, likewise.
     """
 
     source: str = "embedded"
@@ -34,6 +38,8 @@ class TextSpec:
     pack: str = "wrap"
     validation_fraction: float = 0.04
     test_fraction: float = 0.04
+    validation: str = ""
+    test: str = ""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -41,17 +47,38 @@ class TextSpec:
         source, tokenizer = word(self.source), word(self.tokenizer)
         return source, tokenizer, f"L{self.length}", self.pack
 
+    @property
+    def held_out(self) -> Mapping[str, str]:
+        """The splits that have a source of their own: split -> source."""
+        named = {"validation": self.validation, "test": self.test}
+        return {split: spec for split, spec in named.items() if spec}
+
+    @property
+    def named(self) -> Mapping[str, str]:
+        """The fields that name a source, with their values."""
+        return {"source": self.source, **self.held_out}
+
     def absolute(self) -> "TextSpec":
         """Returns the spec with absolute paths, independent of the current folder."""
-        return dataclasses.replace(self, source=sources.absolute(self.source))
+        named = {field: sources.absolute(spec, field) for field, spec in self.named.items()}
+        return dataclasses.replace(
+            self,
+            source=named["source"],
+            validation=named.get("validation", ""),
+            test=named.get("test", ""),
+        )
+
+    def open_source(self) -> Source:
+        """See `sources.open_source`."""
+        return sources.open_source(self.source, self.held_out)
 
     def stamp(self) -> str:
         """See `sources.stamp`."""
-        return sources.stamp(self.source)
+        return " ".join(sources.stamp(spec) for spec in self.named.values())
 
     def fingerprint(self) -> str:
         """See `sources.fingerprint`."""
-        return sources.fingerprint(sources.open_source(self.source))
+        return sources.fingerprint(self.open_source())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +162,8 @@ class PreparedText:
 
 _REMEDIES = {
     "train": "lower data.validation_fraction and data.test_fraction",
-    "validation": "raise data.validation_fraction",
-    "test": "raise data.test_fraction",
+    "validation": "give data.validation or raise data.validation_fraction",
+    "test": "give data.test or raise data.test_fraction",
 }
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from tensorflow_datasets.proto import tf_example_pb2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +47,8 @@ class TextRecords:
         Returns:
           tokens: int32[n, L], and valid: bool[n, L], False on padding.
         """
+        from tensorflow_datasets.proto import tf_example_pb2  # slow to import
+
         tokens = np.empty((len(indices), self.length), np.int32)
         lengths = np.empty((len(indices), 1), np.int32)
         # array_record refuses an empty list of records.

@@ -1,7 +1,8 @@
 """Parallel text: `pairs:NAME` -> (source, target) pairs of texts, in the order of the files.
 
 NAME is `embedded` (the King James Version and the World English Bible, verse by verse, from two
-installed packages), two files of aligned lines, or one `.tsv` or `.jsonl`; all may be `.gz`.
+installed packages), two files of aligned lines, or one `.tsv` or `.jsonl`; files may be `.gz` or
+`.zst`.
 """
 
 import csv
@@ -12,11 +13,10 @@ import itertools
 import json
 import re
 import sqlite3
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ddm_jax.data.sources import text_files
+from ddm_jax.data.sources import files
 from ddm_jax.errors import UserError
 
 Pair = tuple[str, str]
@@ -89,7 +89,7 @@ def stamp(spec: str) -> str:
     """
     paths = find_files(spec)
     if paths:
-        return text_files.stamp(paths)
+        return files.stamp(paths)
     return " ".join(f"{name} {importlib.metadata.version(name)}" for name in _EMBEDDED)
 
 
@@ -97,10 +97,17 @@ def fingerprint(*specs: str) -> str:
     """Returns the sha256 (hex) of all pairs, in order; reads everything."""
     digest = hashlib.sha256()
     for spec in specs:
-        digest.update(b"\0")
-        for pair in read(spec):
-            digest.update(json.dumps(pair).encode())
+        for _ in read_and_hash(spec, digest):
+            pass
     return digest.hexdigest()
+
+
+def read_and_hash(spec: str, digest: "hashlib._Hash") -> Iterator[Pair]:
+    """Yields what `read` does and adds it to the digest of `fingerprint`."""
+    digest.update(b"\0")
+    for pair in read(spec):
+        digest.update(json.dumps(pair).encode())
+        yield pair
 
 
 def _paths(spec: str, field: str) -> tuple[Path, ...]:
@@ -115,7 +122,7 @@ def _paths(spec: str, field: str) -> tuple[Path, ...]:
 
 
 def _suffix(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return Path(files.without_compression(path)).suffix
 
 
 def _read_aligned(source: Path, target: Path) -> Iterator[Pair]:
@@ -169,20 +176,15 @@ def _read_jsonl(path: Path) -> Iterator[Pair]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Yields the lines; only "\\n" ends a line, no other line break of Unicode."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rb") as file:
-            for raw in file:
-                number += 1
-                yield raw.decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}:{number} is not UTF-8 (byte 0x{error.object[error.start]:02x}): convert the "
-            "file to UTF-8."
-        ) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged after line {number} ({error}): get it again.") from None
+    for number, (_, raw) in enumerate(files.lines(path), 1):
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}:{number} is not UTF-8 (byte 0x{raw[error.start]:02x}): convert the file "
+                "to UTF-8."
+            ) from None
+        yield line.removesuffix("\n")
 
 
 def _read_verses() -> Iterator[Pair]:

