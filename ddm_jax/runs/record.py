@@ -40,6 +40,8 @@ MAY_CHANGE: tuple[str, ...] = (
     "sampler",
     "layout",
 )
+STEPS = "train.steps"  # may change too, with a schedule of the learning rate that ignores it
+ENDLESS = ("constant", "inverse_sqrt")
 
 
 def write_record(workdir: Path, config: Config, data: PreparedSet) -> None:
@@ -184,16 +186,26 @@ def git_revision() -> str:
 def _check_same(workdir: Path, recorded: Config, config: Config) -> None:
     """Raises UserError at the first field that differs and may not change."""
     free = MAY_CHANGE
-    if config.optim.decay == "constant":  # then no learning rate depends on the number of steps
-        free += ("train.steps",)
+    if config.optim.decay in ENDLESS:
+        free += (STEPS,)
     before, now = (_flatten(dataclasses.asdict(c)) for c in (recorded, config))
     for name in sorted(now):
         may_change = any(name == f or name.startswith(f + ".") for f in free)
         if not may_change and now[name] != before[name]:
             raise UserError(
-                f"{workdir} holds a run with config.{name}={before[name]!r}, not "
-                f"{now[name]!r}: use another --workdir, or the old value."
+                f"{workdir} holds a run with config.{name}={before[name]!r}, not {now[name]!r}: "
+                f"use another --workdir, {_remedy(name, workdir, config)}."
             )
+
+
+def _remedy(name: str, workdir: Path, config: Config) -> str:
+    """What else than another work directory a user may want whose config differs in a field."""
+    if name != STEPS:
+        return "or the old value"
+    return (
+        f"and --config.train.init_from={workdir} to start from its weights (only runs with "
+        f"config.optim.decay={' or '.join(ENDLESS)} can be prolonged, not {config.optim.decay})"
+    )
 
 
 def _data_identity(record: dict[str, Any]) -> tuple[str, str]:

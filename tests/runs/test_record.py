@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from configs.radd_tiny import get_config
@@ -10,6 +11,7 @@ from ddm_jax.config import resolve
 from ddm_jax.errors import UserError
 from ddm_jax.runs.record import check_workdir, write_record
 from ddm_jax.settle import settle
+from ddm_jax.training.optimizer import learning_rate
 from tests import commands
 from tests.commands import RECIPE, assert_one_sentence
 
@@ -99,13 +101,22 @@ def test_what_numbers_depend_on_may_not_change(tmp_path, letters_set, name):
         write_record(tmp_path, config_with(**{name: FIXED[name]}), letters_set)
 
 
-def test_run_may_be_prolonged_where_the_learning_rate_is_constant(tmp_path, letters_set):
-    for decay, steps in (("constant", 10), ("constant", 20)):
-        config = config_with(optim__decay=decay, train__steps=steps)
-        write_record(tmp_path / "constant", config, letters_set)
-    write_record(tmp_path / "cosine", config_with(train__steps=10), letters_set)
-    with pytest.raises(UserError, match=r"config.train.steps=10, not 20"):
-        write_record(tmp_path / "cosine", config_with(train__steps=20), letters_set)
+@pytest.mark.parametrize("decay", ["constant", "inverse_sqrt", "cosine", "linear"])
+def test_run_may_be_prolonged_where_its_learning_rates_stay(tmp_path, letters_set, decay):
+    short, long = (config_with(optim__decay=decay, train__steps=steps) for steps in (300, 400))
+    rates = [learning_rate(c.optim, c.train.steps)(np.arange(300)) for c in (short, long)]
+    write_record(tmp_path, short, letters_set)
+    if np.array_equal(*rates):
+        write_record(tmp_path, long, letters_set)
+        assert json.loads((tmp_path / "config.json").read_text())["config"]["train"]["steps"] == 400
+        return
+    with pytest.raises(UserError) as raised:
+        write_record(tmp_path, long, letters_set)
+    assert str(raised.value) == (
+        f"{tmp_path} holds a run with config.train.steps=300, not 400: use another --workdir, and "
+        f"--config.train.init_from={tmp_path} to start from its weights (only runs with "
+        f"config.optim.decay=constant or inverse_sqrt can be prolonged, not {decay})."
+    )
 
 
 def test_workdir_of_a_run_on_other_text_is_refused(tmp_path, letters_set):

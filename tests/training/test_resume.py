@@ -149,9 +149,10 @@ def test_run_writes_all_its_files(uninterrupted):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_run_resumes_bit_for_bit(uninterrupted, corpus, tmp_path, how):
+    """Also with another number of steps, since its learning rate is constant."""
     step = random.randint(10, STEPS - 6)
     print(f"stopping after step {step}")
-    process = start(tmp_path, corpus, make_steps_slow)
+    process = start(tmp_path, corpus, make_steps_slow, train__steps=2 * STEPS)
     wait_for_step(process, tmp_path, step)
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(how)
