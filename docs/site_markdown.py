@@ -6,6 +6,7 @@ r"""A Markdown extension of the site: what GitHub shows otherwise than Python-Ma
 """
 
 import posixpath
+from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element, SubElement
 
 from markdown import Extension, Markdown
@@ -25,16 +26,28 @@ class _AsOnGitHub(Treeprocessor):
             elif target.startswith("../"):
                 _show_path(link, posixpath.normpath(target.removeprefix("../")))
         for code in root.iterfind(".//td//code"):
-            code.text = AtomicString((code.text or "").replace(r"\|", "|"))
+            _break_at_pipes(code)
 
 
 def _show_path(link: Element, path: str) -> None:
-    """A link -> the path as code, after the text of the link where that says something else."""
+    """A link -> the path as code, after the text of the link where that says something else.
+
+    A file that is called by its name keeps it, such as the recipe [radd_tiny](../configs/radd_tiny.py).
+    """
     text, tail = "".join(link.itertext()), link.tail
     link.clear()
     link.tag, link.tail = "span", tail
-    link.text = "" if text in path else f"{text} "
-    SubElement(link, "code").text = path
+    named = text == PurePosixPath(path).stem
+    link.text = "" if text.rstrip("/") in path else f"{text} "
+    SubElement(link, "code", title=path).text = text if named else path
+
+
+def _break_at_pipes(code: Element) -> None:
+    r"""Shows `\|` as `|`, before which a line may break, so that a table need not be as wide."""
+    first, *rest = (code.text or "").split(r"\|")
+    code.text = AtomicString(first)
+    for word in rest:
+        SubElement(code, "wbr").tail = AtomicString(f"|{word}")
 
 
 class SiteMarkdown(Extension):
