@@ -32,7 +32,7 @@ class _AsOnGitHub(Treeprocessor):
 def _show_path(link: Element, path: str) -> None:
     """A link -> the path as code, after the text of the link where that says something else.
 
-    A file that is called by its name keeps it, such as the recipe [radd_tiny](../configs/radd_tiny.py).
+    A recipe keeps its name: [radd_tiny](../configs/radd_tiny.py).
     """
     text, tail = "".join(link.itertext()), link.tail
     link.clear()
