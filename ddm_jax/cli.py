@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from ddm_jax import command_help
+from ddm_jax.compile_cache import keep_compiled_programs
 from ddm_jax.config import Config, field_type, resolve
 from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
@@ -49,6 +50,7 @@ def run(
         _GROUPS.clear()
         with group("Flags"):
             define_flags()
+        keep_compiled_programs()
         parse = functools.partial(_answer_or_parse, sys.modules[main.__module__].__doc__ or "")
     logging.set_verbosity(logging.WARNING)
     app.run(_in_one_sentence(main), flags_parser=_in_one_sentence(parse))

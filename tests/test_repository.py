@@ -22,7 +22,7 @@ RANKS = (
     "training compare aot",
     # the commands; so is every __main__
     "main sample translate evaluate judge convert prepare __main__ "
-    "scripts cli run_flags config_help command_help",
+    "scripts cli run_flags config_help command_help compile_cache",
 )
 # (module, a module that it imports): why it may
 IMPORTS_ALLOWED: dict[tuple[str, str], str] = {

@@ -72,6 +72,10 @@ def initialize() -> None:
             f"The processes of this run did not find each other ({_first_line(error)}): start all "
             f"of them within 5 minutes, or set {', '.join(MANUAL_VARIABLES)}."
         ) from error
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # Process 0 alone writes to the cache. If the others do not see its folder, they compile,
+        # together on GPUs, what process 0 loads.
+        jax.config.update("jax_compilation_cache_dir", None)
     global _label
     _label = f"process {jax.process_index()} of {jax.process_count()}: "
 
