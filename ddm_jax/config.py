@@ -24,6 +24,7 @@ from ddm_jax.config_fields import (
     to_config_dict,
 )
 from ddm_jax.errors import UserError
+from ddm_jax.plugins import load_plugins
 
 T = TypeVar("T")
 
@@ -261,6 +262,9 @@ class Config:
     """A whole run."""
 
     seed: int = number(0, "of all random numbers", low=0, high=2**31 - 1)
+    plugins: tuple[str, ...] = setting(
+        (), "modules or .py files that add objectives, samplers, ... (docs/plugins.md)"
+    )
     model: ModelConfig = ModelConfig()
     process: ProcessConfig = ProcessConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -281,13 +285,16 @@ def defaults() -> config_dict.ConfigDict:
 def resolve(config: config_dict.ConfigDict) -> Config:
     """Checks every field of a recipe and freezes it; settle.settle then fits the parts together.
 
+    The plug-ins that it names are imported, so that their rows are there when names are looked up.
+
     Raises:
       UserError: an unknown field, a wrong type, a value out of range, or fields that contradict
         each other.
     """
     resolved: Config = from_mapping(Config, config.to_dict(), "config")
     _check_together(resolved)
-    return resolved
+    plugins = load_plugins(resolved.plugins, Config)
+    return dataclasses.replace(resolved, plugins=plugins)
 
 
 def variants(arg: str | None, **allowed: tuple[str, ...]) -> dict[str, str]:

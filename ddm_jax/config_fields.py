@@ -13,11 +13,17 @@ from ml_collections import config_dict
 
 from ddm_jax.errors import UserError
 
-TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    tuple: "strings, separated by commas",
+}
 
 
-def setting(default: bool | str | None, meaning: str) -> Any:
-    """A field that takes a string, or true or false.
+def setting(default: bool | str | tuple[str, ...] | None, meaning: str) -> Any:
+    """A field that takes a string, several strings, or true or false.
 
     Args:
       default: what the field is unless it is set; None for an option that is empty by default.
@@ -129,7 +135,10 @@ def _checked(value: Any, f: dataclasses.Field[Any], hint: Any, where: str) -> An
     wanted = plain_type(hint)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not wanted:
+    if wanted is tuple and isinstance(value, list):  # JSON has no tuples
+        value = tuple(value)
+    strings: Any = value if type(value) is tuple else ()
+    if type(value) is not wanted or not all(type(x) is str for x in strings):
         raise UserError(f"{where}={value!r} has the wrong type: give {TYPE_WORDS[wanted]}.")
     allowed = f.metadata.get("allowed", (value,))
     if value not in allowed:
@@ -155,7 +164,7 @@ def _fields(record: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def plain_type(hint: Any) -> type:
-    """`float | None` -> float."""
+    """`float | None` -> float, `tuple[str, ...]` -> tuple."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     plain: type = next(t for t in kinds if t is not types.NoneType)
-    return plain
+    return typing.get_origin(plain) or plain

@@ -156,7 +156,7 @@ def _word(value: object) -> str:
     """A value as it is written on the command line; "" for an empty one."""
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value is None or value == "" else str(value)
+    return "" if value is None or value in ("", ()) else str(value)
 
 
 _OPTIONS: Mapping[str, Mapping[str, Sequence[Option]]] = {

@@ -21,13 +21,13 @@ from absl import flags
 
 from ddm_jax import cli, run_flags
 from ddm_jax.errors import UserError
+from ddm_jax.evaluation import pairs
 from ddm_jax.evaluation.judges.open import HELP
 from ddm_jax.evaluation.likelihood.corpora import DATA_ROOT, FORMS
 from ddm_jax.evaluation.likelihood.estimators import DRAWS
 from ddm_jax.evaluation.likelihood.measure import LikelihoodRequest, measure_likelihood
 from ddm_jax.evaluation.likelihood.protocols import PROTOCOLS
-from ddm_jax.evaluation.pairs import PairsRequest, measure_pairs
-from ddm_jax.evaluation.reports import two_columns
+from ddm_jax.evaluation.likelihood.report import result_of
 from ddm_jax.evaluation.samples.measure import SamplesRequest, format_samples, measure_samples
 from ddm_jax.generation.request import NATURAL, POSITIVE
 from ddm_jax.runs.interrupt import exit_code
@@ -135,15 +135,15 @@ def _pairs(workdir: Path) -> dict[str, Any]:
     _refuse((*_OF_TEXT, *_OF_SAMPLES), "the run translates pairs")
     if FLAGS.split == "train":
         raise UserError("--split=train is not held out: give validation or test.")
-    request = PairsRequest(
+    request = pairs.PairsRequest(
         source=FLAGS.source,
         split=FLAGS.split or "test",
         num=FLAGS.num,
         weights=FLAGS.weights,
         sampling=run_flags.sampling_request(),
     )
-    report = measure_pairs(workdir, request)
-    _print(report, two_columns, "the translations")
+    report = pairs.measure_pairs(workdir, request)
+    _print(report, pairs.result_of, "the translations")
     return report
 
 
@@ -181,17 +181,17 @@ def _likelihood(workdir: Path) -> dict[str, Any] | None:
         batch_size=FLAGS.batch_size,
     )
     report = measure_likelihood(workdir, request)
-    _print(report, two_columns, "the nats of every sequence")
+    _print(report, result_of, "the nats of every sequence")
     return report
 
 
 def _print(
     report: dict[str, Any] | None, formatted: Callable[[Mapping[str, Any]], str], with_it: str
 ) -> None:
-    """Prints a report, and where it was written together with what."""
+    """Prints where a report was written together with what, and at the end its result."""
     if report is not None:
-        print(formatted({name: x for name, x in report.items() if name != "out"}))
-        print(f"Wrote {report['out']}, and {with_it} next to it")
+        print(f"Wrote all details to {report['out']}, and {with_it} next to it\n")
+        print(formatted(report))
 
 
 def _refuse(names: Sequence[str], why: str) -> None:

@@ -21,6 +21,7 @@ from ddm_jax.parallel import processes
 from ddm_jax.runs.interrupt import exit_code
 from ddm_jax.training.curve import CURVE
 from ddm_jax.training.loop import STALL_TIMEOUT, Outcome, train
+from ddm_jax.wording import counted
 
 FLAGS = flags.FLAGS
 
@@ -87,8 +88,9 @@ def report(outcome: Outcome) -> str:
         lines += [
             f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token ({b.estimates}), "
             f"perplexity {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte,",
-            f"  over {b.sequences} held-out sequences, {b.tokens} tokens, {b.draws} draws each, "
-            f"averaged weights. A unigram model has {outcome.unigram_nll:.4f} nats per token.",
+            f"  over {counted(b.sequences, 'held-out sequence')}, {counted(b.tokens, 'token')}, "
+            f"{counted(b.draws, 'draw')} each, averaged weights. A unigram model has "
+            f"{outcome.unigram_nll:.4f} nats per token.",
         ]
         if scores:
             lines.append(

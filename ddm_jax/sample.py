@@ -28,6 +28,7 @@ from ddm_jax.runs.interrupt import Interrupt, exit_code
 from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
+from ddm_jax.wording import counted
 
 FLAGS = flags.FLAGS
 
@@ -76,8 +77,9 @@ def main(argv: Sequence[str]) -> int:
     out = Path(FLAGS.out).expanduser() if FLAGS.out else out
     _check_out(out)
     say(
-        f"Step {run.step} of {workdir}: {request.num} sequences of {length} tokens, "
-        f"{sampler_config.name} sampler, {sampler_config.steps} steps"
+        f"Step {run.step} of {workdir}: {counted(request.num, 'sequence')} of "
+        f"{counted(length, 'token')}, {sampler_config.name} sampler, "
+        f"{counted(sampler_config.steps, 'step')}"
     )
     say("Compiling the sampler ...")
     sampler = plan.compile_for(run)
@@ -159,12 +161,12 @@ def report(samples: Sequence[Mapping[str, Any]], written: Path) -> str:
     lines = []
     for i, sample in enumerate(samples):
         lines += [
-            f"--- sample {i + 1}: {sample['nfe']} network evaluations, {sample['seconds']:.3g} s",
+            f"--- sample {i + 1}: {counted(sample['nfe'], 'network evaluation')}, "
+            f"{sample['seconds']:.3g} s",
             sample["text"],
             "",
         ]
-    count = f"{len(samples)} sample{'s' * (len(samples) > 1)}"
-    return "\n".join([*lines, f"Wrote {count} to {written}"])
+    return "\n".join([*lines, f"Wrote {counted(len(samples), 'sample')} to {written}"])
 
 
 def mean_nfe(samples: Sequence[Mapping[str, Any]]) -> float:

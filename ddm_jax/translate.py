@@ -23,6 +23,7 @@ from ddm_jax.generation.translation import (
     translate,
 )
 from ddm_jax.runs.files import write_atomically
+from ddm_jax.wording import counted
 
 FLAGS = flags.FLAGS
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     text = "".join(f"{line}\n" for line in made.texts)
     if out:
         write_atomically(out, text)
-        print(f"Wrote {len(made.texts)} targets to {out}", file=sys.stderr)
+        print(f"Wrote {counted(len(made.texts), 'target')} to {out}", file=sys.stderr)
     else:
         print(text, end="")
     if FLAGS.json:

@@ -300,13 +300,16 @@ def test_samples_are_measured_from_python(run):
         measure_samples(run, SamplesRequest(infill=2, mauve=True))
 
 
-def test_command_prints_a_table_progress_and_json(run):
+def test_command_prints_the_number_last_progress_and_json(run):
     folder = f"--workdir={run}"
     sizes = ("--split=validation", "--num=4", "--draws=2")
     _, out, said = commands.run("evaluate", folder, *sizes, "--json", code=0)
     report = json.loads(out.splitlines()[-1])
     assert report["split"] == "validation"
-    assert f"nll {' ' * 19}{report['nll']:.5g}" in out
+    number, about = out.splitlines()[-3:-1]
+    assert number.startswith(f"{report['nll']:.4f} +- {report['stderr']:.4f} nats per token (")
+    assert number.endswith(" in 4 sequences, 2 draws each")
+    assert about.startswith("  for validation of ")
     assert "4/4 sequences" in said
     assert "left" in said
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a module imports from its own rank and from those below.
 RANKS = (
-    "config config_fields errors progress recipes diffusion data",
+    "config config_fields errors wording plugins progress recipes diffusion data",
     "models costs",
     "objectives samplers parallel",
     "settle experiment",

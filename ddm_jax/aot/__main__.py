@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
       UserError: a bad flag or recipe, or the compiler is not installed.
     """
     del argv
+    jax.config.update("jax_enable_compilation_cache", False)  # the time to compile is reported
     job = _job_of_flags()
     print(describe(job.config))
     check_batch(job)

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ddm_jax.wording import counted
+
 ASSUMPTIONS = (
     "Assumed: every matmul runs at the chip's bfloat16 peak, HBM and links run at full bandwidth, "
     "there is no latency, and the network waits for the chip (the compiler hides some of that "
@@ -160,9 +162,9 @@ def report_text(report: AotReport) -> str:
     target, memory = report.target, report.memory
     sizes = f"{memory.need_gib:.2f} of {memory.available_gib:.2f} GiB per device"
     lines = [
-        f"{target.program} step of {report.settings.batch_size} sequences on {target.devices} "
-        f"devices of {target.topology}, compiled in {memory.compile_s:.0f} s (jax {target.jax}, "
-        f"{target.compiler}; it was not run):",
+        f"{target.program} step of {counted(report.settings.batch_size, 'sequence')} on "
+        f"{counted(target.devices, 'device')} of {target.topology}, compiled in "
+        f"{memory.compile_s:.0f} s (jax {target.jax}, {target.compiler}; it was not run):",
     ]
     if not memory.fits:
         splash = "config.model.attention=splash, " if "libtpu" in target.compiler else ""
@@ -183,7 +185,7 @@ def report_text(report: AotReport) -> str:
 def _traffic_lines(traffic: ProgramTraffic) -> list[str]:
     lines = []
     if traffic.kernels:
-        lines.append(f"  {traffic.kernels} Pallas kernels")
+        lines.append(f"  {counted(traffic.kernels, 'Pallas kernel')}")
     lines.append(f"  network: each device sends {traffic.network_bytes / 1e6:,.1f} MB in a step")
     for one in traffic.largest_collectives:
         lines.append(

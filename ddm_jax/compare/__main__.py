@@ -39,6 +39,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.parallel import processes
 from ddm_jax.parallel.layouts import LAYOUTS
 from ddm_jax.runs.interrupt import exit_code
+from ddm_jax.wording import counted
 
 FLAGS = flags.FLAGS
 # flags of numbers, and the least that each may be
@@ -177,7 +178,8 @@ def _make_page(folders: Sequence[Path], workdir: Path, texts: TextRequest | None
         if run["state"] == FAILED:
             print(f"{run['label']}, {run['layout']}, seed {run['seed']}: {run['reason']}")
     page, counts = workdir / PAGE, report["counts"]
-    print(f"{counts[FINISHED]} of {counts['runs']} runs finished. The page: {page.resolve()}")
+    finished = f"{counts[FINISHED]} of {counted(counts['runs'], 'run')} finished"
+    print(f"{finished}. The page: {page.resolve()}")
     if FLAGS.json:
         result = {"page": str(page), "report": str(workdir / REPORT)}
         print(json.dumps(result | {k: report[k] for k in ("counts", "objectives", "costs")}))

@@ -28,6 +28,7 @@ from ddm_jax.compare.sentences import (
     layout_agreement,
     layout_cost,
 )
+from ddm_jax.wording import counted
 
 Report = Mapping[str, Any]
 Plots = Mapping[str, str]
@@ -97,7 +98,7 @@ def _head(report: Report) -> str:
     """Title, counts and warnings."""
     counts = report["counts"]
     others = counts["runs"] - counts["finished"] - counts["failed"]
-    parts = [f"{counts['finished']} of {counts['runs']} runs finished"]
+    parts = [f"{counts['finished']} of {counted(counts['runs'], 'run')} finished"]
     if counts["failed"]:
         parts.append(f"{counts['failed']} failed")
     if others:

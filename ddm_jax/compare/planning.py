@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ddm_jax.compare.cells import Cell, expected_seconds, seconds_of
 from ddm_jax.errors import UserError
+from ddm_jax.wording import counted
 
 TO_RUN, FINISHED = "to run", "finished"
 
@@ -108,7 +109,7 @@ def plan_text(rows: Sequence[PlannedCell], at_once: int) -> str:
     ]
     left = [row for row in rows if row.state == TO_RUN]
     seconds = [row.seconds for row in left if row.seconds is not None]
-    total = f"{len(rows)} cells, {len(left)} to run"
+    total = f"{counted(len(rows), 'cell')}, {len(left)} to run"
     if left and len(seconds) == len(left):
         sources = ", ".join(sorted({row.source for row in left}))
         about = _time(sum(seconds) / at_once)

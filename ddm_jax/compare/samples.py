@@ -25,6 +25,7 @@ from ddm_jax.evaluation.samples.unconditional import evaluate_samples
 from ddm_jax.parallel.layouts import dp
 from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.run import open_run, with_sampler
+from ddm_jax.wording import counted
 
 SHOWN = 3  # texts of each objective on the page
 # samplers whose number of steps is the number of tokens
@@ -139,7 +140,10 @@ def _drawn_row(
     """Scores of texts drawn by a run at a number of steps."""
 
     def make() -> dict[str, Any]:
-        print(f"Drawing {num} texts of {run.label} in {steps} steps", file=sys.stderr)
+        print(
+            f"Drawing {counted(num, 'text')} of {run.label} in {counted(steps, 'step')}",
+            file=sys.stderr,
+        )
         layout = dp(jax.local_devices()[:1])
         opened = open_run(run.folder, layout=layout)
         config = with_sampler(opened.config, steps=steps)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ddm_jax.generation.translation import (
 )
 from ddm_jax.runs.files import write_new
 from ddm_jax.runs.progress import say
+from ddm_jax.wording import counted
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -72,8 +73,8 @@ def measure_pairs(workdir: Path, request: PairsRequest) -> dict[str, Any]:
         )
     sources, references = (list(side) for side in zip(*fitting, strict=True))
     say(
-        f"Translating {len(sources)} sources of {name}; {left_out} are longer than the run's "
-        f"config.data.source_length={config.data.source_length} and left out"
+        f"Translating {counted(len(sources), 'source')} of {name}; left out {left_out}, longer "
+        f"than the run's config.data.source_length={config.data.source_length}"
     )
     made = translate(translator, run.params, sources, request.sampling.seed, name)
     report = {
@@ -93,6 +94,17 @@ def measure_pairs(workdir: Path, request: PairsRequest) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     write_new(folder / f"{stem}.jsonl", _lines(fitting, made))
     return write_report(folder, stem, report)
+
+
+def result_of(report: Mapping[str, Any]) -> str:
+    """The result of a report of `measure_pairs` in two lines."""
+    return (
+        f"BLEU {report['bleu']:.2f}, chrF {report['chrf']:.2f}, ROUGE-L {report['rouge_l']:.2f}; "
+        f"copying the source has BLEU {report['bleu_copy']:.2f}\n"
+        f"  for {counted(report['pairs'], 'pair')} of {report['data']}, {report['weights']} "
+        f"weights of step {report['checkpoint']}, {report['nfe']:.1f} evaluations and "
+        f"{report['seconds_per_source']:.2g} s each"
+    )
 
 
 def _read(config: Config, request: PairsRequest) -> tuple[list[tuple[str, str]], str]:

@@ -55,17 +55,3 @@ def write_report(folder: Path, stem: str, report: Mapping[str, Any]) -> dict[str
     """Writes STEM.json into the folder, under the next free name; adds its path as `out`."""
     out = write_new(folder / f"{stem}.json", json.dumps(report, indent=2) + "\n")
     return {**report, "out": str(out)}
-
-
-def two_columns(report: Mapping[str, Any]) -> str:
-    """A row for each name and value of a report; a mapping within it is one row."""
-    rows: dict[str, str] = {}
-    for name, x in report.items():
-        if isinstance(x, Mapping):
-            rows[name] = ", ".join(f"{k} {v}" for k, v in x.items()) or "none"
-        elif isinstance(x, float):
-            rows[name] = f"{x:.5g}"
-        else:
-            rows[name] = "undefined" if x is None else str(x)
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

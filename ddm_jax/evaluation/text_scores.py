@@ -124,6 +124,6 @@ def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     check_some(hypotheses)
     if len(hypotheses) != len(references):
         raise UserError(
-            f"There are {len(hypotheses)} texts and {len(references)} references: give one "
+            f"There are {len(hypotheses)} hypotheses and {len(references)} references: give one "
             "reference for each text."
         )

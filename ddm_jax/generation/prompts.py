@@ -15,6 +15,7 @@ import numpy as np
 from ddm_jax.data.tokenizers import sentencepiece_bpe as sentencepieces
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
+from ddm_jax.wording import counted
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def _lay_out(parts: Sequence[str | int | None], tokenizer: Tokenizer, length: in
     used = sum(run if isinstance(run, int) else len(run) for run in runs if run is not None)
     if used > length:
         raise UserError(
-            f"The prompt takes {used} tokens, more than the {length} of a sequence: shorten it, or "
-            "set --length."
+            f"The prompt takes {counted(used, 'token')}, more than the {length} of a sequence: "
+            "shorten it, or set --length."
         )
     tokens, fixed, at = np.zeros(length, np.int32), np.zeros(length, bool), 0
     for run in runs:

@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 
 from ddm_jax.config import LayoutConfig
 from ddm_jax.errors import UserError
+from ddm_jax.wording import counted
 
 
 def axis_sizes(
@@ -39,9 +40,9 @@ def axis_sizes(
         left //= sizes[name]
     if math.prod(sizes.values()) != devices:
         raise UserError(
-            f"config.layout.axes={config.axes!r} does not fit {devices} devices: the sizes of "
-            f"{', '.join(defaults)} must multiply to {devices}; leave one of them out and it "
-            "follows, if the others divide that."
+            f"config.layout.axes={config.axes!r} does not fit {counted(devices, 'device')}: the "
+            f"sizes of {', '.join(defaults)} must multiply to {devices}; leave one of them out and "
+            "it follows, if the others divide that."
         )
     return {name: sizes[name] for name in defaults}
 

@@ -36,6 +36,7 @@ MAY_CHANGE: tuple[str, ...] = (
     "train.max_bad_steps",
     "train.wandb_project",
     "train.profile",
+    "plugins",
     "eval",
     "sampler",
     "layout",
@@ -139,8 +140,9 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
     path = workdir / "config.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        # settled again, so that fields that did not exist then have their defaults
-        recorded = settle(resolve(ConfigDict(before["config"])))
+        # settled again, so that fields that did not exist then have their defaults; with the
+        # plug-ins of this config, since their files may have moved
+        recorded = settle(resolve(ConfigDict(before["config"] | {"plugins": config.plugins})))
         converted = CONVERTED in before
         if not converted:
             _data_identity(before)

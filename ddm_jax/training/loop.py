@@ -30,6 +30,7 @@ from ddm_jax.training.programs import CompiledSteps, make_train_program
 from ddm_jax.training.start import start_run
 from ddm_jax.training.step import Metrics
 from ddm_jax.training.validation import Validation, make_validation
+from ddm_jax.wording import counted
 
 STALL_TIMEOUT = 600.0  # seconds
 
@@ -259,10 +260,10 @@ class _Training:
         self._watch.step_finished(step)
         if values["bad_in_a_row"] >= config.max_bad_steps:
             raise UserError(
-                f"The loss or its gradient was not finite for {config.max_bad_steps} steps in a "
-                f"row (config.train.max_bad_steps) up to step {step}: lower "
-                f"config.optim.lr={self._config.optim.lr} or look at the data; the last good "
-                f"checkpoint is in {self._folder}."
+                "The loss or its gradient was not finite for "
+                f"{counted(config.max_bad_steps, 'step')} in a row (config.train.max_bad_steps) up "
+                f"to step {step}: lower config.optim.lr={self._config.optim.lr} or look at the "
+                f"data; the last good checkpoint is in {self._folder}."
             )
         if logged:
             values |= self._progress.timing(step)

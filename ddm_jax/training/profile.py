@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from ddm_jax.wording import counted
+
 WARM_UP = 5  # steps before the trace: buffers are laid out and the loader has read ahead
 
 
@@ -38,7 +40,7 @@ class Profile:
             return None
         jax.block_until_ready(result)
         self.close()
-        return f"Traced {self._steps} steps into {self._folder}"
+        return f"Traced {counted(self._steps, 'step')} into {self._folder}"
 
     def close(self) -> None:
         """Ends the trace, if it has begun."""

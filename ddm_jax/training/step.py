@@ -17,6 +17,7 @@ from jax import Array
 from ddm_jax.config import Config
 from ddm_jax.diffusion.process import Process
 from ddm_jax.diffusion.randomness import TIMES, example_keys, step_key
+from ddm_jax.errors import UserError
 from ddm_jax.models.layout_hooks import LayoutHooks
 from ddm_jax.models.network import Network, Params
 from ddm_jax.models.readout import Readout
@@ -140,6 +141,11 @@ def _loss(
     """
     apply, memory = with_source(network, params, examples.batch, examples.dropout_keys)
     out = objective.loss(apply, params, examples.batch, examples.noise, process)
+    if out.metrics.keys() != set(objective.metrics):
+        raise UserError(
+            f"The objective returns the metrics ({', '.join(out.metrics)}), and its row of "
+            f"OBJECTIVES names ({', '.join(objective.metrics)}): make them equal."
+        )
     shares = {"loss": out.loss.sum() / tokens}
     shares |= {name: x.sum() / size for name, x in out.metrics.items()}
     if memory is None:

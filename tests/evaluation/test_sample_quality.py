@@ -1,6 +1,7 @@
 """Entropy and repetition by hand and brute force; what a draw of low precision does to them."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +133,12 @@ def test_tokens_are_judged_as_drawn_where_the_judge_knows_them():
 def test_table_never_shows_a_perplexity_without_the_entropy():
     rows = {"a": measure_quality(["abab", "ab"], judge=unigram_judge())}
     rows["b"] = measure_quality(["ab"], [np.array([0, 1])])
-    head, _, first, second = quality_table(rows).split("\n")
-    assert "judge's perplexity | bits per byte | entropy, nats" in head
-    assert len({line.count("|") for line in (head, first, second)}) == 1
-    assert "| 2.828 | 1.500 | 0.69 |" in first
-    assert second.startswith("| b | - | - | 0.69 |")
+    lines = quality_table(rows).split("\n")
+    head, first, second = (re.split(" {2,}", line) for line in lines)
+    assert head[:4] == ["", "judge's perplexity", "bits per byte", "entropy, nats"]
+    assert first[:4] == ["a", "2.828", "1.500", "0.69"]
+    assert second[:4] == ["b", "-", "-", "0.69"]
+    assert len(set(map(len, lines))) == 1
 
 
 def test_what_cannot_be_scored_is_said():

@@ -13,6 +13,7 @@ import numpy as np
 
 from ddm_jax.errors import UserError
 from ddm_jax.evaluation.reports import perplexity
+from ddm_jax.wording import counted
 
 _BATCH_TOKENS = 4096  # judged at once
 _SHORTEST = 16  # rows are padded to a power of two, at least this, so that few programs serve all
@@ -108,8 +109,8 @@ def judge_texts(
     nats = token_nats(judge, sequences)
     if not any(map(len, nats)):
         raise UserError(
-            f"There is nothing to judge in {len(texts)} texts: give texts of at least "
-            f"{judge.given + 1} tokens."
+            f"There is nothing to judge in {counted(len(texts), 'text')}: give texts of at least "
+            f"{counted(judge.given + 1, 'token')}."
         )
     return Judgement(
         nats=np.array([n.sum() for n in nats]),

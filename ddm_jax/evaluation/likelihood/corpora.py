@@ -25,6 +25,7 @@ from ddm_jax.evaluation.likelihood.protocols import (
     cut,
     own_rules,
 )
+from ddm_jax.wording import counted
 
 FORMS = ("file", "lines", "rows")
 OWN = "the run's own"  # protocol
@@ -225,8 +226,9 @@ def _cut(
     blocks = cut(documents, protocol, tokenizer.eos_id, length)
     if not len(blocks.tokens):
         raise UserError(
-            f"{named} has {blocks.dropped} tokens in {len(documents)} documents, which fill no "
-            f"block of config.data.length={length}: give more text."
+            f"{named} has {counted(blocks.dropped, 'token')} in "
+            f"{counted(len(documents), 'document')}, which fill no block of "
+            f"config.data.length={length}: give more text."
         )
     return dataclasses.replace(blocks, sizes=_sizes(tokenizer, blocks.valid, blocks.sizes))
 

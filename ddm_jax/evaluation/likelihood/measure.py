@@ -33,6 +33,7 @@ from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
+from ddm_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,8 @@ def measure_likelihood(workdir: Path, request: LikelihoodRequest) -> dict[str, A
     total = len(corpus.blocks.tokens)
     say(
         f"Step {run.step} of {workdir}: {estimator.name} ({estimator.estimates}) of "
-        f"{total} blocks of {corpus.name} ({corpus.split}), {estimator.draws} draws each"
+        f"{counted(total, 'block')} of {corpus.name} ({corpus.split}), "
+        f"{counted(estimator.draws, 'draw')} each"
     )
     identified = identity(run, request.weights, corpus, estimator, request.seed)
     folder = workdir / "evaluation"
@@ -161,8 +163,8 @@ def measure_likelihood(workdir: Path, request: LikelihoodRequest) -> dict[str, A
     _complete(results, batches, total)
     if len(results) < total:
         print(
-            f"Stopped after {len(results)} of {total} sequences, which are saved. Run the same "
-            "command to resume."
+            f"Stopped after {len(results)} of {counted(total, 'sequence')}, which are saved. Run "
+            "the same command to resume."
         )
         return None
     report = {

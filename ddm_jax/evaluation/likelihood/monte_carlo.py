@@ -16,6 +16,7 @@ from ddm_jax.models.network import Network, Params
 from ddm_jax.objectives import Batch
 from ddm_jax.objectives.signature import Loss, Noise
 from ddm_jax.objectives.source import with_source
+from ddm_jax.wording import counted
 
 # (params, batch, index int32[b]) -> (nats float32[b], tokens int32[b])
 BoundFn = Callable[[Params, Batch, Array], tuple[Array, Array]]
@@ -66,8 +67,10 @@ class Likelihood:
         )
 
     def __str__(self) -> str:
-        draws = f"{self.draws} draw{'s' * (self.draws > 1)} each"
-        return f"{self.summary()}; {self.tokens} tokens in {self.sequences} sequences, {draws}"
+        return (
+            f"{self.summary()}; {counted(self.tokens, 'token')} in "
+            f"{counted(self.sequences, 'sequence')}, {counted(self.draws, 'draw')} each"
+        )
 
 
 def make_bound(network: Network, loss: Loss, process: Process, draws: int) -> BoundFn:

@@ -1,6 +1,7 @@
 """A likelihood and all that determined it, as one flat record for JSON."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ddm_jax.evaluation.likelihood.corpora import Corpus, comparable
@@ -65,6 +66,32 @@ def as_likelihood(found: Mean, corpus: Corpus, estimator: Estimator) -> Likeliho
         sequences=int(values["sequences"]),
         draws=estimator.draws,
         estimates=estimator.estimates,
+    )
+
+
+def result_of(report: Mapping[str, Any]) -> str:
+    """The result of a report of `measure_likelihood` in two lines: the number and its errors."""
+    nll, stderr, ppl = (
+        math.nan if report[name] is None else report[name] for name in ("nll", "stderr", "ppl")
+    )
+    found = Likelihood(
+        nll=nll,
+        stderr=stderr,
+        ppl=ppl,
+        bits_per_byte=report["bits_per_byte"],
+        tokens=report["tokens"],
+        sequences=report["sequences"],
+        draws=report["draws"],
+        estimates=report["estimates"],
+    )
+    draws, text = (
+        "undefined" if report[name] is None else f"{report[name]:.4f}"
+        for name in ("mc_stderr", "text_stderr")
+    )
+    return (
+        f"{found}\n"
+        f"  for {report['split']} of {report['dataset']}, {report['weights']} weights of step "
+        f"{report['checkpoint']}; the error is {draws} by the draws and {text} by the text"
     )
 
 

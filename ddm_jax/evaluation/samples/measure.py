@@ -18,6 +18,7 @@ from ddm_jax.evaluation.samples.unconditional import BATCH_SIZE, evaluate_sample
 from ddm_jax.generation.request import SamplingRequest
 from ddm_jax.parallel.layouts import local_dp
 from ddm_jax.runs.run import open_run
+from ddm_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +107,11 @@ def format_samples(report: Mapping[str, Any]) -> str:
 
 
 def sample_table(drawn: Mapping[str, Any]) -> str:
-    """The quality and the cost of the samples and of real text, in Markdown.
+    """The quality and the cost of the samples and of real text.
 
     drawn: what unconditional.evaluate_samples returned.
     """
-    title = f"{drawn['sampler']}, {drawn['steps']} steps, NFE {drawn['nfe']:.1f}"
+    title = f"{drawn['sampler']}, {counted(drawn['steps'], 'step')}, NFE {drawn['nfe']:.1f}"
     rows: dict[str, Quality] = {title: drawn["samples"]}
     if "reference" in drawn:
         rows["real text"] = drawn["reference"]

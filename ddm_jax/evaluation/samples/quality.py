@@ -15,6 +15,7 @@ from ddm_jax.evaluation.judges.judge import Judge, judge_texts
 from ddm_jax.evaluation.samples.repetition import longest_repeat, repeated, unigram_entropy
 from ddm_jax.evaluation.text_scores import distinct
 from ddm_jax.generation.candidates import self_bleu
+from ddm_jax.wording import columns
 
 SELF_BLEU_TEXTS = 50  # all pairs of them are compared
 Quality = Mapping[str, float | int | str]
@@ -84,16 +85,12 @@ def measure_quality(
 
 
 def quality_table(rows: Mapping[str, Quality]) -> str:
-    """Markdown with a row for each name; perplexity and entropy stand side by side."""
-    columns = [c for c in _COLUMNS if any(c[1] in row for row in rows.values())]
-    lines = [
-        "| | " + " | ".join(heading for heading, _, _ in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    """Columns of text with a row for each name; perplexity and entropy stand side by side."""
+    shown = [c for c in _COLUMNS if any(c[1] in row for row in rows.values())]
+    lines = [["", *(heading for heading, _, _ in shown)]]
     for title, row in rows.items():
-        cells = [_cell(row.get(name), form) for _, name, form in columns]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([title, *(_cell(row.get(name), form) for _, name, form in shown)])
+    return columns(lines)
 
 
 def _cell(value: float | int | str | None, form: str) -> str:

@@ -20,6 +20,7 @@ from ddm_jax.runs.files import read_metrics, write_atomically
 from ddm_jax.runs.interrupt import Interrupt
 from ddm_jax.runs.progress import ProgressBar
 from ddm_jax.runs.run import Run
+from ddm_jax.wording import counted
 
 BATCH_SIZE = 16
 # texts -> float32[n, d]
@@ -79,8 +80,8 @@ def evaluate_samples(
     drawn = draw_samples(run, layout, num, folder, seed, batch_size)
     if len(drawn.lines) < num:
         print(
-            f"Stopped after {len(drawn.lines)} of {num} sequences, which are saved. Run the same "
-            "command to resume."
+            f"Stopped after {len(drawn.lines)} of {counted(num, 'sequence')}, which are saved. Run "
+            "the same command to resume."
         )
         return None
     texts = [line["text"] for line in drawn.lines]
