@@ -56,7 +56,7 @@ COMMAND_LINE = {
         [RECIPE, "--config.trian.steps=3"],
         "config.trian",
         "did you mean train?",
-        "seed, model, process",
+        "seed, plugins, model, process",
     ),
     "section for a field": ([RECIPE, "--config.train=3"], "config.train is a section", "steps,"),
     "field for a section": (
