@@ -26,6 +26,7 @@ from ddm_jax.data.sets.text import TextSpec
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
+from ddm_jax.wording import columns, counted
 
 FLAGS = flags.FLAGS
 # Flags that do not apply to the other kind of data.
@@ -36,32 +37,36 @@ PAIR_FLAGS = ("source_length",)
 def define_flags() -> None:
     """Defines the flags of this command."""
     text, pairs = TextSpec(), PairSpec()
-    flags.DEFINE_string("source", text.source, f"One of {', '.join(sources.KINDS)}.")
-    flags.DEFINE_string("tokenizer", text.tokenizer, f"One of {', '.join(tokenizers.KINDS)}.")
-    flags.DEFINE_integer(
-        "length", text.length, "Tokens per block; of pairs, of the longest target, EOS included."
-    )
-    flags.DEFINE_integer(
-        "source_length", pairs.source_length, "Of pairs: tokens of the longest source, likewise."
-    )
-    flags.DEFINE_enum("pack", text.pack, list(PACKERS), "How documents become blocks.")
-    flags.DEFINE_string(
-        "validation", text.validation, "Source of the validation split, named like --source."
-    )
-    flags.DEFINE_string("test", text.test, "Likewise.")
-    flags.DEFINE_float(
-        "validation_fraction",
-        text.validation_fraction,
-        "Of the documents or pairs, if there is no such split.",
-    )
-    flags.DEFINE_float("test_fraction", text.test_fraction, "Likewise.")
-    flags.DEFINE_string("root", "~/.cache/ddm_jax", "Folder of prepared sets without --out.")
-    flags.DEFINE_string("out", None, "Folder to make; a name under --root by default.")
-    flags.DEFINE_integer("workers", None, "Threads that tokenise; all cores by default.")
-    flags.DEFINE_string("beam_runner", None, "Prepare with Apache Beam on this runner.")
-    flags.DEFINE_multi_string(
-        "beam_options", [], "A pipeline option in Beam's own spelling; may be repeated."
-    )
+    with cli.group("Text"):
+        flags.DEFINE_string("source", text.source, f"one of {', '.join(sources.KINDS)}")
+        flags.DEFINE_string("tokenizer", text.tokenizer, f"one of {', '.join(tokenizers.KINDS)}")
+        flags.DEFINE_integer(
+            "length", text.length, "tokens per block; of pairs, of the longest target, EOS included"
+        )
+        flags.DEFINE_integer(
+            "source_length", pairs.source_length, "of pairs: tokens of the longest source, likewise"
+        )
+        flags.DEFINE_enum("pack", text.pack, list(PACKERS), "how documents become blocks")
+    with cli.group("Held-out text"):
+        flags.DEFINE_string(
+            "validation", text.validation, "source of the validation split, named like --source"
+        )
+        flags.DEFINE_string("test", text.test, "likewise, of the test split")
+        flags.DEFINE_float(
+            "validation_fraction",
+            text.validation_fraction,
+            "of the documents or pairs, if there is no such split",
+        )
+        flags.DEFINE_float("test_fraction", text.test_fraction, "likewise, of the test split")
+    with cli.group("Work"):
+        flags.DEFINE_integer("workers", None, "threads that tokenise; all cores by default")
+        flags.DEFINE_string("beam_runner", None, "prepare with Apache Beam on this runner")
+        flags.DEFINE_multi_string(
+            "beam_options", [], "a pipeline option in Beam's own spelling; may be repeated"
+        )
+    with cli.group("Output"):
+        flags.DEFINE_string("out", None, "folder to make; a name under --root by default")
+        flags.DEFINE_string("root", "~/.cache/ddm_jax", "folder of prepared sets without --out")
     cli.define_json()
 
 
@@ -101,24 +106,22 @@ def summarise(prepared: PreparedSet) -> str:
     """Returns a few lines for a reader."""
     if isinstance(prepared, PreparedPairs):
         return _summarise_pairs(prepared)
-    lines = [f"{prepared.folder}: {prepared.tokenizer.name}, blocks of {prepared.length}"]
+    rows = [["split", "documents", "tokens", "blocks", "bytes/token"]]
     for split, info in prepared.splits.items():
-        lines.append(
-            f"  {split:<10} {info.documents:>9,} documents {info.tokens:>13,} tokens "
-            f"{info.blocks:>9,} blocks  {info.bytes_per_token:.3f} bytes/token"
-        )
-    return "\n".join(lines)
+        counts = (info.documents, info.tokens, info.blocks)
+        rows.append([split, *(f"{count:,}" for count in counts), f"{info.bytes_per_token:.3f}"])
+    blocks = f"blocks of {counted(prepared.length, 'token')}"
+    return f"{prepared.folder}: {prepared.tokenizer.name}, {blocks}\n{columns(rows)}"
 
 
 def _summarise_pairs(prepared: PreparedPairs) -> str:
     source, target = prepared.spec.source_length, prepared.length
-    lines = [f"{prepared.folder}: {prepared.tokenizer.name}, pairs of up to {source} and {target}"]
+    rows = [["split", "pairs", "source tokens", "tokens", "too long", "left out, a side is empty"]]
     for split, info in prepared.splits.items():
-        lines.append(
-            f"  {split:<10} {info.pairs:>9,} pairs {info.source_tokens:>11,} -> {info.tokens:>11,} "
-            f"tokens  {info.long:,} too long  {info.empty:,} with an empty side left out"
-        )
-    return "\n".join(lines)
+        counts = (info.pairs, info.source_tokens, info.tokens, info.long, info.empty)
+        rows.append([split, *(f"{count:,}" for count in counts)])
+    pairs = f"pairs of up to {source} and {counted(target, 'token')}"
+    return f"{prepared.folder}: {prepared.tokenizer.name}, {pairs}\n{columns(rows)}"
 
 
 if __name__ == "__main__":
