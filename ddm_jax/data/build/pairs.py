@@ -23,7 +23,7 @@ from ddm_jax.data.build.atomic_folder import (
     publish,
     temporary_sibling,
 )
-from ddm_jax.data.build.plan import announce, check_asked
+from ddm_jax.data.build.plan import TRAINS_TOKENIZER, announce, check_asked
 from ddm_jax.data.sets.folder import COUNTS, is_prepared
 from ddm_jax.data.sets.kinds import open_folder
 from ddm_jax.data.sets.pairs import PairSpec, PairSplitInfo, PreparedPairs, lengths_file
@@ -34,7 +34,7 @@ from ddm_jax.data.splits import SPLITS, HeldOut, hash_position, split_of, withou
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.data.tokenizers.tokenizer import Tokenizer
 from ddm_jax.errors import UserError
-from ddm_jax.progress import ProgressBar
+from ddm_jax.progress import ProgressBar, say
 
 CHUNK = 1024  # pairs that a thread encodes at once
 PAIRS_PER_FILE = 2**20
@@ -258,6 +258,8 @@ def _train_texts(spec: PairSpec, held_out: HeldOut, total: int, progress: bool) 
         for pair in _pairs_of_split(spec, held_out, "train"):
             yield from map(pair_encoding.with_leading_space, pair)
             bar.add(1)
+    if progress:
+        say(TRAINS_TOKENIZER)
 
 
 def _encode_chunks(

@@ -9,6 +9,8 @@ from ddm_jax.data.sets.kinds import Spec
 from ddm_jax.errors import UserError
 from ddm_jax.progress import say
 
+TRAINS_TOKENIZER = "Training the tokenizer on what was read"  # which takes up to minutes
+
 
 def announce(spec: Spec, files: Mapping[str, Sequence[Path]], out: Path) -> None:
     """Says on stderr what is about to be prepared.

@@ -16,7 +16,7 @@ from ddm_jax.data.build.atomic_folder import (
     temporary_sibling,
 )
 from ddm_jax.data.build.packing import PACKERS
-from ddm_jax.data.build.plan import announce, check_asked
+from ddm_jax.data.build.plan import TRAINS_TOKENIZER, announce, check_asked
 from ddm_jax.data.build.tokenise_shards import (
     BeamSpec,
     Rules,
@@ -37,7 +37,7 @@ from ddm_jax.data.sources.shards import Shard
 from ddm_jax.data.splits import SPLITS, HeldOut, split_of, without_own_splits
 from ddm_jax.data.tokenizers import tokenizer as tokenizers
 from ddm_jax.errors import UserError
-from ddm_jax.progress import ProgressBar
+from ddm_jax.progress import ProgressBar, say
 
 
 def prepare_text(
@@ -142,6 +142,8 @@ def _train_documents(source: Source, held_out: HeldOut, progress: bool) -> Itera
                 if split_of(text, held_out) == "train":
                     yield text
             meter.finish(shard, size)
+    if progress:
+        say(TRAINS_TOKENIZER)
 
 
 def _tokenise(
