@@ -1,6 +1,7 @@
 """Held-out splits: those of the source, those that are named, and empty ones."""
 
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pyarrow import parquet
 
 from ddm_jax.data.build import text as prepare_module
 from ddm_jax.data.sets.text import PreparedText, open_text
+from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.splits import SPLITS
 from ddm_jax.errors import UserError
 from tests.data.corpora import make_documents, read_all, small, write_jsonl
@@ -56,6 +58,32 @@ def test_hugging_face_splits_are_kept(tmp_path: Path):
     assert texts_of(prepared, "validation") == set(validation)
     assert texts_of(prepared, "train") | texts_of(prepared, "test") == set(train)
     assert prepared.splits["test"].documents
+
+
+def test_hugging_face_column_is_the_one_that_is_named(tmp_path: Path):
+    pytest.importorskip("datasets", reason="the extra `hf` is not installed")
+    rows = [{"text": "no", "body": text} for text in make_documents(60)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = sources.open_source(f"hf:{tmp_path}#body")
+    assert [text for s in source.shards["train"] for text in s.read()] == make_documents(60)
+    with pytest.raises(UserError, match='has no string "other" .*name a column as in hf:NAME#COL'):
+        list(sources.open_source(f"hf:{tmp_path}#other").shards["train"][0].read())
+
+
+def test_tfds_feature_is_the_one_that_is_named(tmp_path: Path):
+    build_tfds(tmp_path / "set", {"train": ["a", "b"], "test": ["c"]})
+    source = sources.open_source(f"tfds:{tmp_path}/set#text")
+    assert sorted(text for s in source.shards["train"] for text in s.read()) == ["a", "b"]
+    with pytest.raises(UserError, match=r'no string feature "id" \(it has text\): name one as in'):
+        sources.open_source(f"tfds:{tmp_path}/set#id")
+
+
+def test_named_source_without_the_split_is_named(tmp_path: Path):
+    build_tfds(tmp_path / "set", {"test": ["c"]})
+    with pytest.raises(UserError, match=r"set has no validation or train split \(it has test\)"):
+        sources.open_source("embedded", {"validation": f"tfds:{tmp_path}/set"})
+    with pytest.raises(UserError, match=r"data\.source=tfds:.*set has no train split"):
+        sources.open_source(f"tfds:{tmp_path}/set")
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "csv", "tsv", "parquet", "embedded"])
