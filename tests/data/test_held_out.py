@@ -66,7 +66,7 @@ def test_hugging_face_column_is_the_one_that_is_named(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = sources.open_source(f"hf:{tmp_path}#body")
     assert [text for s in source.shards["train"] for text in s.read()] == make_documents(60)
-    with pytest.raises(UserError, match='has no string "other" .*name a column as in hf:NAME#COL'):
+    with pytest.raises(UserError, match=r'has no string "other" .*name a column as in hf:NAME#COL'):
         list(sources.open_source(f"hf:{tmp_path}#other").shards["train"][0].read())
 
 
