@@ -134,7 +134,7 @@ def test_bad_jsonl_line_is_named(tmp_path: Path, line: str, complaint: str, shar
 
 
 # documents that every format can hold, and some that only text with quotes can
-PLAIN = ["to be", 'or "not" to be,', "日本 🎈", "x" * 200_000]
+PLAIN = ['"To be", he said', 'or "not" to be,', "日本 🎈", "x" * 200_000]
 BROKEN = ["two\nlines", "a\ttab", ' "quoted", so\nto say']
 
 
@@ -258,7 +258,7 @@ def test_folder_gives_all_fitting_files_beneath_it(tmp_path: Path):
 
 
 def test_bare_folder_names_the_source_that_reads_it(tmp_path: Path):
-    with pytest.raises(UserError, match=rf"text:{tmp_path} reads the text files beneath"):
+    with pytest.raises(UserError, match=rf"is a folder, not a source: use text:{tmp_path} to read"):
         sources.open_source(str(tmp_path))
 
 

@@ -75,10 +75,13 @@ def split_spec(spec: str, field: str = "source") -> tuple[str, str]:
     kind, _, name = spec.partition(":")
     if kind not in _KINDS or (kind == "embedded") == bool(name):
         if spec and Path(spec).expanduser().is_dir():
-            hint = f"text:{spec} reads the text files beneath this folder"
-        else:
-            hint = "or the folder of a prepared set" if field == "source" else "of text"
+            others = ", ".join(kind for kind in text_files.FORMATS if kind != "text")
+            raise UserError(
+                f"data.{field}={spec!r} is a folder, not a source: use text:{spec} to read the "
+                f"text files beneath it, and {others} likewise."
+            )
         kinds = ", ".join(KINDS if field == "source" else KINDS[:-1])
+        hint = "or the folder of a prepared set" if field == "source" else "of text"
         raise UserError(f"data.{field}={spec!r} is not a source: use one of {kinds}, {hint}.")
     return kind, name
 
@@ -126,7 +129,8 @@ def fingerprint(source: Source) -> str:
     total = 0
     for split, shards in source.shards.items():
         for shard in shards:
-            total = add_digests(total, *(document_digest(split, t) for t in shard.read() if t))
+            for text in filter(None, shard.read()):
+                total = add_digests(total, document_digest(split, text))
     return f"{total:064x}"
 
 
