@@ -60,9 +60,10 @@ def test_command_of_a_pair_spec_prepares_it(tmp_path: Path, pair_source: str):
     record = json.loads(done.stdout.splitlines()[-1])
     info = prepared.splits["train"]
     assert record["splits"]["train"] == dataclasses.asdict(info)
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  train ")]
-    for figure in (f"{info.pairs} pairs", f"{info.long} too long", f"{info.empty} with an empty"):
-        assert figure in line
+    head, train = (line.split() for line in done.stdout.splitlines()[1:3])
+    assert (head[:2], train[0]) == (["split", "pairs"], "train")
+    figures = (info.pairs, info.source_tokens, info.tokens, info.long, info.empty)
+    assert train[1:] == [f"{figure:,}" for figure in figures]
     assert re.search(r"^tokenise train  .* 00:00 left$", done.stderr, re.MULTILINE)
     assert "\r" not in done.stderr
 
