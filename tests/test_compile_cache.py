@@ -7,6 +7,7 @@ import pytest
 
 from ddm_jax import compile_cache
 from ddm_jax.compile_cache import VARIABLE, keep_compiled_programs
+from ddm_jax.parallel import processes
 
 NAMES = (
     "jax_compilation_cache_dir",
@@ -52,3 +53,17 @@ def test_other_instructions_have_another_folder(monkeypatch):
         monkeypatch.setattr(Path, "read_text", lambda self, encoding, flags=flags: flags)
         names.add(compile_cache._kind_of_cpu())
     assert len(names) == 3
+
+
+@pytest.mark.parametrize("shared", ["", "/shared"])
+def test_several_processes_share_a_folder_or_have_none(updates, monkeypatch, shared):
+    for name, value in zip(processes.MANUAL_VARIABLES, ("10.0.0.1:12", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    monkeypatch.setattr(processes, "_explain_aborts", lambda: None)
+    monkeypatch.setattr(processes, "_label", "")
+    if shared:
+        monkeypatch.setenv(VARIABLE, shared)
+    keep_compiled_programs()
+    processes.initialize()
+    assert updates.get("jax_compilation_cache_dir", "not set") == ("not set" if shared else None)
