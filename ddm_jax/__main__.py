@@ -1,6 +1,6 @@
 """Lists the commands: python -m ddm_jax."""
 
-from ddm_jax.command_help import overview
+from ddm_jax.command_help import overview, show
 
 if __name__ == "__main__":
-    print(overview())
+    show(overview())

@@ -112,13 +112,13 @@ def _answer_or_parse(doc: str, argv: Sequence[str]) -> list[str]:
     """
     for arg in argv[1:]:
         if re.fullmatch(r"--?(help|helpshort|h|\?)", arg):
-            print(command_help.help_text(doc, _GROUPS))
+            command_help.show(command_help.help_text(doc, _GROUPS))
         elif re.fullmatch(r"--?version", arg):
-            print(command_help.version_text())
+            command_help.show(command_help.version_text())
         elif wanted := re.fullmatch(r"--?help_config(?:=(.*))?", arg):
             from ddm_jax.config_help import config_help  # imports jax and all tables
 
-            print(config_help(wanted[1] or ""))
+            command_help.show(config_help(wanted[1] or ""))
         else:
             continue
         sys.exit(0)

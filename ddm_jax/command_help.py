@@ -6,8 +6,10 @@ group. --helpfull stays absl's, with the flags of all libraries.
 
 import ast
 import importlib.metadata
+import os
 import platform
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +62,14 @@ def help_text(doc: str, groups: Mapping[str, str]) -> str:
     lines += ["", "Help:"]
     lines += [line for pair in _HELP_LINES.items() for line in _entry(*pair)]
     return "\n".join(lines)
+
+
+def show(text: str) -> None:
+    """Prints a text, of which the reader may be `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Python would fail again when it closes its standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def version_text() -> str:

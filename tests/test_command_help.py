@@ -70,6 +70,14 @@ def test_version_needs_no_run(command):
     assert (ended.stdout.count("\n"), ended.stderr) == (1, "")
 
 
+def test_reader_may_close_the_pipe():
+    shown = "import sys; from ddm_jax.command_help import show; show('x\\n' * 100_000)"
+    done = subprocess.run(
+        f'{sys.executable} -c "{shown}" | head -n 1', shell=True, capture_output=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"x\n", b"")
+
+
 def test_helpfull_stays_that_of_absl():
     assert "--[no]only_check_args" in commands.run("judge", "--helpfull").stdout
 

@@ -133,9 +133,16 @@ def test_config_loads_them_before_names_are_looked_up():
             resolve(values)
 
 
-def test_metrics_that_the_row_does_not_name_are_refused():
+@pytest.mark.parametrize(
+    ("metrics", "complaint"),
+    [
+        (("masked", "mine"), r"the metrics \(masked, mine\), and its row .* \(masked\)"),
+        (("masked",), r"returns no bound, and its row .* estimates an upper bound: set estimates="),
+    ],
+)
+def test_loss_that_is_not_what_its_row_says_is_refused(metrics, complaint):
     def loss(apply, params, batch, noise, process):
-        return LossOutput(noise.u, None, {"masked": noise.u, "mine": noise.u})
+        return LossOutput(noise.u, None, dict.fromkeys(metrics, noise.u))
 
     config = settle(resolve(get_config()))
     process, _, network = make_parts(config, vocab_size=9)
@@ -145,7 +152,7 @@ def test_metrics_that_the_row_does_not_name_are_refused():
     def trace(params):
         return step(SimpleNamespace(params=params, step=0), batch)
 
-    with pytest.raises(UserError, match=r"the metrics \(masked, mine\), and its row .* \(masked\)"):
+    with pytest.raises(UserError, match=complaint):
         jax.eval_shape(trace, jax.eval_shape(network.init, jax.random.key(0)))
 
 

@@ -21,7 +21,7 @@ from ddm_jax.errors import UserError
 from ddm_jax.models.layout_hooks import LayoutHooks
 from ddm_jax.models.network import Network, Params
 from ddm_jax.models.readout import Readout
-from ddm_jax.objectives.signature import Batch, Noise, Objective
+from ddm_jax.objectives.signature import Batch, LossOutput, Noise, Objective
 from ddm_jax.objectives.source import length_loss, with_source
 from ddm_jax.parallel.layout_hooks import replica_hooks
 from ddm_jax.parallel.layouts import Layout
@@ -124,6 +124,20 @@ def _draw_noise(
     return Examples(batch, noise, dropout_keys), size
 
 
+def _check_output(out: LossOutput, objective: Objective) -> None:
+    """Raises UserError if a loss, of a plug-in perhaps, is not what its row says."""
+    if out.metrics.keys() != set(objective.metrics):
+        raise UserError(
+            f"The objective returns the metrics ({', '.join(out.metrics)}), and its row of "
+            f"OBJECTIVES names ({', '.join(objective.metrics)}): make them equal."
+        )
+    if out.bound is None and objective.estimates:
+        raise UserError(
+            "The objective returns no bound, and its row of OBJECTIVES says that it estimates "
+            f"{objective.estimates}: set estimates=None there, and name an estimator."
+        )
+
+
 def _loss(
     params: Params,
     examples: Examples,
@@ -141,11 +155,7 @@ def _loss(
     """
     apply, memory = with_source(network, params, examples.batch, examples.dropout_keys)
     out = objective.loss(apply, params, examples.batch, examples.noise, process)
-    if out.metrics.keys() != set(objective.metrics):
-        raise UserError(
-            f"The objective returns the metrics ({', '.join(out.metrics)}), and its row of "
-            f"OBJECTIVES names ({', '.join(objective.metrics)}): make them equal."
-        )
+    _check_output(out, objective)
     shares = {"loss": out.loss.sum() / tokens}
     shares |= {name: x.sum() / size for name, x in out.metrics.items()}
     if memory is None:
