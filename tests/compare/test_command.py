@@ -150,7 +150,7 @@ def test_the_same_page_from_work_directories(finished, tmp_path):
     # of a single run, elsewhere
     single = workdir / "cells" / "ar-tp-0"
     output = finish(start(f"--from={single}", f"--workdir={tmp_path}", "--samples=0"))
-    assert f"1 of 1 runs finished. The page: {tmp_path / 'report.html'}" in output
+    assert f"1 of 1 run finished. The page: {tmp_path / 'report.html'}" in output
 
 
 @pytest.mark.parametrize(
