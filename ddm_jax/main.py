@@ -10,6 +10,7 @@ stops; the same command resumes. Everything is written to the work directory.
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from ddm_jax.parallel import processes
 from ddm_jax.runs.interrupt import exit_code
 from ddm_jax.training.curve import CURVE
 from ddm_jax.training.loop import STALL_TIMEOUT, Outcome, train
+from ddm_jax.training.metric_writers import TENSORBOARD
 from ddm_jax.wording import counted
 
 FLAGS = flags.FLAGS
@@ -99,10 +101,14 @@ def report(outcome: Outcome) -> str:
             )
     if outcome.signal:
         lines.append(f"Stopped and saved at step {outcome.step}. Run the same command to resume.")
-    written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", "tensorboard/"]
+    written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", f"{TENSORBOARD}/"]
     if (outcome.workdir / CURVE).exists():
         written.append(CURVE)
     lines.append(f"Wrote {outcome.workdir}/: {', '.join(written)}")
+    lines.append(
+        f"To see the curves and samples: pip install tensorboard, then tensorboard --logdir="
+        f"{shlex.quote(str(outcome.workdir / TENSORBOARD))}"
+    )
     return "\n".join(lines)
 
 

@@ -52,6 +52,7 @@ OBJECTIVES = {
     "bd3lm": Objective(
         bd3lm.bd3lm,
         options=(Option("block_size", 4), Option("clip_low", 0.0), Option("clip_high", 1.0)),
+        bound_with={"clip_low": 0.0, "clip_high": 1.0},
         metrics=("masked",),
         times=NO_TIME,
         predicts=("blocks",),
@@ -71,6 +72,7 @@ OBJECTIVES = {
     "gidd": Objective(
         gidd.gidd,
         options=(Option("weighting", "dynamic", choices=gidd.WEIGHTINGS),),
+        bound_with={"weighting": "elbo"},
         metrics=("noised",),
         processes=("hybrid",),
         times=ANY_TIME,
@@ -78,6 +80,7 @@ OBJECTIVES = {
     "d3pm": Objective(
         d3pm.d3pm,
         options=(Option("ce_weight", 0.0),),
+        bound_with={"ce_weight": 0.0},
         metrics=("ce",),
         processes=D3PM_PROCESSES,
         times=ANY_TIME,

@@ -73,6 +73,8 @@ class Objective:
       times: what config.model.time may be, the default first.
       estimator: the objective that estimates the likelihood of its networks; empty for itself.
       estimates: what LossOutput.bound is (BOUND, EXACT or PSEUDO), or None where there is none.
+      bound_with: the options with which LossOutput.loss estimates the same as LossOutput.bound;
+        with others it weighs tokens differently, and the two are not comparable.
       predicts: what its networks predict, which decides how they can be sampled. "x0": p(x0 | x_t)
         of each position (mask positions, under masking). "score": log s_y, for SEDD's rules and
         scaled as its loss says. "vector": x0 with a schedule for each token. "blocks": x0 within a
@@ -90,9 +92,16 @@ class Objective:
     times: tuple[str, ...] = ("none", "constant", "adaln")
     estimator: str = ""
     estimates: str | None = BOUND
+    bound_with: Mapping[str, Any] = field(default_factory=dict)
     predicts: tuple[str, ...] = ("x0",)
     init: Callable[..., Any] | None = None
     init_options: tuple[Option, ...] = ()
+
+    def loss_is_bound(self, options: Mapping[str, Any]) -> bool:
+        """Whether the training loss with these options has the units of the bound."""
+        return self.estimates is not None and all(
+            options[name] == value for name, value in self.bound_with.items()
+        )
 
 
 SAMPLING_EPS = 1e-3

@@ -24,7 +24,7 @@ from ddm_jax.runs.record import check_workdir
 from ddm_jax.settle import describe, settle
 from ddm_jax.training.curve import draw_curve
 from ddm_jax.training.memory_settings import step_settings, validation_settings
-from ddm_jax.training.metric_writers import Writers
+from ddm_jax.training.metric_writers import EVAL, TRAIN, Writers
 from ddm_jax.training.profile import Profile
 from ddm_jax.training.programs import CompiledSteps, make_train_program
 from ddm_jax.training.start import start_run
@@ -98,7 +98,7 @@ def train(
         print(describe(config))
     outcome = train_experiment(experiment, workdir, stall_timeout)
     if processes.is_first():
-        draw_curve(workdir, outcome.unigram_nll)
+        draw_curve(workdir, outcome.unigram_nll, config)
     return outcome
 
 
@@ -196,8 +196,8 @@ class _Training:
         """Waits for the checkpoints, and closes all files and threads."""
         with self._watch.slow():
             self._checkpoints.close()
-        if self._writers:
-            self._writers.close()
+            if self._writers:
+                self._writers.close()
         self._profile.close()
         self._loader.close()
         self._progress.close()
@@ -268,13 +268,16 @@ class _Training:
         if logged:
             values |= self._progress.timing(step)
             del values["bad_in_a_row"]
-            self._write(step, values)
+            if self._writers:
+                self._writers.write(step, values, TRAIN)
             self._progress.show(step, values)
 
     def _check(self) -> None:
         """Validates, and logs it."""
         self.validation = self._measure()
-        self._write(self.step, self.validation.metrics())
+        if self._writers:
+            self._writers.write(self.step, self.validation.metrics(), EVAL)
+            self._writers.write_samples(self.step, self.validation.samples)
         self._progress.say(self.validation.describe(self.step))
 
     def _measure(self) -> Validation:
@@ -297,7 +300,3 @@ class _Training:
             missing = not any(r["step"] == self.step and "nll" in r for r in records)
         due = self.step > 0 and self._is_due()
         return due and bool(processes.max_over_processes(missing))
-
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        if self._writers:
-            self._writers.write(step, values)
