@@ -194,14 +194,14 @@ def test_signal_between_two_steps_saves_the_next_one(corpus, tmp_path, monkeypat
     experiment = small_experiment(corpus)
     write = loop.Writers.write
 
-    def write_and_stop(self, step, values):
-        write(self, step, values)
+    def write_and_stop(self, step, values, group):
+        write(self, step, values, group)
         if step == 9:
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(loop.Writers, "write", write_and_stop)
     outcome = loop.train_experiment(experiment, tmp_path)
-    assert not outcome.finished
+    assert (outcome.finished, outcome.signal) == (False, signal.SIGTERM)
     assert outcome.step > 9
     assert (tmp_path / "checkpoints" / str(outcome.step)).is_dir()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
