@@ -158,7 +158,7 @@ class AotReport:
 
 
 def report_text(report: AotReport) -> str:
-    """The report as lines of text."""
+    """The report as lines of text; those that a user came for are the last."""
     target, memory = report.target, report.memory
     sizes = f"{memory.need_gib:.2f} of {memory.available_gib:.2f} GiB per device"
     lines = [
@@ -166,6 +166,10 @@ def report_text(report: AotReport) -> str:
         f"{counted(target.devices, 'device')} of {target.topology}, compiled in "
         f"{memory.compile_s:.0f} s (jax {target.jax}, {target.compiler}; it was not run):",
     ]
+    if report.traffic:
+        lines += _traffic_lines(report.traffic)
+    if report.traffic and report.step:
+        lines += _step_lines(report.traffic, report.step)
     if not memory.fits:
         splash = "config.model.attention=splash, " if "libtpu" in target.compiler else ""
         lines.append(
@@ -175,10 +179,6 @@ def report_text(report: AotReport) -> str:
         )
     else:
         lines.append(f"  fits: {sizes}")
-    if report.traffic:
-        lines += _traffic_lines(report.traffic)
-    if report.traffic and report.step:
-        lines += _step_lines(report.traffic, report.step)
     return "\n".join(lines)
 
 
@@ -207,9 +207,9 @@ def _step_lines(traffic: ProgramTraffic, step: StepEstimate) -> list[str]:
         f"  memory  {traffic.hbm_bytes / 1e9:8.1f} GB of HBM traffic: {step.memory_s * 1e3:8.1f} "
         "ms",
         f"  network {traffic.network_bytes / 1e9:8.3f} GB: {step.network_s * 1e3:8.1f} ms",
+        f"  {ASSUMPTIONS}",
         f"  step: {step.step_s * 1e3:.1f} ms (the longer of compute and memory, plus the network), "
         f"{step.tokens_per_s:,.0f} tokens/s, MFU {step.mfu:.1%}; bound by {step.bound}",
         f"  step if all three overlap: {step.overlapped_step_s * 1e3:.1f} ms, MFU "
         f"{step.overlapped_mfu:.1%}",
-        ASSUMPTIONS,
     ]

@@ -206,7 +206,7 @@ def test_the_report_as_text_and_as_one_flat_json_object():
     assert (result["topology"], result["mesh"], result["step_s"]) == ("v5e:2x4", {"fsdp": 8}, 0.025)
     assert result["largest_collectives"][0]["group"] == 8
     text = report.report_text(full)
-    assert "fits: 1.50 of 15.75 GiB per device" in text
+    assert text.endswith("\n  fits: 1.50 of 15.75 GiB per device")
     assert "2.0 MB  all-reduce of f32 over 8 devices, 3 times: jit(step)/psum" in text
     assert "step: 25.0 ms" in text
     too_large = dataclasses.replace(memory, fits=False)
