@@ -5,12 +5,12 @@
 #   mkdir -p work
 #   docker run --rm -it -v ddm_cache:/home/ddm/.cache -v "$PWD/work:/ddm_jax/work" ddm_jax \
 #     python -m ddm_jax.main --config=configs/radd_tiny.py --workdir=work/radd
-# Prepared data stays in the volume ddm_cache, runs in ./work. The user of the image has the id
-# 1000; if `id -u` prints another one, build with --build-arg UID=$(id -u), so that it may write there.
+# Prepared data and compiled programs stay in the volume ddm_cache, runs in ./work. The user of the
+# image has the id 1000; if `id -u` prints another one, build with --build-arg UID=$(id -u), so that
+# it may write there.
 FROM python:3.12-slim
 
 ARG EXTRA=
-ARG UID=1000
 WORKDIR /ddm_jax
 ENV PYTHONUNBUFFERED=1
 
@@ -19,6 +19,7 @@ COPY requirements.txt pyproject.toml setup.py README.md LICENSE ./
 RUN mkdir ddm_jax configs && touch ddm_jax/__init__.py \
  && pip install --no-cache-dir -e ".${EXTRA:+[$EXTRA]}"
 
+ARG UID=1000
 RUN useradd --create-home --uid "$UID" ddm \
  && mkdir -p work /home/ddm/.cache \
  && chown ddm . work /home/ddm/.cache
