@@ -50,7 +50,6 @@ def run(
         _GROUPS.clear()
         with group("Flags"):
             define_flags()
-        keep_compiled_programs()
         parse = functools.partial(_answer_or_parse, sys.modules[main.__module__].__doc__ or "")
     logging.set_verbosity(logging.WARNING)
     app.run(_in_one_sentence(main), flags_parser=_in_one_sentence(parse))
@@ -122,7 +121,9 @@ def _answer_or_parse(doc: str, argv: Sequence[str]) -> list[str]:
         else:
             continue
         sys.exit(0)
-    return _parse(argv)
+    rest = _parse(argv)
+    keep_compiled_programs()
+    return rest
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -64,8 +64,8 @@ def test_defaults_and_words_are_shown():
     assert text.index("\nOutput:") > text.index("\nSamples of language models:")
 
 
-def test_version_needs_no_run(command):
-    ended = commands.run(command, "--version", code=0)
+def test_version_needs_no_run():
+    ended = commands.run("sample", "--version", code=0)
     assert ended.stdout.startswith(f"ddm_jax {ddm_jax.__version__}, jax ")
     assert (ended.stdout.count("\n"), ended.stderr) == (1, "")
 
