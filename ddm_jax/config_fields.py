@@ -18,7 +18,7 @@ TYPE_WORDS = {
     float: "a number",
     bool: "true or false",
     str: "a string",
-    tuple: "strings, separated by commas",
+    tuple: "a tuple of strings (on the command line: separated by commas)",
 }
 
 

@@ -129,7 +129,9 @@ def test_config_loads_them_before_names_are_looked_up():
     assert (settled.eval.estimator, settled.model.time) == ("radd_ao", "none")
     for wrong in ("mine.py", (1,)):
         values = ConfigDict(get_config().to_dict() | {"plugins": wrong})
-        with pytest.raises(UserError, match=r"config\.plugins=.* has the wrong type: give strings"):
+        with pytest.raises(
+            UserError, match=r"config\.plugins=.* has the wrong type: give a tuple of strings"
+        ):
             resolve(values)
 
 
