@@ -3,12 +3,13 @@
 # make test-fast   the same without the tests marked slow, for every save
 # make compare   3 objectives x 3 layouts x 2 seeds on 8 virtual devices, and the page of them
 # make lint   ruff and mypy, as CI runs them
+# make docs   the site of docs/, in site/
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast compare lint clean
+.PHONY: demo test test-fast compare lint docs clean
 
 # the folder of the demo's run: the commands that the demo shows at its end use it
 DEMO := work/demo
@@ -48,6 +49,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(VENV)/docs
+	$(BIN)/python -m nbconvert --log-level=WARN --to=markdown --output-dir=docs/notebook \
+	  examples/quickstart.ipynb
+	$(BIN)/python -m zensical build --clean --strict
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"ddm_jax needs Python 3.11 or later, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -65,5 +71,10 @@ $(VENV)/dev: pyproject.toml setup.py requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@
 
+$(VENV)/docs: pyproject.toml setup.py requirements.txt | $(BIN)/python
+	@echo "Installing what the site of docs/ needs into $(VENV)"
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site docs/notebook
