@@ -37,7 +37,6 @@ from ddm_jax.errors import UserError
 from ddm_jax.progress import ProgressBar, say
 
 CHUNK = 1024  # pairs that a thread encodes at once
-PAIRS_PER_FILE = 2**20
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _write(
         tfds.features.FeaturesDict(features),
         records,
         folder,
-        records_per_file=PAIRS_PER_FILE,
+        records_per_file=tfds_builder.FILE_RECORDS,
     )
 
 

@@ -29,7 +29,8 @@ from ddm_jax.progress import ProgressBar
 
 DESCRIPTION = "Text as packed blocks of tokens, prepared by ddm_jax."
 READ_BLOCKS = 1024
-FILE_BYTES = 2**28  # of records in an array_record file
+FILE_BYTES = 2**28  # of records in an array_record file, at most
+FILE_RECORDS = 2**17  # likewise; array_record keeps about 100 bytes of each until it closes a file
 WRITE_RECORDS = 4096  # after which TFDS's writer updates its metadata
 
 Record = dict[str, Any]
@@ -60,7 +61,8 @@ def build(
         return _build_with_beam(streams, folder, beam)
     any_stream = next(iter(streams.values()))
     examples = {split: _all_examples(split, stream, progress) for split, stream in streams.items()}
-    per_file = FILE_BYTES // (any_stream.length * any_stream.dtype.itemsize)
+    record_bytes = any_stream.length * any_stream.dtype.itemsize
+    per_file = min(FILE_BYTES // record_bytes, FILE_RECORDS)
     return write("packed_text", DESCRIPTION, _features(any_stream), examples, folder, per_file)
 
 
