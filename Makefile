@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 DEMO := work/demo
 define NEXT
 
-Most words above are English, and the sentences are not: a network of 1.6 million parameters cannot
+Many words above are English, and the sentences are not: a network of 1.6 million parameters cannot
 do better after a few minutes. What next? Activate the environment, then try these commands:
 
     source $(VENV)/bin/activate
@@ -62,7 +62,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/core: pyproject.toml setup.py requirements.txt | $(BIN)/python
-	@echo "Installing ddm_jax and its requirements into $(VENV): some 60 packages, a minute or two"
+	@echo "Installing ddm_jax and its requirements into $(VENV): some 90 packages, a minute or two"
 	$(BIN)/python -m pip install -e .
 	@touch $@
 
