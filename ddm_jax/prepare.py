@@ -38,7 +38,12 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     text, pairs = TextSpec(), PairSpec()
     with cli.group("Text"):
-        flags.DEFINE_string("source", text.source, f"one of {', '.join(sources.KINDS)}")
+        flags.DEFINE_string(
+            "source",
+            text.source,
+            f"one of {', '.join(sources.KINDS)}; GLOB may be a folder, and #NAME after it names "
+            "another field or column than text",
+        )
         flags.DEFINE_string("tokenizer", text.tokenizer, f"one of {', '.join(tokenizers.KINDS)}")
         flags.DEFINE_integer(
             "length", text.length, "tokens per block; of pairs, of the longest target, EOS included"

@@ -3,6 +3,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,10 @@ def test_flag_of_the_other_kind_of_data_is_refused(tmp_path: Path, source: str, 
     assert done.code == 2
     assert done.stderr.count("\n") == 1
     assert f"{flag} does not apply to --source={source}: leave it out" in done.stderr
+
+
+@pytest.mark.slow
+def test_command_says_what_it_prepares_before_slow_imports():
+    code = "import sys, ddm_jax.prepare; print({'jax', 'tensorflow_datasets'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
