@@ -15,20 +15,25 @@ from ddm_jax.compare.cells import Cell, read_cell
 from tests.compare.made import make_run
 from tests.compare.test_cells import cells_of
 
-# tells the file `log` when it starts and ends, and leaves behind what a finished run does
+# tells the file `log` when it starts and ends, and leaves behind what a finished run does; it lasts
+# until the log has some text
 PROGRAM = """
 import shutil, signal, sys, time
 from pathlib import Path
-folder, kind, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+folder, kind, until = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+log = folder.parent.parent / "log"
 def tell(what):
-    with open(folder.parent.parent / "log", "a") as file:
+    with log.open("a") as file:
         file.write(f"{what} {folder.name}\\n")
 def stop(*_):
     tell("stopped")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 tell("started")
-time.sleep(seconds)
+for _ in range(60_000):  # only a failing test needs an end
+    if until in log.read_text():
+        break
+    time.sleep(0.01)
 if kind == "mistake":
     print("error: The batch does not split.", file=sys.stderr)
     sys.exit(2)
@@ -42,7 +47,7 @@ tell("ended")
 
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
-    """Two objectives under two layouts; kinds and seconds by name."""
+    """Two objectives under two layouts; kind of each, and the text of the log that it waits for."""
     made = cells_of(tmp_path, ("ar", "gidd"), seeds=(0,))
     for cell in made:
         folder = make_run(tmp_path / "made" / cell.name, cell.objective, cell.layout, cell.seed)
@@ -52,8 +57,8 @@ def cells(tmp_path, monkeypatch):
     kinds = {}
 
     def command(cell):
-        kind, seconds = kinds.get(cell.name, ("good", 0.0))
-        return [sys.executable, str(program), str(cell.folder), kind, str(seconds)]
+        kind, until = kinds.get(cell.name, ("good", ""))
+        return [sys.executable, str(program), str(cell.folder), kind, until]
 
     monkeypatch.setattr(Cell, "command", property(command))
     monkeypatch.setattr(running, "POLL", 0.02)
@@ -66,10 +71,11 @@ def log(tmp_path):
 
 
 def wait_for(tmp_path, line):
-    deadline = time.monotonic() + 60
-    while line not in log(tmp_path):
-        assert time.monotonic() < deadline
+    for _ in range(60_000):  # only a failing test needs an end
+        if line in log(tmp_path):
+            return
         time.sleep(0.01)
+    raise AssertionError(f"{line}: it never came")
 
 
 def test_one_after_another_and_none_twice(cells, tmp_path):
@@ -83,7 +89,9 @@ def test_one_after_another_and_none_twice(cells, tmp_path):
 
 def test_several_at_once(cells, tmp_path):
     made, kinds = cells
-    kinds |= {cell.name: ("good", 1.0) for cell in made[:3]}
+    # the first two end only once the third has started
+    kinds |= {cell.name: ("good", f"started {made[2].name}") for cell in made[:2]}
+    kinds[made[2].name] = ("good", f"ended {made[0].name}")
     assert running.run_cells(made, at_once=3)
     assert {line.split()[0] for line in log(tmp_path)[:3]} == {"started"}
     assert log(tmp_path)[3].split()[0] == "ended"
@@ -91,7 +99,7 @@ def test_several_at_once(cells, tmp_path):
 
 def test_a_failed_cell_stops_nothing_and_keeps_its_reason(cells, tmp_path):
     made, kinds = cells
-    kinds |= {made[0].name: ("mistake", 0.0), made[1].name: ("crash", 0.0)}
+    kinds |= {made[0].name: ("mistake", ""), made[1].name: ("crash", "")}
     assert running.run_cells(made, at_once=1)
     assert read_cell(made[0].folder).reason == "The batch does not split."
     assert "exit code 1" in read_cell(made[1].folder).reason
@@ -125,14 +133,14 @@ def test_a_cell_of_an_invalid_config_is_not_started(cells, tmp_path):
 
 def test_a_signal_is_passed_on_and_nothing_more_is_started(cells, tmp_path):
     made, kinds = cells
-    kinds |= {cell.name: ("good", 60.0) for cell in made}
+    kinds |= {cell.name: ("good", "never") for cell in made}
 
     def stop():
         wait_for(tmp_path, f"started {made[0].name}")
         wait_for(tmp_path, f"started {made[1].name}")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     assert not running.run_cells(made, at_once=2)
     thread.join()
@@ -140,8 +148,11 @@ def test_a_signal_is_passed_on_and_nothing_more_is_started(cells, tmp_path):
     assert read_cell(made[0].folder).reason is None
 
 
-def test_a_cell_that_outlives_a_killed_comparison_is_waited_for(cells, tmp_path):
-    """A process that holds the lock, as the child of a killed comparison does."""
+def test_a_cell_that_outlives_a_killed_comparison_is_waited_for(cells, tmp_path, monkeypatch):
+    """A process that holds the lock, as the child of a killed comparison does.
+
+    It ends once the comparison has looked, and found no cell that it can start.
+    """
     made, _ = cells
     cell = made[0]
     cell.folder.mkdir(parents=True)
@@ -149,13 +160,22 @@ def test_a_cell_that_outlives_a_killed_comparison_is_waited_for(cells, tmp_path)
 import fcntl, subprocess, sys
 lock = open({str(cell.folder / ".lock")!r}, "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
-command = {[*cell.command[:-1], "2.0"]!r}
+command = {[*cell.command[:-1], "waits"]!r}
 subprocess.Popen(command, pass_fds=(lock.fileno(),))
 """
     subprocess.run([sys.executable, "-c", holder], check=True)  # and is gone
     wait_for(tmp_path, f"started {cell.name}")
+    show = cell_progress.CellProgress.show
+
+    def show_and_tell(self, waiting, running):
+        show(self, waiting, running)
+        if waiting and not running and len(log(tmp_path)) == 1:
+            with (tmp_path / "log").open("a") as file:
+                file.write("waits\n")
+
+    monkeypatch.setattr(cell_progress.CellProgress, "show", show_and_tell)
     assert running.run_cells(made[:1], at_once=1)
-    assert log(tmp_path) == [f"started {cell.name}", f"ended {cell.name}"]
+    assert log(tmp_path) == [f"started {cell.name}", "waits", f"ended {cell.name}"]
 
 
 def test_progress_says_cells_loss_speed_and_time_left(cells, tmp_path, monkeypatch, capsys):

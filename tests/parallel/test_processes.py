@@ -21,7 +21,7 @@ from ddm_jax.parallel import processes
 from ddm_jax.runs.files import read_metrics
 from tests import commands
 from tests.commands import RECIPE, VARIABLES
-from tests.slow_steps import make_steps_slow
+from tests.held_steps import hold_steps
 
 STEPS = 60
 SETTINGS = {
@@ -170,16 +170,19 @@ def saved(workdir, before=0):
 
 def interrupted(workdir, corpus, which, how):
     """Sends `how` to processes `which` after a new checkpoint: (codes, outputs, step before)."""
-    before = saved(workdir)
+    before, release = saved(workdir), workdir.with_name("release")
+    release.unlink(missing_ok=True)
     # JAX ends the others where process 0 is killed; otherwise only the timeout can
     stalls = how == signal.SIGSTOP or (how == signal.SIGKILL and 0 not in which)
-    extra = (f"--stall_timeout={10 if stalls else 60}",)
-    made = start(workdir, corpus, 2, 2, "fsdp", extra, make_steps_slow)
+    extra = ("--stall_timeout=2",) if stalls else ()
+    held = {"HOLD_AT": str(before + 8), "RELEASE": str(release)}  # a checkpoint at every sixth step
+    made = start(workdir, corpus, 2, 2, "fsdp", extra, hold_steps, **held)
     while saved(workdir) <= before:
         assert all(p.poll() is None for p in made), "\n".join(outputs(made))
         time.sleep(0.02)
     for number in which:
         made[number].send_signal(how)
+    release.touch()
     others = [p for k, p in enumerate(made) if k not in which or how == signal.SIGTERM]
     codes = [p.wait() for p in others]
     for process in made:
@@ -199,7 +202,7 @@ def test_run_stopped_in_any_way_resumes_bit_for_bit(together, corpus, tmp_path):
         assert "another process" in last
         assert "Run the same command on each of them to resume from the last checkpoint" in last
         if how == signal.SIGSTOP:
-            assert "nothing has happened for 10 s" in last
+            assert "nothing has happened for 2 s" in last
     codes, said, before = interrupted(workdir, corpus, [1], signal.SIGTERM)
     assert codes == [143, 143], said
     assert f"Resuming from step {before}" in said[0]
@@ -332,13 +335,13 @@ def test_second_process_waits_until_the_first_has_prepared(tmp_path, capsys):
             seen.append("second")
 
     with exclusive_lock(out):
-        thread = threading.Thread(target=second)
+        thread = threading.Thread(target=second, daemon=True)
         thread.start()
         while "Waiting for another process" not in capsys.readouterr().err:
             assert thread.is_alive()
             time.sleep(0.01)
         seen.append("first")
-    thread.join(timeout=60)
+    thread.join()
     assert seen == ["first", "second"]
 
 

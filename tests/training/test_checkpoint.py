@@ -150,7 +150,7 @@ def test_checkpoints_in_a_bucket():
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
     finally:
@@ -160,7 +160,7 @@ def test_checkpoints_in_a_bucket():
 
 
 def wait_for(port: int) -> None:
-    for _ in range(300):
+    for _ in range(6000):
         with socket.socket() as probe:
             if not probe.connect_ex(("localhost", port)):
                 return

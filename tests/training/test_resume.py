@@ -27,7 +27,7 @@ from ddm_jax.training import loop, programs
 from ddm_jax.training import start as start_module
 from tests import commands
 from tests.commands import RECIPE, ROOT
-from tests.slow_steps import make_steps_slow
+from tests.held_steps import hold_steps
 
 pytestmark = pytest.mark.slow
 
@@ -83,9 +83,9 @@ def small_experiment(corpus, **changes):
     return build(resolve(config))
 
 
-def start(workdir, corpus, before=None, **changes):
+def start(workdir, corpus, before=None, env=None, **changes):
     flags = commands.flags_of(with_changes(corpus, changes))
-    return commands.start("main", RECIPE, f"--workdir={workdir}", *flags, before=before)
+    return commands.start("main", RECIPE, f"--workdir={workdir}", *flags, before=before, env=env)
 
 
 def finish(command, code=0):
@@ -152,10 +152,14 @@ def test_stopped_run_resumes_bit_for_bit(uninterrupted, corpus, tmp_path, how):
     """Also with another number of steps, since its learning rate is constant."""
     step = random.randint(10, STEPS - 6)
     print(f"stopping after step {step}")
-    process = start(tmp_path, corpus, make_steps_slow, train__steps=2 * STEPS)
+    release = tmp_path / "release"
+    # a log at every third step
+    held = {"HOLD_AT": str(step + 3), "RELEASE": str(release)}
+    process = start(tmp_path, corpus, hold_steps, held, train__steps=2 * STEPS)
     wait_for_step(process, tmp_path, step)
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(how)
+    release.touch()
     output = finish(process, -how if how == signal.SIGKILL else 128 + how)
     if how != signal.SIGKILL:
         assert "Run the same command to resume." in output
@@ -305,7 +309,7 @@ def test_train_from_python_needs_no_flags_and_no_main_thread(uninterrupted, corp
         env=os.environ | commands.VARIABLES,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
