@@ -16,7 +16,7 @@ from tests.compare.made import make_run
 from tests.compare.test_cells import cells_of
 
 # tells the file `log` when it starts and ends, and leaves behind what a finished run does; it lasts
-# until the log has some text
+# until the log has some texts, split by |
 PROGRAM = """
 import shutil, signal, sys, time
 from pathlib import Path
@@ -31,7 +31,7 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 tell("started")
 for _ in range(60_000):  # only a failing test needs an end
-    if until in log.read_text():
+    if all(text in log.read_text() for text in until.split("|")):
         break
     time.sleep(0.01)
 if kind == "mistake":
@@ -89,9 +89,9 @@ def test_one_after_another_and_none_twice(cells, tmp_path):
 
 def test_several_at_once(cells, tmp_path):
     made, kinds = cells
-    # the first two end only once the third has started
-    kinds |= {cell.name: ("good", f"started {made[2].name}") for cell in made[:2]}
-    kinds[made[2].name] = ("good", f"ended {made[0].name}")
+    # none ends before all three have started
+    three = "|".join(f"started {cell.name}" for cell in made[:3])
+    kinds |= {cell.name: ("good", three) for cell in made[:3]}
     assert running.run_cells(made, at_once=3)
     assert {line.split()[0] for line in log(tmp_path)[:3]} == {"started"}
     assert log(tmp_path)[3].split()[0] == "ended"
