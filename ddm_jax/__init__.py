@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ddm_jax.runs.run import Run, open_run
     from ddm_jax.training.loop import Outcome, train
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # name -> the module that has it
 _MODULES = {
