@@ -26,6 +26,7 @@ from ddm_jax.training.metric_writers import TENSORBOARD
 from ddm_jax.wording import counted
 
 FLAGS = flags.FLAGS
+WRITTEN = ("config.json", "metrics.jsonl", "checkpoints", "samples", TENSORBOARD, CURVE)
 
 
 def define_flags() -> None:
@@ -101,9 +102,8 @@ def report(outcome: Outcome) -> str:
             )
     if outcome.signal:
         lines.append(f"Stopped and saved at step {outcome.step}. Run the same command to resume.")
-    written = ["config.json", "metrics.jsonl", "checkpoints/", "samples/", f"{TENSORBOARD}/"]
-    if (outcome.workdir / CURVE).exists():
-        written.append(CURVE)
+    found = [outcome.workdir / name for name in WRITTEN]
+    written = [f"{path.name}{'/' * path.is_dir()}" for path in found if path.exists()]
     lines.append(f"Wrote {outcome.workdir}/: {', '.join(written)}")
     lines.append(
         f"To see the curves and samples: pip install tensorboard, then tensorboard --logdir="
