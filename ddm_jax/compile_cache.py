@@ -25,10 +25,10 @@ def keep_compiled_programs() -> None:
         return
     import jax
 
-    folder = Path(FOLDER).expanduser() / _kind_of_cpu()
     try:
+        folder = Path(FOLDER).expanduser() / _kind_of_cpu()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home directory
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))

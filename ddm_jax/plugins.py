@@ -69,7 +69,7 @@ def _find(name: str) -> Path:
     """The file of a plug-in."""
     path = Path(name).expanduser()
     if path.suffix != ".py":
-        path = Path(*name.split(".")).with_suffix(".py")
+        path = Path(f"{name.replace('.', '/')}.py")
         if not path.is_file():
             path = _file_of_module(name)
     if not path.is_file():
@@ -91,6 +91,8 @@ def _file_of_module(name: str) -> Path:
 def _import(path: Path) -> ModuleType:
     """The module of a file, whose neighbours it can import."""
     root, name = path.parent, path.stem
+    if name == "__init__":
+        root, name = root.parent, root.name
     while (root / "__init__.py").is_file():
         root, name = root.parent, f"{root.name}.{name}"
     if str(root) not in sys.path:

@@ -1,5 +1,6 @@
 """The commands keep compiled programs, unless the environment variable of jax decides."""
 
+import pwd
 from pathlib import Path
 
 import jax
@@ -43,6 +44,13 @@ def test_variable_of_jax_decides(updates, monkeypatch, value):
 
 def test_home_that_cannot_be_written(updates, tmp_path):
     (tmp_path / ".cache").touch()
+    keep_compiled_programs()
+    assert not updates
+
+
+def test_user_without_a_home(updates, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as for an id without an entry
     keep_compiled_programs()
     assert not updates
 

@@ -78,8 +78,12 @@ def test_file_or_module_of_the_current_folder_is_recorded_with_its_path(tmp_path
 
 def test_module_that_python_finds_elsewhere(tmp_path, monkeypatch):
     file = write(tmp_path / "installed" / "plug_c.py")
+    package = write(
+        tmp_path / "installed" / "plug_d" / "__init__.py", "SAMPLERS = {'d': THEIRS['cached']}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path / "installed")
-    assert load("plug_c") == (str(file),)
+    assert load("plug_c", "plug_d") == (str(file), str(package))
+    assert "plug_d.__init__" not in sys.modules  # it is run once
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_plugin_that_is_wrong_is_refused_and_adds_nothing(tmp_path, text, compla
 
 def test_plugin_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("nowhere", "no.where", "no/where.py"):
+    for name in ("nowhere", "no.where", "no/where.py", "."):
         with pytest.raises(UserError, match=f"config.plugins='{name}' is not found: give a .py"):
             load(name)
 

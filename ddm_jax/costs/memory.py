@@ -36,11 +36,17 @@ class DeviceMemory:
 def device_memory(devices: Sequence[jax.Device]) -> DeviceMemory | None:
     """The memory of the fullest of these devices of this process; None if it is unknown."""
     if devices[0].platform == "cpu":
-        total, free = _host_memory()
+        try:
+            total, free = _host_memory()
+        except OSError:  # no /proc
+            return None
         return DeviceMemory(total, free, len(devices), host=True)
     found = []
     for device in devices:
-        stats = device.memory_stats() or {}
+        try:
+            stats = device.memory_stats() or {}
+        except jax.errors.JaxRuntimeError:  # a backend that is not PjRt, such as Pathways
+            return None
         if "bytes_limit" not in stats:
             return None
         limit = stats["bytes_limit"]
@@ -134,9 +140,12 @@ def in_words(size: float) -> str:
 
 
 def _host_memory() -> tuple[int, int]:
-    """(total, free) bytes, swap included, within the limits of this process's cgroups."""
+    """(total, free) bytes, swap included, within the limits of this process's cgroups.
+
+    The limit of a cgroup is one on memory only: the process may use swap in addition.
+    """
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    total = min([memory.total + swap.total, *_cgroup_limits()])
+    total = min([memory.total, *_cgroup_limits()]) + swap.total
     return total, min(total, memory.available + swap.free)
 
 

@@ -142,7 +142,7 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, Any] | None:
         before = json.loads(path.read_text(encoding="utf-8"))
         # settled again, so that fields that did not exist then have their defaults; with the
         # plug-ins of this config, since their files may have moved
-        recorded = settle(resolve(ConfigDict(before["config"] | {"plugins": config.plugins})))
+        recorded = _with_plugins(before["config"], config.plugins, workdir)
         converted = CONVERTED in before
         if not converted:
             _data_identity(before)
@@ -183,6 +183,24 @@ def git_revision() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def _with_plugins(recorded: dict[str, Any], plugins: tuple[str, ...], workdir: Path) -> Config:
+    """A recorded config, settled, with other plug-ins.
+
+    Raises:
+      UserError: it is not valid with them.
+    """
+    try:
+        return settle(resolve(ConfigDict(recorded | {"plugins": plugins})))
+    except UserError as error:
+        before = ",".join(recorded.get("plugins", ()))
+        if plugins or not before:
+            raise
+        raise UserError(
+            f"{workdir} holds a run with config.plugins={before}: give --config.plugins too, or "
+            "use another --workdir."
+        ) from error
 
 
 def _check_same(workdir: Path, recorded: Config, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,20 @@ def test_fullest_accelerator_counts():
     assert device_memory([FakeGPU({"bytes_in_use": 3})]) is None
 
 
+def test_memory_that_cannot_be_asked_for_is_unknown(monkeypatch):
+    def fails(*_):
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", fails)
+    assert device_memory(jax.devices()) is None
+
+    def unsupported(_):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: only for PjRt devices")
+
+    monkeypatch.setattr(FakeGPU, "memory_stats", unsupported)
+    assert device_memory([FakeGPU(None)]) is None
+
+
 @pytest.mark.parametrize(
     ("line", "files", "limits"),
     [
@@ -103,8 +118,9 @@ def test_limit_of_a_container_counts(tmp_path, monkeypatch, line, files, limits)
     (tmp_path / "own").write_text(f"9:name=systemd:/x\n{line}\n")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
     monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=30, free=20))
     total = device_memory(jax.devices()[:1]).total
-    assert (total == limits) if limits else (total > 10**6)
+    assert (total == limits + 30) if limits else (total > 10**6)  # the limit is not one on swap
 
 
 def test_jax_running_out_of_memory_is_one_sentence():

@@ -91,6 +91,11 @@ def test_glob_without_match_is_named(tmp_path: Path, kind: str):
         sources.open_source(f"{kind}:{tmp_path}/none*")
 
 
+def test_path_of_a_file_need_not_be_a_glob(tmp_path: Path):
+    (tmp_path / "a[1].txt").write_text("hello")
+    assert read(f"text:{tmp_path}/a[1].txt") == ["hello"]
+
+
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_empty_file_is_named(tmp_path: Path, kind: str):
     (tmp_path / "a").write_text('{"text": "x"}')

@@ -39,6 +39,14 @@ def test_a_record_without_newer_fields_has_their_defaults(tmp_path):
             check_workdir(tmp_path, dataclasses.replace(config, **{section: changed}))
 
 
+def test_run_with_plugins_is_named_where_they_are_missing(tmp_path):
+    config = settle(resolve(get_config()))
+    mine = dataclasses.replace(config.objective, name="mine")
+    written(tmp_path, dataclasses.replace(config, objective=mine, plugins=("/there/mine.py",)))
+    with pytest.raises(UserError, match=r"holds a run with config\.plugins=/there/mine\.py: give"):
+        check_workdir(tmp_path, config)
+
+
 def config_with(**fields):
     config = get_config()
     for name, value in fields.items():

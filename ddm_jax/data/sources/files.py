@@ -36,7 +36,8 @@ def find_files(pattern: str, suffixes: Sequence[str], label: str) -> list[Path]:
         ]
         wanted = f"has no file with the suffix {', '.join(suffixes)} (or these with .gz or .zst)"
     else:
-        paths = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
+        found = [str(path)] if path.is_file() else glob.glob(str(path), recursive=True)
+        paths = [Path(p) for p in found if Path(p).is_file()]
         wanted = "matches no file"
     if not paths:
         raise UserError(
