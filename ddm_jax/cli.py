@@ -3,13 +3,14 @@
 import builtins
 import contextlib
 import functools
+import os
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
@@ -19,7 +20,7 @@ from ddm_jax.compile_cache import keep_compiled_programs
 from ddm_jax.config import Config, field_type, resolve
 from ddm_jax.config_fields import TYPE_WORDS
 from ddm_jax.errors import UserError
-from ddm_jax.recipes import extend_configs, find_recipe
+from ddm_jax.recipes import extend_configs, find_recipe, similar_recipe
 
 T = TypeVar("T")
 _GROUPS: dict[str, str] = {}  # flag -> the title under which --help lists it
@@ -162,7 +163,7 @@ def _resolve_config_flags(args: Sequence[str]) -> list[str]:
                 raise UserError(
                     f"--config={recipe} is not a recipe: give a .py file that exists (relative "
                     f"paths start from {Path.cwd()}), or the name of a recipe that ships with "
-                    f"ddm_jax, e.g. --config={Path(EXAMPLE).stem}."
+                    f"ddm_jax, e.g. --config={similar_recipe(name)}."
                 )
             extend_configs(file.parent)
             arg = "".join([f"--config={file}", *variant])
@@ -195,7 +196,19 @@ def _mistake(error: Exception) -> str | None:
     if wrong := re.match(r"flag (--\w+=.*?): (invalid literal|could not convert)", text):
         words = TYPE_WORDS[int if wrong[2].startswith("invalid") else float]
         return f"{wrong[1]} has the wrong type: give {words}."
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _unknown_flag(error.flagname, text)
     return text if isinstance(error, flags.Error) else None
+
+
+def _unknown_flag(name: str, text: str) -> str:
+    """What to do about a flag that absl does not know; `text` is its message."""
+    if close := re.search(r"Did you mean: (\w+)", text):
+        return f"--{name} is unknown: did you mean --{close[1]}? --help lists all flags."
+    with contextlib.suppress(UserError):
+        if "config" in flags.FLAGS and field_type(name):
+            return f"--{name} is unknown: a field of the recipe is set by --config.{name}=VALUE."
+    return f"--{name} is unknown: --help lists all flags."
 
 
 def _recipe_mistake(error: BaseException, frames: traceback.StackSummary) -> str | None:
@@ -224,6 +237,17 @@ def _sentence(error: BaseException) -> str:
     return ""
 
 
+def _exit_at_once(code: int) -> NoReturn:
+    """Ends the process without the work of Python's own end.
+
+    XLA crashes in it, with code 139, after Ctrl-C in the middle of a compilation.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequence[str]], T]:
     """The function, whose errors end the process, with one sentence if a user can mend them."""
 
@@ -239,7 +263,7 @@ def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequen
             processes.end_all_processes(error)
             if isinstance(error, KeyboardInterrupt):
                 print("Interrupted.", file=sys.stderr)
-                sys.exit(128 + signal.SIGINT)
+                _exit_at_once(128 + signal.SIGINT)
             raise
 
     return wrapped

@@ -5,6 +5,7 @@ group. --helpfull stays absl's, with the flags of all libraries.
 """
 
 import ast
+import difflib
 import importlib.metadata
 import os
 import platform
@@ -92,6 +93,14 @@ def overview() -> str:
         "`help(ddm_jax)`. README.md and the folder docs have the rest.",
     ]
     return "\n".join(lines)
+
+
+def unknown_command(word: str) -> str:
+    """What is wrong with `python -m ddm_jax WORD`: the commands are modules."""
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    if close:
+        return f"{word} is not an argument of ddm_jax: use `python -m ddm_jax.{close[0]}`."
+    return f"{word} is not an argument of ddm_jax: `python -m ddm_jax` lists the commands."
 
 
 def _first_line(module: str) -> str:

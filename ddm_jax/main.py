@@ -23,7 +23,7 @@ from ddm_jax.runs.interrupt import exit_code
 from ddm_jax.training.curve import CURVE
 from ddm_jax.training.loop import STALL_TIMEOUT, Outcome, train
 from ddm_jax.training.metric_writers import TENSORBOARD
-from ddm_jax.wording import counted
+from ddm_jax.wording import counted, printable
 
 FLAGS = flags.FLAGS
 WRITTEN = ("config.json", "metrics.jsonl", "checkpoints", "samples", TENSORBOARD, CURVE)
@@ -86,7 +86,7 @@ def report(outcome: Outcome) -> str:
     lines = []
     if outcome.validation:
         for i, (_, text) in enumerate(outcome.validation.samples):
-            lines += [f"--- sample {i + 1} ---", text.strip(), ""]
+            lines += [f"--- sample {i + 1} ---", printable(text.strip()), ""]
         b, scores = outcome.validation.bound, outcome.validation.scores
         lines += [
             f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token ({b.estimates}), "

@@ -1,6 +1,7 @@
 """The recipes of the folder `configs`, which a wheel ships as `ddm_jax/configs`."""
 
 import dataclasses
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -63,6 +64,12 @@ def find_recipe(recipe: str) -> Path | None:
     return shipped if name.isidentifier() and shipped.is_file() else None
 
 
+def similar_recipe(recipe: str) -> str:
+    """A shipped recipe whose name is like this one; radd_tiny if there is none."""
+    names = sorted(path.stem for path in FOLDER.glob("*.py"))
+    return (*difflib.get_close_matches(Path(recipe).stem, names, n=1), "radd_tiny")[0]
+
+
 def load_recipe(name: str) -> Callable[[str], ConfigDict]:
     """Returns the function `get_config` of a shipped recipe."""
     extend_configs(FOLDER)
@@ -95,7 +102,7 @@ def _read(recipe: str) -> ConfigDict:
     if file is None:
         raise UserError(
             f"config={recipe!r} is not a recipe: give the path of a .py file, or the name of a "
-            "recipe that ships with ddm_jax, such as 'radd_tiny'."
+            f"recipe that ships with ddm_jax, such as {similar_recipe(name)!r}."
         )
     extend_configs(file.parent)
     spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)

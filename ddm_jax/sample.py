@@ -28,7 +28,7 @@ from ddm_jax.runs.interrupt import Interrupt, exit_code
 from ddm_jax.runs.progress import ProgressBar, say
 from ddm_jax.runs.record import read_record
 from ddm_jax.runs.run import Run, open_run
-from ddm_jax.wording import counted
+from ddm_jax.wording import counted, printable
 
 FLAGS = flags.FLAGS
 
@@ -163,7 +163,7 @@ def report(samples: Sequence[Mapping[str, Any]], written: Path) -> str:
         lines += [
             f"--- sample {i + 1}: {counted(sample['nfe'], 'network evaluation')}, "
             f"{sample['seconds']:.3g} s",
-            sample["text"],
+            printable(sample["text"]),
             "",
         ]
     return "\n".join([*lines, f"Wrote {counted(len(samples), 'sample')} to {written}"])

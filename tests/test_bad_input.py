@@ -39,7 +39,6 @@ COMMAND_LINE = {
         "--workdir=gs://bucket/run",
         "--config.train.checkpoints=gs://bucket/run",
     ),
-    "unknown flag": ([RECIPE, "--workdirr=x"], "'workdirr'", "workdir"),
     "unknown argument": (
         [RECIPE + ":loss=foo"],
         "'loss=foo'",
@@ -80,6 +79,11 @@ COMMAND_LINE = {
     "word for a bool": ([RECIPE, "--config.model.tied_head=x"], "tied_head='x'", "true or false"),
     "too small": ([RECIPE, "--config.train.steps=0"], "config.train.steps=0", "at least 1"),
     "too large": ([RECIPE, "--config.optim.b1=2"], "config.optim.b1=2.0", "from 0 to 1"),
+    "unknown flag": (["--n=2"], "--n is unknown: --help lists all flags"),
+    "flag with a typing error": (["--wrkdir=x"], "--wrkdir is unknown: did you mean --workdir?"),
+    "field without config": (["--train.steps=5"], "is set by --config.train.steps=VALUE"),
+    "recipe with a typing error": (["--config=mdlm_tyni"], "e.g. --config=mdlm_tiny"),
+    "recipe like no other": (["--config=xyz"], "e.g. --config=radd_tiny"),
     "not finite": ([RECIPE, "--config.optim.lr=inf"], "config.optim.lr=inf", "finite number"),
 }
 
@@ -226,7 +230,7 @@ def small_data(tmp_path, source):
 
 DATA = {
     "glob of nothing": ("text:{}/*.txt", None, "/*.txt matches no file", "give a path"),
-    "empty file": ("text:{}/text", b"", "/text is empty", "remove it"),
+    "empty file": ("text:{}/text", b"", "/text is empty", "have text"),
     "not UTF-8": ("text:{}/text", "été ".encode("latin1") * 2000, "/text", "not UTF-8"),
     "jsonl without text": ("jsonl:{}/text", b'{"txt": "a"}\n', "/text:1", '"text"', "txt"),
     "jsonl that is not JSON": ("jsonl:{}/text", b'{"text": "a"}\nb\n', "/text:2", "not JSON"),

@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import ddm_jax
-from ddm_jax import command_help
+from ddm_jax import command_help, scripts
 from ddm_jax.config import field_type
 from ddm_jax.recipes import find_recipe
 from tests import commands
@@ -80,6 +80,20 @@ def test_reader_may_close_the_pipe():
 
 def test_helpfull_stays_that_of_absl():
     assert "--[no]only_check_args" in commands.run("judge", "--helpfull").stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [("sampel", "use `python -m ddm_jax.sample`"), ("xyz", "`python -m ddm_jax` lists")],
+)
+def test_command_is_no_argument(monkeypatch, capsys, word, remedy):
+    monkeypatch.setattr(sys, "argv", ["ddm-jax", word, "--workdir=work/demo"])
+    with pytest.raises(SystemExit) as ended:
+        scripts.overview()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {word} is not an argument of ddm_jax: {remedy}")
 
 
 def test_overview_names_every_command_and_imports_none(monkeypatch):

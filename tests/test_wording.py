@@ -1,6 +1,6 @@
 """Numbers agree with their nouns, and columns are aligned."""
 
-from ddm_jax.wording import columns, counted
+from ddm_jax.wording import columns, counted, printable
 
 
 def test_one_and_several():
@@ -15,3 +15,7 @@ def test_columns():
         "a               1  0.5",
         "long name  12,345    -",
     ]
+
+
+def test_terminal_gets_no_control_characters():
+    assert printable("a\tb\nü\r\x1b[2J\x07\x9b") == "a\tb\nü\ufffd\ufffd[2J\ufffd\ufffd"

@@ -27,7 +27,7 @@ from ddm_jax.training.memory_settings import step_settings, validation_settings
 from ddm_jax.training.metric_writers import EVAL, TRAIN, Writers
 from ddm_jax.training.profile import Profile
 from ddm_jax.training.programs import CompiledSteps, make_train_program
-from ddm_jax.training.start import start_run
+from ddm_jax.training.start import record_of_what_starts, start_run
 from ddm_jax.training.step import Metrics
 from ddm_jax.training.validation import Validation, make_validation
 from ddm_jax.wording import counted
@@ -126,7 +126,10 @@ def train_experiment(
     """
     remedy = functools.partial(step_settings, experiment.config, experiment.layout)
     processes.barrier("training starts")
-    with processes.Watchdog(stall_timeout) as watch:
+    with (
+        record_of_what_starts(workdir, experiment.config),
+        processes.Watchdog(stall_timeout) as watch,
+    ):
         training = _Training(experiment, workdir, watch)
         try:
             with Interrupt() as interrupt, out_of_memory("Training", remedy):

@@ -1,5 +1,7 @@
 """What a run does before its first step: its record, its newest checkpoint or new weights."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +79,25 @@ def start_run(experiment: Experiment, program: TrainProgram, workdir: Path) -> S
     step = int(state.step)
     _check_same_step(step, folder)
     return Start(state, step, restored is not None, loader, checkpoints, folder)
+
+
+@contextlib.contextmanager
+def record_of_what_starts(workdir: Path, config: Config) -> Iterator[None]:
+    """Takes the record of a new run back after a UserError within it before the first step.
+
+    The settings that the message names, such as a smaller batch, can then start in the same folder.
+    """
+    record, metrics = workdir / "config.json", workdir / "metrics.jsonl"
+    is_new = not record.exists()
+    try:
+        yield
+    except UserError:
+        checkpoints = folder_of(workdir, config.train)
+        saved = checkpoints.is_dir() and any(checkpoints.iterdir())
+        logged = metrics.is_file() and metrics.stat().st_size
+        if is_new and processes.is_first() and not saved and not logged:
+            record.unlink(missing_ok=True)
+        raise
 
 
 def _check_state_fits(config: Config, program: TrainProgram) -> None:

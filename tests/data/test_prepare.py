@@ -6,13 +6,16 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import tensorflow_datasets as tfds
+from pyarrow import parquet
 
 from ddm_jax.data.build import text as prepare_module
 from ddm_jax.data.build import tfds_builder as builder
@@ -207,6 +210,18 @@ def test_ids_above_16_bits_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tokens, _ = read_all(prepared, "train")
     assert tokens.min() >= 70_000
     assert tokens.max() == 70_256
+
+
+def test_progress_of_a_file_that_is_compressed_inside_ends_at_its_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": [f"{i} " * 500 for i in range(100)]}), path)
+    size = path.stat().st_size
+    assert size < 5e4  # of 150 kB of text
+    prepare_module.prepare_text(small(f"parquet:{path}"), tmp_path / "set", workers=1)
+    said = re.findall(r"tokenise  ([\d.]+)kB/", capsys.readouterr().err)
+    assert max(map(float, said)) == float(said[-1]) == pytest.approx(size / 1000, rel=0.01)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt()])

@@ -97,11 +97,13 @@ def test_path_of_a_file_need_not_be_a_glob(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
-def test_empty_file_is_named(tmp_path: Path, kind: str):
-    (tmp_path / "a").write_text('{"text": "x"}')
+def test_empty_files_are_skipped(tmp_path: Path, kind: str):
     (tmp_path / "b").touch()
     with pytest.raises(UserError, match=rf"{tmp_path}/b is empty"):
         sources.open_source(f"{kind}:{tmp_path}/*")
+    (tmp_path / "a").write_text('{"text": "x"}')
+    assert len(read(f"{kind}:{tmp_path}/*")) == 1
+    assert sources.paths(f"{kind}:{tmp_path}/*") == [tmp_path / "a"]
 
 
 @pytest.mark.parametrize("files", [1, 2])
@@ -125,9 +127,12 @@ def test_jsonl_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path):
     [
         ("{text: 1}", "is not JSON"),
         ('{"text": "cut', "is not JSON"),
-        ('{"body": "x"}', r"no string field \"text\" \(it has \['body'\]\)"),
-        ('{"text": 3}', 'no string field "text"'),
-        ('["text"]', r'no string field "text" \(it has list\)'),
+        (
+            '{"id": "1", "n": 2, "body": "x"}',
+            r'no string field "text" \(its string fields: body, id\)',
+        ),
+        ('{"text": 3}', r'no string field "text" \(its string fields: none\)'),
+        ('["text"]', r'no string field "text" \(it is a list\)'),
         (json.dumps({"text": "\ud800"}), "half of a surrogate pair"),
     ],
 )
@@ -267,6 +272,17 @@ def test_bare_folder_names_the_source_that_reads_it(tmp_path: Path):
         sources.open_source(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.txt", "text"), ("a.log", "text"), ("a.jsonl.gz", "jsonl"), ("a.csv", "csv"), ("*", "tsv")],
+)
+def test_path_without_a_kind_names_the_source_that_reads_it(tmp_path: Path, name: str, kind: str):
+    (tmp_path / name.replace("*", "b.tsv")).touch()
+    with pytest.raises(UserError) as error:
+        sources.open_source(f"{tmp_path}/{name}")
+    assert str(error.value).endswith(f"use {kind}:{tmp_path}/{name}.")
+
+
 def test_number_sign_of_a_folder_is_no_field(tmp_path: Path):
     folder = tmp_path / "c#"
     folder.mkdir()
@@ -299,7 +315,8 @@ def test_parquet_without_the_column_or_with_nulls(tmp_path: Path):
     parquet.write_table(pyarrow.table({"n": [1, 2], "body": ["x", None]}), path)
     assert read(f"parquet:{path}#body") == ["x", ""]
     for field in ("text", "n"):
-        with pytest.raises(UserError, match=rf'no column of text "{field}" \(it has body\)'):
+        message = rf'no column of text "{field}" \(it has body\): name one as in parquet:GLOB#'
+        with pytest.raises(UserError, match=message):
             read(f"parquet:{path}#{field}")
 
 

@@ -262,11 +262,13 @@ def test_step_that_exceeds_the_memory_ends_before_it_runs(
     assert said[-2] == "Compiling the step for 8 x 16 tokens ..."
     assert re.fullmatch(r"Compiled the step in .* s; it needs 1.1 MB of memory", said[-1])
     assert not numbers(tmp_path)
+    assert not (tmp_path / "config.json").exists()  # another batch size may start there
     # nor is a state made that does not fit
     smaller = DeviceMemory(10**5, 10**5, host=True)
     monkeypatch.setattr(start_module, "device_memory", lambda _: smaller)
     with pytest.raises(UserError, match=r"The train state .* needs .* smaller config.model.width"):
         loop.train_experiment(small_experiment(corpus), tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists()
 
 
 def test_validation_that_runs_out_of_memory_is_one_sentence(
@@ -279,6 +281,7 @@ def test_validation_that_runs_out_of_memory_is_one_sentence(
     with pytest.raises(UserError, match=r"The validation ran out .* set config.eval.batch_size=4"):
         loop.train_experiment(small_experiment(corpus, train__steps=1), tmp_path)
     assert (tmp_path / "checkpoints" / "1").is_dir()
+    assert (tmp_path / "config.json").is_file()
 
 
 IN_A_THREAD = """

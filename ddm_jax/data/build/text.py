@@ -134,14 +134,12 @@ def _check_blocks(spec: TextSpec, streams: Mapping[str, SplitTokens]) -> None:
 def _train_documents(source: Source, held_out: HeldOut, progress: bool) -> Iterator[str]:
     """Yields the documents that the tokenizer may be trained on: nothing that is held out."""
     with _Meter(source.shards["train"], "read for the tokenizer", progress) as meter:
-        for shard in source.shards["train"]:
-            size = 0
+        for index, shard in enumerate(source.shards["train"]):
             for text in shard.read():
-                size += len(text)
-                meter.add(len(text))
+                meter.add(index, len(text))
                 if split_of(text, held_out) == "train":
                     yield text
-            meter.finish(shard, size)
+            meter.finish(index)
     if progress:
         say(TRAINS_TOKENIZER)
 
@@ -173,22 +171,31 @@ def _tokenise_in_threads(
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     with _Meter([job.shard for job in jobs], "tokenise", progress) as meter:
         try:
-            shards = {
-                pool.submit(tokenise, job, rules, folder, meter.add): job.shard for job in jobs
+            tasks = {
+                pool.submit(
+                    tokenise, job, rules, folder, functools.partial(meter.add, job.index)
+                ): job.index
+                for job in jobs
             }
-            for done in as_completed(shards):
-                meter.finish(shards[done], done.result())
+            for done in as_completed(tasks):
+                done.result()
+                meter.finish(tasks[done])
         finally:
             # After an error or Ctrl-C, jobs that have not started are cancelled.
             pool.shutdown(cancel_futures=True)
 
 
 class _Meter:
-    """Progress in bytes of input, which any thread may add to."""
+    """Progress in bytes of input, which any thread may add to; of text if a size is unknown.
+
+    A shard counts for its size, whatever it reads: it reads more than that if it has the beginning
+    of a line that ends in later shards, or if its file is compressed inside, as Parquet is.
+    """
 
     def __init__(self, shards: Sequence[Shard], label: str, progress: bool) -> None:
-        sizes = [shard.size for shard in shards]
-        total = sum(sizes) if all(sizes) else 0
+        self._left = [shard.size for shard in shards]
+        self._known = all(self._left)
+        total = sum(self._left) if self._known else 0
         self._bar = ProgressBar(total, unit="B", label=label, shown=progress)
         self._lock = threading.Lock()
 
@@ -199,15 +206,18 @@ class _Meter:
     def __exit__(self, *error: object) -> None:
         self._bar.__exit__(*error)
 
-    def add(self, text_bytes: int) -> None:
-        """Counts text that has been read."""
+    def add(self, index: int, text_bytes: int) -> None:
+        """Counts text that has been read of a shard."""
         with self._lock:
+            if self._known:
+                text_bytes = min(text_bytes, self._left[index])
+                self._left[index] -= text_bytes
             self._bar.add(text_bytes)
 
-    def finish(self, shard: Shard, text_bytes: int) -> None:
-        """Counts a shard with its size, instead of that of its text."""
-        if shard.size:
-            self.add(shard.size - text_bytes)
+    def finish(self, index: int) -> None:
+        """Counts what is left of the size of a shard that has been read."""
+        if self._known:
+            self.add(index, self._left[index])
 
 
 def _split_infos(

@@ -122,7 +122,7 @@ def list_jobs(source: Source) -> list[ShardJob]:
 
 def tokenise(
     job: ShardJob, rules: Rules, folder: Path, report: Callable[[int], object] = lambda _: None
-) -> int:
+) -> None:
     """Reads one shard and writes its token files in `folder`, its summary last.
 
     Args:
@@ -131,13 +131,10 @@ def tokenise(
       folder: where to write.
       report: called with the bytes of text of each chunk, when it is written.
 
-    Returns:
-      Bytes of text in the shard.
-
     Raises:
       UserError: the text is bad (see `readers`, `hubs`).
     """
-    digest = total = 0
+    digest = 0
     files: dict[str, _TokenFile] = {}
     with contextlib.ExitStack() as stack:
         for texts in _chunks(filter(None, job.shard.read())):
@@ -149,11 +146,9 @@ def tokenise(
                     files[split] = stack.enter_context(_TokenFile(stem, rules))
                 size += files[split].write(members)
             report(size)
-            total += size
     figures = {split: dataclasses.asdict(file.info()) for split, file in files.items()}
     summary = {"digest": f"{digest:064x}", "token_files": figures}
     _summary_path(folder, job.index).write_text(json.dumps(summary))
-    return total
 
 
 def gather(

@@ -18,7 +18,7 @@ _BLOCK = 2**20  # bytes
 
 
 def find_files(pattern: str, suffixes: Sequence[str], label: str) -> list[Path]:
-    """Returns the files that a source names, sorted by path.
+    """Returns the files that a source names, sorted by path, without empty ones.
 
     Args:
       pattern: a path; a glob; or a folder, of which all files at any depth with one of the suffixes
@@ -27,7 +27,7 @@ def find_files(pattern: str, suffixes: Sequence[str], label: str) -> list[Path]:
       label: the field and its value, for messages.
 
     Raises:
-      UserError: nothing matches, or a file is empty.
+      UserError: nothing matches, or all files are empty.
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
@@ -44,10 +44,9 @@ def find_files(pattern: str, suffixes: Sequence[str], label: str) -> list[Path]:
             f"{label} {wanted}: give a path, a glob or a folder of text files (relative ones start "
             f"from {Path.cwd()})."
         )
-    for path in paths:
-        if not path.stat().st_size:
-            raise UserError(f"{label}: the file {path} is empty: remove it or narrow the glob.")
-    return sorted(paths)
+    if not (full := sorted(path for path in paths if path.stat().st_size)):
+        raise UserError(f"{label}: the file {min(paths)} is empty: name files that have text.")
+    return full
 
 
 def without_compression(path: Path) -> str:

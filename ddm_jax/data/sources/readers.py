@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ddm_jax.data.sources.files import lines, not_utf8, place
 from ddm_jax.data.sources.shards import Span
@@ -73,12 +73,19 @@ def read_jsonl(span: Span, field: str) -> Iterator[str]:
                 f"{place(span.path, offset)} is not JSON ({error.msg}): {example}."
             ) from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            has = sorted(record) if isinstance(record, dict) else type(record).__name__
             raise UserError(
-                f'{place(span.path, offset)} has no string field "{field}" (it has {has}): '
+                f'{place(span.path, offset)} has no string field "{field}" ({_has(record)}): '
                 f"{example}, or name another field as in jsonl:GLOB#FIELD."
             )
         yield _without_surrogates(record[field], span, offset)
+
+
+def _has(record: object) -> str:
+    """Says which fields of a JSON line are strings, for a message."""
+    if not isinstance(record, dict):
+        return f"it is a {type(record).__name__}"
+    strings = sorted(name for name, value in record.items() if isinstance(value, str))
+    return f"its string fields: {', '.join(strings) or 'none'}"
 
 
 def read_csv(span: Span, field: str) -> Iterator[str]:
@@ -116,7 +123,7 @@ def read_parquet(span: Span, field: str) -> Iterator[str]:
                 n for n, t in types.items() if t in (pyarrow.string(), pyarrow.large_string())
             ]
             if field not in strings:
-                raise _no_column(span, field, strings)
+                raise _no_column(span, "parquet", field, strings)
             for batch in file.iter_batches(batch_size=256, columns=[field]):
                 yield from (text or "" for text in batch.column(0).to_pylist())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -136,7 +143,8 @@ def _read_table(span: Span, field: str, delimiter: str, quoting: int) -> Iterato
     try:
         header = next(rows, [])
         if field not in header:
-            raise _no_column(span, field, header)
+            kind = "tsv" if delimiter == "\t" else "csv"
+            raise _no_column(span, kind, field, header)
         column = header.index(field)
         for row in rows:
             if len(row) != len(header):
@@ -151,10 +159,10 @@ def _read_table(span: Span, field: str, delimiter: str, quoting: int) -> Iterato
         raise UserError(f"{span.path}:{rows.line_num} is not a row ({error}).") from None
 
 
-def _no_column(span: Span, field: str, columns: Iterable[str]) -> UserError:
+def _no_column(span: Span, kind: str, field: str, columns: Sequence[str]) -> UserError:
     return UserError(
-        f'{span.path} has no column of text "{field}" (it has {", ".join(columns)}): name one as '
-        "in csv:GLOB#COLUMN."
+        f'{span.path} has no column of text "{field}" (it has {", ".join(columns) or "none"}): '
+        f"name one as in {kind}:GLOB#COLUMN."
     )
 
 

@@ -56,7 +56,7 @@ def open_source(spec: str, held_out: Mapping[str, str] | None = None) -> Source:
         a split this split is taken, otherwise its train split.
 
     Raises:
-      UserError: unknown kind, nothing found, an empty file, or a missing extra.
+      UserError: unknown kind, no text found, or a missing extra.
     """
     own = _open(spec, "source")
     shards = {"train": _choose(own, ("train",), _label(spec, "source"))}
@@ -79,6 +79,11 @@ def split_spec(spec: str, field: str = "source") -> tuple[str, str]:
             raise UserError(
                 f"data.{field}={spec!r} is a folder, not a source: use text:{spec} to read the "
                 f"text files beneath it, and {others} likewise."
+            )
+        if kind_of_files := text_files.guess_kind(spec):
+            raise UserError(
+                f"data.{field}={spec!r} does not say what kind of files to read: use "
+                f"{kind_of_files}:{spec}."
             )
         kinds = ", ".join(KINDS if field == "source" else KINDS[:-1])
         hint = "or the folder of a prepared set" if field == "source" else "of text"
@@ -106,7 +111,7 @@ def paths(spec: str, field: str = "source") -> list[Path]:
     """Returns the files of a source that is made of files, sorted; none for other sources.
 
     Raises:
-      UserError: the name matches nothing, or an empty file.
+      UserError: the name matches nothing, or empty files only.
     """
     kind, name = split_spec(spec, field)
     return text_files.paths_of(kind, name, _label(spec, field)) if _KINDS[kind].is_files else []

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import glob
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ddm_jax.data.sources import readers
-from ddm_jax.data.sources.files import find_files
+from ddm_jax.data.sources.files import find_files, without_compression
 from ddm_jax.data.sources.shards import Shard, Span, make_shards
 
 _Read = Callable[[Span, str], Iterator[str]]
@@ -56,7 +57,7 @@ def open_files(kind: str, name: str, label: str) -> tuple[Shard, ...]:
       label: the field of the config and its value, for messages.
 
     Raises:
-      UserError: nothing matches, or a file is empty.
+      UserError: nothing matches, or all files are empty.
     """
     paths, form = paths_of(kind, name, label), FORMATS[kind]
     if form.read is None:
@@ -75,6 +76,19 @@ def paths_of(kind: str, name: str, label: str) -> list[Path]:
     form = FORMATS[kind]
     pattern = name if form.read is None else split_field(name)[0]
     return find_files(pattern, form.suffixes, label)
+
+
+def guess_kind(pattern: str) -> str:
+    """Returns the kind of the files that a path or glob names, by the suffix of the first.
+
+    Returns:
+      A key of `FORMATS`, "text" for other suffixes; "" if there is no such file.
+    """
+    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True)) if pattern else ()
+    if not found:
+        return ""
+    name = without_compression(Path(found[0]))
+    return next((kind for kind, form in FORMATS.items() if name.endswith(form.suffixes)), "text")
 
 
 def _read_field(read: _Read, field: str, span: Span) -> Iterator[str]:
