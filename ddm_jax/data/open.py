@@ -54,6 +54,12 @@ def open_or_prepare(config: DataConfig) -> PreparedSet:
     )
 
 
+def source_of(config: DataConfig, split: str) -> str:
+    """Returns the source of a split: one named for it, otherwise `data.source`."""
+    named = {"validation": config.validation, "test": config.test}
+    return named.get(split) or config.source
+
+
 def prepare_command(spec: Spec, out: Path) -> str:
     """Returns the shell command that prepares a spec in the folder `out`."""
     values = {**dataclasses.asdict(spec), "out": out}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddm_jax.config import Config
-from ddm_jax.data.open import open_or_prepare
+from ddm_jax.data.open import open_or_prepare, source_of
 from ddm_jax.data.sets.pairs import PreparedPairs
 from ddm_jax.data.sources import pair_files
 from ddm_jax.errors import UserError
@@ -115,7 +115,7 @@ def _read(config: Config, request: PairsRequest) -> tuple[list[tuple[str, str]],
         prepared = open_or_prepare(config.data)
         assert isinstance(prepared, PreparedPairs), "see read_translation_config"
         pairs = prepared.texts(request.split)
-        name = f"{request.split} of {config.data.source}"
+        name = f"{request.split} of {source_of(config.data, request.split)}"
     if not pairs:
         raise UserError(
             f"There are no pairs in {name}: give others with --source=pairs:NAME or --split."

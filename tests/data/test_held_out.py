@@ -1,5 +1,6 @@
 """Held-out splits: those of the source, those that are named, and empty ones."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -11,11 +12,13 @@ import pytest
 import tensorflow_datasets as tfds
 from pyarrow import parquet
 
+from ddm_jax.config import Config, DataConfig
 from ddm_jax.data.build import text as prepare_module
 from ddm_jax.data.sets.text import PreparedText, open_text
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.splits import SPLITS
 from ddm_jax.errors import UserError
+from ddm_jax.evaluation.likelihood.corpora import own_split
 from tests.data.corpora import make_documents, read_all, small, write_jsonl
 
 prepare_text = functools.partial(prepare_module.prepare_text, progress=False)
@@ -106,6 +109,11 @@ def test_named_sources_are_the_held_out_splits(tmp_path: Path, kind: str):
         split: set(documents) for split, documents in texts.items()
     }
     assert open_text(prepared.folder) == prepare_text(spec, prepared.folder) == prepared
+    # an evaluation reports where the text of its split is from
+    data = DataConfig(str(prepared.folder), tokenizer="", length=99, pack="pad", **held_out)
+    config = dataclasses.replace(Config(), data=data)
+    reported = {s: own_split(config, prepared.tokenizer, s, count=1).name for s in SPLITS}
+    assert reported == {"train": data.source, **held_out}
 
 
 def write_documents(kind: str, folder: Path, split: str, documents: list[str]) -> None:

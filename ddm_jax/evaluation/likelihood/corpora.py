@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ddm_jax.config import Config
-from ddm_jax.data.open import open_or_prepare
+from ddm_jax.data.open import open_or_prepare, source_of
 from ddm_jax.data.sets.text import PreparedText
 from ddm_jax.data.sources import registry as sources
 from ddm_jax.data.sources import text_files
@@ -104,7 +104,7 @@ def own_split(config: Config, tokenizer: Tokenizer, split: str, count: int | Non
     sizes = np.stack([bytes_, bytes_ * per_byte], axis=1)
     info = prepared.splits[split]
     return Corpus(
-        name=config.data.source,
+        name=source_of(config.data, split),
         split=split,
         protocol=own_rules(config.data.length, config.data.pack),
         protocol_name=OWN,
