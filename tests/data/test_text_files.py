@@ -320,6 +320,14 @@ def test_parquet_without_the_column_or_with_nulls(tmp_path: Path):
             read(f"parquet:{path}#{field}")
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_parquet_column_of_any_type_of_text(tmp_path: Path, kind: str):
+    texts = pyarrow.array(["x", "y", "x"])
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(kind)
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    assert read(f"parquet:{tmp_path}/a.parquet") == ["x", "y", "x"]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_damaged_compressed_file_is_named(tmp_path: Path, suffix: str):
     path = tmp_path / "a.jsonl"

@@ -115,13 +115,14 @@ def read_parquet(span: Span, field: str) -> Iterator[str]:
     import pyarrow  # slow to import
     from pyarrow import parquet
 
+    def is_text(kind: pyarrow.DataType) -> bool:
+        if pyarrow.types.is_dictionary(kind):  # such as a category of pandas
+            kind = kind.value_type
+        return kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
+
     try:
         with parquet.ParquetFile(span.path, pre_buffer=False) as file:
-            schema = file.schema_arrow
-            types = dict(zip(schema.names, schema.types, strict=True))
-            strings = [
-                n for n, t in types.items() if t in (pyarrow.string(), pyarrow.large_string())
-            ]
+            strings = [column.name for column in file.schema_arrow if is_text(column.type)]
             if field not in strings:
                 raise _no_column(span, "parquet", field, strings)
             for batch in file.iter_batches(batch_size=256, columns=[field]):
