@@ -185,7 +185,8 @@ def test_example_trains_samples_and_is_evaluated_from_another_folder(letters_set
     assert json.loads(done.stdout.splitlines()[-1])["objective"] == "flat_ce"
     (here / "mine.py").rename(here / "yours.py")
     commands.assert_one_sentence(
-        commands.run("sample", *flags, cwd=there), str(here / "mine.py"), "is not found"
+        commands.run("sample", *flags, cwd=there),
+        f"../here/run/config.json: config.plugins='{here / 'mine.py'}' is not found",
     )
     # a resumed run takes the file of its config
     moved = [flag.replace("plugins=mine", "plugins=yours.py") for flag in commands.flags_of(fields)]

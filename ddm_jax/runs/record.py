@@ -101,6 +101,8 @@ def read_record(workdir: Path) -> tuple[Config, Tokenizer]:
             f"--workdir={workdir} is not the folder of a run (it has no config.json): give one "
             "that `python -m ddm_jax.main` wrote."
         ) from error
+    except UserError as error:  # what it names stands in this file, such as a plug-in that is gone
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give another run.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
