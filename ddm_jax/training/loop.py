@@ -131,14 +131,15 @@ def train_experiment(
         processes.Watchdog(stall_timeout) as watch,
     ):
         training = _Training(experiment, workdir, watch)
-        try:
-            with Interrupt() as interrupt, out_of_memory("Training", remedy):
-                training.run(interrupt)
-        except BaseException as error:
-            processes.end_all_processes(error)
-            raise
-        finally:
-            training.close()
+        with Interrupt() as interrupt:  # until the last checkpoint is written
+            try:
+                with out_of_memory("Training", remedy):
+                    training.run(interrupt)
+            except BaseException as error:
+                processes.end_all_processes(error)
+                raise
+            finally:
+                training.close()
     return Outcome(
         workdir,
         training.step,

@@ -22,6 +22,7 @@ from ddm_jax.costs import hlo
 from ddm_jax.costs.memory import DeviceMemory
 from ddm_jax.errors import UserError
 from ddm_jax.experiment import build
+from ddm_jax.runs.checkpoint import Checkpoints
 from ddm_jax.runs.files import read_metrics
 from ddm_jax.training import loop, programs
 from ddm_jax.training import start as start_module
@@ -226,9 +227,18 @@ def test_validation_that_a_stop_prevented_runs_on_resume(corpus, tmp_path, monke
     monkeypatch.setattr(loop, "make_validation", make_validation)
     loop.train_experiment(experiment, tmp_path)
     assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
-    # a finished run is validated again, and nothing is written
+    # a finished run is validated again, and nothing is written; a signal after that is too late
+    close, killed = Checkpoints.close, []
+
+    def signalled(checkpoints):
+        signal.raise_signal(signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "close", signalled)
+    before = signal.signal(signal.SIGTERM, lambda *_: killed.append("here"))
     again = loop.train_experiment(experiment, tmp_path)
-    assert again.finished
+    signal.signal(signal.SIGTERM, before)
+    assert (again.finished, again.signal, killed) == (True, 0, [])
     assert again.validation
     assert [r["step"] for r in numbers(tmp_path) if "nll" in r] == [25, STEPS]
 
