@@ -34,7 +34,12 @@ class DeviceMemory:
 
 
 def device_memory(devices: Sequence[jax.Device]) -> DeviceMemory | None:
-    """The memory of the fullest of these devices of this process; None if it is unknown."""
+    """The memory of the fullest of these devices of this process; None if it is unknown.
+
+    It counts as unknown on a TPU, whose compiler itself refuses what does not fit.
+    """
+    if devices[0].platform == "tpu":
+        return None
     if devices[0].platform == "cpu":
         try:
             total, free = _host_memory()

@@ -71,7 +71,7 @@ def test_cpu_devices_share_the_memory_of_the_machine():
 
 
 @dataclasses.dataclass(frozen=True)
-class FakeGPU:
+class FakeDevice:
     """Stands in for jax.Device."""
 
     stats: dict | None
@@ -83,9 +83,10 @@ class FakeGPU:
 
 def test_fullest_accelerator_counts():
     empty, full = ({"bytes_limit": 80, "bytes_in_use": used} for used in (10, 70))
-    assert device_memory([FakeGPU(empty), FakeGPU(full)]) == DeviceMemory(80, 10)
-    assert device_memory([FakeGPU(empty), FakeGPU(None)]) is None
-    assert device_memory([FakeGPU({"bytes_in_use": 3})]) is None
+    assert device_memory([FakeDevice(empty), FakeDevice(full)]) == DeviceMemory(80, 10)
+    assert device_memory([FakeDevice(empty), FakeDevice(None)]) is None
+    assert device_memory([FakeDevice({"bytes_in_use": 3})]) is None
+    assert device_memory([FakeDevice(empty, platform="tpu")]) is None  # its compiler refuses
 
 
 def test_memory_that_cannot_be_asked_for_is_unknown(monkeypatch):
@@ -98,8 +99,8 @@ def test_memory_that_cannot_be_asked_for_is_unknown(monkeypatch):
     def unsupported(_):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: only for PjRt devices")
 
-    monkeypatch.setattr(FakeGPU, "memory_stats", unsupported)
-    assert device_memory([FakeGPU(None)]) is None
+    monkeypatch.setattr(FakeDevice, "memory_stats", unsupported)
+    assert device_memory([FakeDevice(None)]) is None
 
 
 @pytest.mark.parametrize(
