@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -237,6 +238,13 @@ def _sentence(error: BaseException) -> str:
     return ""
 
 
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
+    return bool(poll.poll(0))
+
+
 def _exit_at_once(code: int) -> NoReturn:
     """Ends the process without the work of Python's own end.
 
@@ -255,6 +263,8 @@ def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequen
         try:
             return function(argv)
         except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, BrokenPipeError) and _reader_has_gone():
+                _exit_at_once(128 + signal.SIGPIPE)
             from ddm_jax.parallel import processes  # imports jax, which not all commands need
 
             if sentence := _sentence(error):

@@ -78,6 +78,15 @@ def test_reader_may_close_the_pipe():
     assert (done.stdout, done.stderr) == (b"x\n", b"")
 
 
+@pytest.mark.slow
+def test_reader_of_a_result_may_close_the_pipe():
+    code = "from ddm_jax import cli; cli.run(lambda argv: print('x\\n' * 100_000))"
+    done = subprocess.run(
+        f'{sys.executable} -c "{code}" | head -n 1', shell=True, capture_output=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"x\n", b"")
+
+
 def test_helpfull_stays_that_of_absl():
     assert "--[no]only_check_args" in commands.run("judge", "--helpfull").stdout
 
