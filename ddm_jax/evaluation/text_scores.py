@@ -11,6 +11,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.bleu import BLEUScore
 
 from ddm_jax.errors import UserError
+from ddm_jax.wording import counted
 from ddm_jax.generation.candidates import check_some, self_bleu
 
 
@@ -124,6 +125,6 @@ def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     check_some(hypotheses)
     if len(hypotheses) != len(references):
         raise UserError(
-            f"There are {len(hypotheses)} hypotheses and {len(references)} references: give one "
-            "reference for each text."
+            f"There are {counted(len(hypotheses), 'text')} and "
+            f"{counted(len(references), 'reference')}: give one reference for each text."
         )

@@ -163,7 +163,7 @@ def test_what_can_be_compared_is_said(tmp_path):
         ("ptp", "sedd", None, "neither a set of --protocol=sedd (lambada, ptb"),
         ("nowhere.txt", "", None, "matches no file: give a path"),
         ("ptb=nowhere.txt", "sedd", None, "nowhere.txt matches no file"),
-        ("{}/short.txt", "", None, "has 4 tokens in 1 documents, which fill no block"),
+        ("{}/short.txt", "", None, "has 4 tokens in 1 document, which fill no block"),
         ("lambada={}/short.txt", "sedd", None, "must be .jsonl"),
         ("{}/latin.txt", "", None, "is not UTF-8"),
     ],

@@ -241,7 +241,7 @@ def test_scores_of_nothing_are_0():
 def test_no_texts_or_as_many_references_are_refused(score):
     with pytest.raises(UserError, match="There are no texts to score: give at least one"):
         score([], [])
-    with pytest.raises(UserError, match="There are 2 texts and 1 references: give one reference"):
+    with pytest.raises(UserError, match="There are 2 texts and 1 reference: give one reference"):
         score(["a", "b"], ["a"])
 
 

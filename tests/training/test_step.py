@@ -105,7 +105,10 @@ def test_corruption_is_bitwise_the_same_under_every_layout():
     batch["valid"][:, 0] = True
     found = []
     for parts, devices in ((1, 1), (4, 1), (1, 8)):
-        step, state = make_step(with_train(microbatches=parts), Objective(spy)), first_state(())
+        step, state = (
+            make_step(with_train(microbatches=parts), Objective(spy, estimates=None)),
+            first_state(()),
+        )
         layout = dp(jax.devices()[:devices])
         state = jax.device_put(state, layout.state_shardings(state))
         jax.block_until_ready(step(state, layout.put_batch(batch)))
@@ -183,7 +186,7 @@ def test_times_follow_the_config():
         return LossOutput(no_loss(params, noise), None)
 
     for times in ("stratified", "antithetic"):
-        step = make_step(with_train(times=times), Objective(spy))
+        step = make_step(with_train(times=times), Objective(spy, estimates=None))
         jax.block_until_ready(step(first_state(()), next(batches(1))))
         jax.effects_barrier()
     stratified, antithetic = seen
