@@ -11,8 +11,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.bleu import BLEUScore
 
 from ddm_jax.errors import UserError
-from ddm_jax.wording import counted
 from ddm_jax.generation.candidates import check_some, self_bleu
+from ddm_jax.wording import counted
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
