@@ -15,17 +15,18 @@ BIN := $(VENV)/bin
 DEMO := work/demo
 define NEXT
 
-Many words above are English, and the sentences are not: a network of 1.6 million parameters cannot
-do better after a few minutes. What next? Activate the environment, then try these commands:
+Many words above are English, and the sentences are not: a network of 1.6 million
+parameters cannot do better after a few minutes. What next? Activate the
+environment, then try these commands:
 
-    source $(VENV)/bin/activate
+  source $(VENV)/bin/activate
 
-    python -m ddm_jax.sample --workdir=$(DEMO) --prefix='The Congress '
-    python -m ddm_jax.evaluate --workdir=$(DEMO) --num=256
-    python -m ddm_jax.main --config=configs/mdlm_tiny.py --workdir=work/mdlm --config.train.steps=400
+  python -m ddm_jax.sample --workdir=$(DEMO) --prefix='The Congress '
+  python -m ddm_jax.evaluate --workdir=$(DEMO) --num=256
+  python -m ddm_jax.main --config=mdlm_tiny --config.train.steps=400
 
-The first one writes texts that begin with these words, the second measures the likelihood of held-out
-text, and the third trains another objective, MDLM, in about a minute. README.md has more of them.
+They write texts that begin with these words, measure the likelihood of held-out
+text, and train another objective, MDLM, in about a minute. README.md has more.
 endef
 export NEXT
 

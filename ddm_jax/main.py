@@ -23,7 +23,7 @@ from ddm_jax.runs.interrupt import exit_code
 from ddm_jax.training.curve import CURVE
 from ddm_jax.training.loop import STALL_TIMEOUT, Outcome, train
 from ddm_jax.training.metric_writers import TENSORBOARD
-from ddm_jax.wording import counted, printable
+from ddm_jax.wording import printable
 
 FLAGS = flags.FLAGS
 WRITTEN = ("config.json", "metrics.jsonl", "checkpoints", "samples", TENSORBOARD, CURVE)
@@ -89,11 +89,8 @@ def report(outcome: Outcome) -> str:
             lines += [f"--- sample {i + 1} ---", printable(text.strip()), ""]
         b, scores = outcome.validation.bound, outcome.validation.scores
         lines += [
-            f"Validation: {b.nll:.4f} +- {b.stderr:.4f} nats per token ({b.estimates}), "
-            f"perplexity {b.ppl:.2f}, {b.bits_per_byte:.3f} bits per byte,",
-            f"  over {counted(b.sequences, 'held-out sequence')}, {counted(b.tokens, 'token')}, "
-            f"{counted(b.draws, 'draw')} each, averaged weights. A unigram model has "
-            f"{outcome.unigram_nll:.4f} nats per token.",
+            f"Validation: {b.summary()}",
+            f"  {b.size()}, averaged weights; a unigram model has {outcome.unigram_nll:.4f}",
         ]
         if scores:
             lines.append(
@@ -105,10 +102,8 @@ def report(outcome: Outcome) -> str:
     found = [outcome.workdir / name for name in WRITTEN]
     written = [f"{path.name}{'/' * path.is_dir()}" for path in found if path.exists()]
     lines.append(f"Wrote {outcome.workdir}/: {', '.join(written)}")
-    lines.append(
-        f"To see the curves and samples: pip install tensorboard, then tensorboard --logdir="
-        f"{shlex.quote(str(outcome.workdir / TENSORBOARD))}"
-    )
+    folder = shlex.quote(str(outcome.workdir / TENSORBOARD))
+    lines.append(f"To look at it: pip install tensorboard; tensorboard --logdir={folder}")
     return "\n".join(lines)
 
 

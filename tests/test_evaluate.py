@@ -306,10 +306,10 @@ def test_command_prints_the_number_last_progress_and_json(run):
     _, out, said = commands.run("evaluate", folder, *sizes, "--json", code=0)
     report = json.loads(out.splitlines()[-1])
     assert report["split"] == "validation"
-    number, about = out.splitlines()[-3:-1]
+    number, size, about = out.splitlines()[-4:-1]
     assert number.startswith(f"{report['nll']:.4f} +- {report['stderr']:.4f} nats per token (")
-    assert number.endswith(" in 4 sequences, 2 draws each")
-    assert about.startswith("  for validation of ")
+    assert " in 4 sequences, 2 draws each: validation of " in size
+    assert about.startswith(f"  ema weights of step {report['checkpoint']}; the error is ")
     assert "4/4 sequences" in said
     assert "left" in said
 

@@ -66,11 +66,15 @@ class Likelihood:
             f"{self.ppl:.2f}{bytes_}"
         )
 
-    def __str__(self) -> str:
+    def size(self) -> str:
+        """What the numbers were computed from, in words."""
         return (
-            f"{self.summary()}; {counted(self.tokens, 'token')} in "
-            f"{counted(self.sequences, 'sequence')}, {counted(self.draws, 'draw')} each"
+            f"{counted(self.tokens, 'token')} in {counted(self.sequences, 'sequence')}, "
+            f"{counted(self.draws, 'draw')} each"
         )
+
+    def __str__(self) -> str:
+        return f"{self.summary()}; {self.size()}"
 
 
 def make_bound(network: Network, loss: Loss, process: Process, draws: int) -> BoundFn:

@@ -89,9 +89,10 @@ def result_of(report: Mapping[str, Any]) -> str:
         for name in ("mc_stderr", "text_stderr")
     )
     return (
-        f"{found}\n"
-        f"  for {report['split']} of {report['dataset']}, {report['weights']} weights of step "
-        f"{report['checkpoint']}; the error is {draws} by the draws and {text} by the text"
+        f"{found.summary()}\n"
+        f"  {found.size()}: {report['split']} of {report['dataset']}\n"
+        f"  {report['weights']} weights of step {report['checkpoint']}; the error is {draws} by "
+        f"the draws and {text} by the text"
     )
 
 
