@@ -89,7 +89,7 @@ def report(outcome: Outcome) -> str:
             lines += [f"--- sample {i + 1} ---", printable(text.strip()), ""]
         b, scores = outcome.validation.bound, outcome.validation.scores
         lines += [
-            f"Validation: {b.summary()}",
+            f"{'Last validation' if outcome.signal else 'Validation'}: {b.summary()}",
             f"  {b.size()}, averaged weights; a unigram model has {outcome.unigram_nll:.4f}",
         ]
         if scores:

@@ -110,6 +110,7 @@ def test_line_counts_that_differ_are_both_named(tmp_path: Path, lines: tuple, co
         ("a.jsonl", b'{"source": "a", "target": 1}\n', r"a\.jsonl:1 lacks string fields"),
         ("a.jsonl", b'\n["a"]\n', r"a\.jsonl:2 lacks string fields .*\(it has \[\]\)"),
         ("a.jsonl", b"{\n", r"a\.jsonl:1 is not JSON"),
+        ("a.jsonl", b"1" * 5000 + b"\n", r"a\.jsonl:1 is not JSON"),
         ("a.jsonl", b'{"src": "\\ud800", "trg": "b"}\n', r"a\.jsonl:1 has half of a surrogate"),
         ("a.tsv.gz", b"a\tb\n", r"a\.tsv\.gz is damaged \(.*get it again"),
         (

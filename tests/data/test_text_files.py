@@ -127,6 +127,8 @@ def test_jsonl_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path):
     [
         ("{text: 1}", "is not JSON"),
         ('{"text": "cut', "is not JSON"),
+        ('{"text": "a", "n": ' + "1" * 5000 + "}", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
         (
             '{"id": "1", "n": 2, "body": "x"}',
             r'no string field "text" \(its string fields: body, id\)',

@@ -156,9 +156,10 @@ def _read_jsonl(path: Path) -> Iterator[Pair]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of long numbers, and deep nesting
+            reason = getattr(error, "msg", type(error).__name__)
             raise UserError(
-                f"{path}:{number} is not JSON ({error.msg}): each line must be an object like "
+                f"{path}:{number} is not JSON ({reason}): each line must be an object like "
                 f"{example}."
             ) from None
         fields = record if isinstance(record, dict) else {}

@@ -68,9 +68,10 @@ def read_jsonl(span: Span, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(_decode(raw, span, offset))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of long numbers, and deep nesting
+            reason = getattr(error, "msg", type(error).__name__)
             raise UserError(
-                f"{place(span.path, offset)} is not JSON ({error.msg}): {example}."
+                f"{place(span.path, offset)} is not JSON ({reason}): {example}."
             ) from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             raise UserError(
