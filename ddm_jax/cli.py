@@ -257,7 +257,7 @@ def _exit_at_once(code: int) -> NoReturn:
 
 
 def _in_one_sentence(function: Callable[[Sequence[str]], T]) -> Callable[[Sequence[str]], T]:
-    """The function, whose errors end the process, with one sentence if a user can mend them."""
+    """The function, whose errors end the process, with one sentence if a user can correct them."""
 
     def wrapped(argv: Sequence[str]) -> T:
         try:

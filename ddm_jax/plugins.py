@@ -106,7 +106,7 @@ def _import(path: Path) -> ModuleType:
         where = f", line {own[-1].lineno}" if own else ""
         raise UserError(
             f"config.plugins: {path}{where} cannot be imported "
-            f"({type(error).__name__}: {' '.join(str(error).split())}): mend it."
+            f"({type(error).__name__}: {' '.join(str(error).split())}): correct it."
         ) from error
     if Path(module.__file__ or "").resolve() != path:
         raise UserError(

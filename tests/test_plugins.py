@@ -97,7 +97,7 @@ def test_module_that_python_finds_elsewhere(tmp_path, monkeypatch):
             "OBJECTIVES = {'x': Objective(ar, options=(Option('depth', 1),))}",
             "names the option 'depth', which config.objective does not have: use one of steps, ",
         ),
-        (  # a field of the section that is no option
+        (  # a field of the section that is not an option
             "OBJECTIVES = {'x': Objective(ar, options=(Option('length_weight', 1),))}",
             "names the option 'length_weight'",
         ),

@@ -73,7 +73,7 @@ def initialize() -> None:
             f"of them within 5 minutes, or set {', '.join(MANUAL_VARIABLES)}."
         ) from error
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # Process 0 alone writes to the cache. If the others do not see its folder, they compile,
+        # Only process 0 writes to the cache. If the others do not see its folder, they compile,
         # together on GPUs, what process 0 loads.
         jax.config.update("jax_compilation_cache_dir", None)
     global _label

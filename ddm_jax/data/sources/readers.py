@@ -154,7 +154,7 @@ def _read_table(span: Span, field: str, delimiter: str, quoting: int) -> Iterato
                     continue
                 raise UserError(
                     f"{span.path}:{rows.line_num} ends a row of {len(row)} columns, but the header "
-                    f"has {len(header)}: mend the file."
+                    f"has {len(header)}: correct the file."
                 )
             yield row[column]
     except csv.Error as error:
