@@ -61,8 +61,7 @@ def main(argv: Sequence[str]) -> int:
         print(report(outcome))
         if FLAGS.json:
             print(json.dumps(_result(outcome)))
-    # without it, JAX ends those that wait when process 0, their coordinator, has gone
-    processes.barrier("the run has ended")
+    processes.finalize()
     return exit_code(outcome.signal) if outcome.signal else 0
 
 

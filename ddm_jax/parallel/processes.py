@@ -80,6 +80,16 @@ def initialize() -> None:
     _label = f"process {jax.process_index()} of {jax.process_count()}: "
 
 
+def finalize() -> None:
+    """Leaves the run, once all of its processes have come here; does nothing for a single process.
+
+    JAX 0.10 does so at exit, but JAX 0.12 does not: there, processes that are still ending when
+    process 0, their coordinator, has gone would be ended with an error.
+    """
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
 def require_single_process() -> None:
     """Checks that a command that runs in one process does so.
 
